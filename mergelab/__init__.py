@@ -1,0 +1,90 @@
+"""mergelab: merge several LoRA adapters into one, and see what the merge kept and what it lost.
+
+Names are loaded when they are first used, so that the command line can answer without importing torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mergelab.adapter import Adapter, load
+    from mergelab.comparing import Comparison, compare
+    from mergelab.errors import (
+        ArchitectureError,
+        FormatError,
+        LayerError,
+        MergelabError,
+        OptionError,
+        OutputError,
+        SourceError,
+    )
+    from mergelab.layer import LoraLayer
+    from mergelab.merging import merge
+    from mergelab.ranks import RankBudget
+    from mergelab.report import Report
+    from mergelab.strategies import Cat, Dare, DareTies, Linear, MagnitudePrune, Strategy, Svd, Ties, register
+
+_HOMES = {
+    "adapter": ("Adapter", "load"),
+    "comparing": ("Comparison", "compare"),
+    "errors": (
+        "ArchitectureError",
+        "FormatError",
+        "LayerError",
+        "MergelabError",
+        "OptionError",
+        "OutputError",
+        "SourceError",
+    ),
+    "layer": ("LoraLayer",),
+    "merging": ("merge",),
+    "ranks": ("RankBudget",),
+    "report": ("Report",),
+    "strategies": ("Cat", "Dare", "DareTies", "Linear", "MagnitudePrune", "Strategy", "Svd", "Ties", "register"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022 - in the order of the table above
+    "Adapter",
+    "load",
+    "Comparison",
+    "compare",
+    "ArchitectureError",
+    "FormatError",
+    "LayerError",
+    "MergelabError",
+    "OptionError",
+    "OutputError",
+    "SourceError",
+    "LoraLayer",
+    "merge",
+    "RankBudget",
+    "Report",
+    "Cat",
+    "Dare",
+    "DareTies",
+    "Linear",
+    "MagnitudePrune",
+    "Strategy",
+    "Svd",
+    "Ties",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mergelab")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'mergelab' has no attribute {name!r}")
+    value = getattr(import_module(f"mergelab.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

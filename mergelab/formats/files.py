@@ -1,0 +1,165 @@
+"""Files: safetensors in and out, pickles when allowed, and where a source is found."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mergelab.errors import FormatError, OutputError, SourceError
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def read_tensors(path: Path, allow_pickle: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (memory-mapped where the format allows) and the header's strings.
+
+    Raises:
+        SourceError, FormatError: no such file, or one that is damaged or not what its name says.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: there is no such file")
+    if path.suffix.lower() in PICKLES:
+        if not allow_pickle:
+            raise FormatError(
+                f"{path}: is a pickle by its name, which can run code when it is read; pass allow_pickle=True "
+                "(--allow-pickle) to read its tensors with weights_only=True"
+            )
+        return _read_pickle(path), {}
+    return read_safetensors(path)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, memory-mapped, and its metadata."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}") from None
+    if start[:4] == b"PK\x03\x04" or start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        raise FormatError(
+            f"{path}: is a PyTorch pickle, expected safetensors; give it its name (.pt) and pass allow_pickle=True "
+            "(--allow-pickle) if you trust it"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(metadata)  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, OverflowError) as error:
+        raise FormatError(f"{path}: is no whole safetensors file: {_one_line(error)}; download or save it again") from None
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise FormatError(f"{path}: cannot be read with weights_only=True: {_one_line(error)}") from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise FormatError(f"{path}: expected tensors by name, found {type(content).__name__}")
+    return check_tensors(content, str(path))
+
+
+def check_tensors(tensors: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
+    """Raise unless every key is a string and every value a tensor."""
+    for key, value in tensors.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise FormatError(f"{source}: expected tensors by name, found {type(value).__name__} at {key!r}")
+    return dict(tensors)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def sha256_of(path: Path) -> str:
+    """Of the whole file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def file_order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Wide types first, so that every tensor is aligned; then by name."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Of the tensors' bytes in the order of the file: what modelspec calls `hash_sha256`."""
+    digest = hashlib.sha256()
+    for name in file_order(tensors):
+        digest.update(_raw(tensors[name]))
+    return digest.hexdigest()
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whose bytes depend on nothing but its content.
+
+    (The safetensors package writes the entries of the metadata in a random order, so the same content would give
+    other bytes every time.) The file is written beside its target and renamed when it is whole.
+    """
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offset = 0
+    for name in file_order(tensors):
+        tensor = tensors[name]
+        if tensor.dtype not in _DTYPES:
+            raise OutputError(f"{path}: layer {name}: {tensor.dtype} cannot be stored in a safetensors file")
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in file_order(tensors):
+            file.write(_raw(tensors[name]))
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; renamed to it on success, removed on any failure.
+
+    Raises:
+        OutputError: the system cannot write there (no such folder, no space, no permission).
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}; nothing was changed") from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()

@@ -1,0 +1,186 @@
+"""The data model: one low-rank change of one weight, and what a file holds of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergelab.errors import LayerError
+from mergelab.lowrank import Factors
+
+
+class Layer(Protocol):
+    """What every rule, space and format may ask of a layer.
+
+    `LoraLayer` stores its factors, `LoraSum` forms them when asked. A layer whose change needs the base weight, or
+    is dense, is another class with these members.
+    """
+
+    @property
+    def lora_A(self) -> Tensor: ...
+    @property
+    def lora_B(self) -> Tensor: ...
+    @property
+    def scaling(self) -> float: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def scaled(self, factor: float) -> Layer: ...
+    def delta_weight(self) -> Tensor: ...
+
+
+class _LowRank:
+    """What follows from the three members `lora_A`, `lora_B` and `scaling`."""
+
+    def delta_weight(self: Layer) -> Tensor:
+        """`scaling * lora_B @ lora_A` in float32, `(out, in[, kh, kw])`."""
+        return matrices(self).delta().reshape(self.shape)
+
+    def __repr__(self: Layer) -> str:
+        dtype = str(self.lora_A.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}(shape={self.shape}, rank={self.rank}, scaling={self.scaling:g}, {dtype})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LoraLayer(_LowRank):
+    """A low-rank change of one weight: `delta_weight = scaling * lora_B @ lora_A`.
+
+    Args:
+        lora_A: "down", `(rank, in)` for a linear layer, `(rank, in, kh, kw)` for a convolution.
+        lora_B: "up", `(out, rank)`, or `(out, rank, 1, 1)` for a convolution.
+        scaling: alpha / rank; the factor between the product and the change.
+
+    Raises:
+        LayerError: the shapes do not fit together.
+
+    Example:
+        >>> import torch
+        >>> layer = LoraLayer(torch.ones(4, 8), torch.ones(6, 4), scaling=0.5)
+        >>> layer.rank, layer.shape, layer.delta_weight()[0, 0].item()
+        (4, (6, 8), 2.0)
+    """
+
+    lora_A: Float[Tensor, "rank in *kernel"]
+    lora_B: Float[Tensor, "out rank *ones"]
+    scaling: float = 1.0
+
+    def __post_init__(self) -> None:
+        a, b = tuple(self.lora_A.shape), tuple(self.lora_B.shape)
+        if len(a) < 2 or len(a) != len(b) or b[1] != a[0] or any(size != 1 for size in b[2:]):
+            raise LayerError(
+                f"lora_A {a} and lora_B {b} do not fit: expected (rank, in[, kh, kw]) and (out, rank[, 1, 1])"
+            )
+        if 0 in a or 0 in b:
+            raise LayerError(f"lora_A {a} and lora_B {b}: expected every size to be at least 1")
+
+    @property
+    def rank(self) -> int:
+        return self.lora_A.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight that is changed, `(out, in[, kh, kw])`."""
+        return (self.lora_B.shape[0], *self.lora_A.shape[1:])
+
+    def scaled(self, factor: float) -> LoraLayer:
+        """The same change, `factor` times as strong; the factors are shared, not copied."""
+        return replace(self, scaling=self.scaling * factor)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LoraSum(_LowRank):
+    """The exact sum of several changes of one weight; its factors are concatenated when they are asked for."""
+
+    terms: tuple[LoraLayer, ...]
+
+    @property
+    def lora_A(self) -> Tensor:
+        return torch.cat([term.lora_A.to(torch.float32) for term in self.terms], dim=0)
+
+    @property
+    def lora_B(self) -> Tensor:
+        return torch.cat([term.lora_B.to(torch.float32) * term.scaling for term in self.terms], dim=1)
+
+    @property
+    def scaling(self) -> float:
+        return 1.0
+
+    @property
+    def rank(self) -> int:
+        return sum(term.rank for term in self.terms)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.terms[0].shape
+
+    def scaled(self, factor: float) -> LoraSum:
+        return LoraSum(tuple(term.scaled(factor) for term in self.terms))
+
+
+def terms_of(layer: Layer) -> tuple[LoraLayer, ...]:
+    """The stored layers that a layer is the sum of."""
+    if isinstance(layer, LoraSum):
+        return layer.terms
+    if isinstance(layer, LoraLayer):
+        return (layer,)
+    raise TypeError(f"no low-rank factors in a {type(layer).__name__}")
+
+
+def matrices(layer: Layer, device: torch.device | str | None = None) -> Factors:
+    """The factors as two float32 matrices, `(out, rank)` and `(rank, in * kh * kw)`, the scaling in the first."""
+    lora_b = layer.lora_B.flatten(1).to(device=device, dtype=torch.float32)
+    lora_a = layer.lora_A.flatten(1).to(device=device, dtype=torch.float32)
+    return Factors(lora_b if layer.scaling == 1.0 else lora_b * layer.scaling, lora_a)
+
+
+def same_weight(shape: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two shapes are of one weight: equal, or equal but for the 1 x 1 kernel of a convolution."""
+    padded = [(*s, 1, 1) if len(s) == 2 else tuple(s) for s in (shape, other)]
+    return padded[0] == padded[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What a LoRA file holds, in canonical names, whatever its dialect.
+
+    Attributes:
+        layers: canonical name (`<component>.<diffusers module path>`) -> layer.
+        extras: tensors that are no LoRA factors (biases, norms, textual-inversion embeddings), by canonical name.
+        architecture: "sd15", "sd2", "sdxl", "flux", or None where it cannot be told.
+        metadata: the header's strings, as they were.
+        source: where it came from, for messages.
+        notes: what a reader should know about how the file was understood.
+    """
+
+    layers: Mapping[str, Layer]
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    architecture: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    source: str = "<memory>"
+    notes: tuple[str, ...] = ()
+
+    def matrices(self, name: str, device: torch.device | str | None = None) -> Factors:
+        """The float32 factors of one layer; the one door through which values enter any arithmetic.
+
+        Raises:
+            LayerError: a factor holds NaN or infinity.
+        """
+        layer = self.layers[name]
+        factors = matrices(layer, device)
+        for matrix, label in ((factors.A, "lora_A"), (factors.B, "lora_B")):
+            if not torch.isfinite(matrix.sum()) and not bool(torch.isfinite(matrix).all()):
+                count = int((~torch.isfinite(matrix)).sum())
+                raise LayerError(
+                    f"{self.source}: layer {name}: {label} holds {count} values that are NaN or infinite, expected "
+                    "finite numbers; the file is damaged or its training diverged: use an earlier checkpoint"
+                )
+        return factors
+
+    def dense(self, name: str) -> Tensor:
+        return self.matrices(name).delta().reshape(self.layers[name].shape)

@@ -1,0 +1,384 @@
+"""Align the layers of several adapters, apply a strategy to each, and report."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mergelab.adapter import Adapter, Source, load
+from mergelab.errors import ArchitectureError, LayerError, OptionError
+from mergelab.layer import LoraLayer, same_weight
+from mergelab.lowrank import Core, Factors, Spectrum, core, inner, svd, svd_dense
+from mergelab.provenance import Recipe, input_record, merged_metadata
+from mergelab.ranks import Rank, RankBudget, check_rank, rank_for_energy, wanted
+from mergelab.report import LayerReport, Report
+from mergelab.spaces import Merged, combine, merge_layer, view_of
+from mergelab.sparsify import Trim, kth_largest_magnitudes
+from mergelab.strategies import Cat, Strategy, make
+from mergelab.weights import Weight, resolve
+
+__all__ = ["combine", "merge"]
+
+
+def merge(
+    loras: Sequence[Adapter | Source],
+    weights: Sequence[Weight] | None = None,
+    method: str | Strategy = "svd",
+    *,
+    rank: Rank | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> Adapter:
+    """Merge several adapters into one.
+
+    Loading the result at strength 1.0 equals, for the exact methods, stacking the inputs at their weights. Layers
+    that only some adapters have are merged from those; the others cast no vote there and stand in no denominator.
+
+    Args:
+        loras: adapters, or anything that `load` takes.
+        weights: one entry per adapter, any sign: a number, or a mapping from components ("unet") or layer patterns
+            ("unet.up_blocks.*") to numbers, of which the last that matches wins. Default 1.0 each. An adapter at 0
+            is absent.
+        method: a name (see `mergelab methods`) or a strategy such as `Ties(density=0.3)`.
+        rank: an int; "max" (of the inputs, layer by layer; the default); "sum"; a float in (0, 1), the share of the
+            energy (squared singular values) to keep per layer; or `RankBudget(mean=32)`. A rank above what a layer
+            can hold is capped, and the report says so. `cat` always has the sum of the ranks.
+        seed: of the random methods; each layer draws from a generator of its own.
+        device: where to compute, "cpu" by default; one layer at a time is moved there.
+        progress: show a bar; by default on a terminal only.
+        **options: of the method: `density=`, `space=`, ...
+
+    Returns:
+        The merged adapter, float32, with a `report`; `save` writes it.
+
+    Raises:
+        MergelabError: with one sentence that says what was expected, what was found and what to do.
+
+    Example:
+        >>> import torch
+        >>> from mergelab import LoraLayer, Adapter
+        >>> style, subject = (
+        ...     Adapter({"unet.mid_block.attentions.0.proj_in": LoraLayer(torch.randn(4, 8), torch.randn(8, 4))})
+        ...     for _ in range(2))
+        >>> merge([style, subject], weights=[0.7, 1.0], method="ties", density=0.5, rank=6).ranks
+        {'unet.mid_block.attentions.0.proj_in': 6}
+    """
+    strategy = make(method, options)
+    if rank is None:
+        rank = "sum" if isinstance(strategy, Cat) else "max"
+    rank = check_rank(rank)
+    if isinstance(strategy, Cat) and rank != "sum":
+        raise OptionError(f"cat keeps the sum of the ranks; for rank={rank!r} use method='svd', the same sum truncated")
+    adapters = _loaded(loras)
+    names = _unique([a.name for a in adapters])
+    table = resolve(weights, [a.layers for a in adapters], names)
+    architecture = _architecture(adapters, names)
+    job = _Job(strategy, rank, adapters, table, seed, torch.device(device or "cpu"))
+    aligned = _align(adapters, table, names)
+    thresholds = _adapter_thresholds(job, aligned)
+
+    with tqdm(total=len(aligned), desc=f"merging ({method_label(strategy)})", unit="layer",
+              disable=None if progress is None else not progress) as bar:
+        results = []
+        for name, present in aligned.items():
+            results.append(_merge_one(job, name, present, thresholds))
+            bar.update()
+    layers, rows = _store(job, results)
+    if not layers:
+        raise OptionError("the merge is empty: every weight is 0, so no adapter is left")
+    extras, notes = _merge_extras(adapters, names, table)
+    recipe = Recipe(
+        method=_name_of(method, strategy),
+        options=_options_record(strategy, rank, seed),
+        inputs=[input_record(a, w) for a, w in zip(adapters, _weights_record(weights, len(adapters)))],
+    )
+    return Adapter(
+        layers=layers,
+        extras=extras,
+        architecture=architecture,
+        metadata=merged_metadata(recipe, adapters),
+        source="merge of " + ", ".join(names),
+        report=Report(tuple(names), tuple(rows), tuple(notes)),
+        inputs=tuple(path for a in adapters for path in a.inputs),
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    strategy: Strategy
+    rank: Rank
+    adapters: list[Adapter]
+    weights: list[dict[str, float]]
+    seed: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class _Result:
+    """One merged layer before its rank is final: a spectrum to cut, or factors that stay as they are."""
+
+    name: str
+    shape: tuple[int, ...]
+    spectrum: Spectrum | None
+    factors: Factors | None
+    present: tuple[int, ...]
+    input_ranks: tuple[int, ...]
+    energy: float
+
+
+def _loaded(loras: Sequence[Adapter | Source]) -> list[Adapter]:
+    if isinstance(loras, (str, Adapter)) or not isinstance(loras, Iterable):
+        raise OptionError(f"loras={loras!r}: expected a list of adapters or files")
+    adapters = [lora if isinstance(lora, Adapter) else load(lora) for lora in loras]
+    if not adapters:
+        raise OptionError("nothing to merge: the list of adapters is empty")
+    for adapter in adapters:
+        if not adapter.layers:
+            raise LayerError(f"{adapter.source}: there is no layer in it to merge")
+    return adapters
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Names for the report; a repeated one gets a number."""
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return unique
+
+
+def _architecture(adapters: Sequence[Adapter], names: Sequence[str]) -> str | None:
+    known = {a.architecture: name for a, name in zip(adapters, names) if a.architecture}
+    if len(known) > 1:
+        found = ", ".join(f"{name} is for {architecture}" for architecture, name in known.items())
+        raise ArchitectureError(
+            f"adapters for different base models cannot be merged: {found}; merge adapters of one base model"
+        )
+    return next(iter(known), None)
+
+
+def _align(
+    adapters: Sequence[Adapter], weights: Sequence[dict[str, float]], names: Sequence[str]
+) -> dict[str, tuple[int, ...]]:
+    """Layer name -> the adapters that take part in it; every layer of every adapter, in the order of the files."""
+    aligned: dict[str, list[int]] = {}
+    for i, adapter in enumerate(adapters):
+        for name in adapter.layers:
+            aligned.setdefault(name, []).append(i)
+    for name, present in aligned.items():
+        first = present[0]
+        for i in present[1:]:
+            expected, found = adapters[first].layers[name].shape, adapters[i].layers[name].shape
+            if not same_weight(expected, found):
+                raise LayerError(
+                    f"layer {name}: {names[first]} changes a weight of shape {expected}, {names[i]} one of shape "
+                    f"{found}; they were trained on different base models and cannot be merged"
+                )
+    return {name: tuple(i for i in present if weights[i][name] != 0) for name, present in aligned.items()}
+
+
+def _changes(job: _Job, name: str, present: Sequence[int]) -> tuple[list[Factors], list[float]]:
+    """Factors and weights of those present; in space "factors" the scaling goes with the weight, as in PEFT."""
+    changes, weights = [], []
+    raw = job.strategy.space == "factors"
+    for i in present:
+        adapter, weight = job.adapters[i], job.weights[i][name]
+        change = adapter.matrices(name, job.device)
+        if raw:
+            layer = adapter.layers[name]
+            weight *= layer.scaling
+            change = Factors(layer.lora_B.flatten(1).to(change.B), change.A)
+        changes.append(change)
+        weights.append(weight)
+    return changes, weights
+
+
+def _merge_one(
+    job: _Job, name: str, present: tuple[int, ...], thresholds: dict[int, float] | None
+) -> _Result:
+    shape = max((a.layers[name].shape for a in job.adapters if name in a.layers), key=len)
+    ranks = tuple(job.adapters[i].layers[name].rank for i in present)
+    if not present:
+        return _Result(name, shape, None, None, present, ranks, 0.0)
+    changes, weights = _changes(job, name, present)
+    if isinstance(job.strategy, Cat):
+        a = torch.cat([c.A for c in changes], dim=0)
+        factors = Factors(torch.cat([c.B * w for c, w in zip(changes, weights)], dim=1), a)
+        return _Result(name, shape, None, _to_cpu(factors), present, ranks, inner(factors, factors))
+    order = _canonical_order(job, name, changes, weights)
+    merged = merge_layer(
+        job.strategy,
+        [changes[i] for i in order],
+        [weights[i] for i in order],
+        [layer_generator(job.seed, name, i) for i in range(len(order))],
+        None if thresholds is None else [thresholds[present[i]] for i in order],
+    )
+    limit = min(shape[0], math.prod(shape[1:]))
+    ask = wanted(job.rank, ranks, limit)
+    if isinstance(merged, Factors) and isinstance(ask, int) and ask >= merged.A.shape[0]:
+        return _Result(name, shape, None, _to_cpu(merged), present, ranks, inner(merged, merged))
+    spectrum = _decompose(merged, ask, layer_generator(job.seed, name, -1))
+    return _Result(name, shape, _spectrum_to_cpu(spectrum), None, present, ranks, spectrum.energy)
+
+
+def _decompose(merged: Merged, ask: int | float, generator: torch.Generator) -> Spectrum:
+    if isinstance(merged, Tensor):
+        spectrum = svd_dense(merged, ask, generator)
+    else:
+        spectrum = svd(merged if isinstance(merged, Core) else core(merged))
+    if isinstance(ask, float):
+        ask = rank_for_energy(spectrum.S, ask, spectrum.energy)
+    return spectrum.truncated(ask)
+
+
+def layer_generator(seed: int, name: str, index: int) -> torch.Generator:
+    """The generator of one layer and one adapter: it depends on the seed and the layer's name, and on nothing else."""
+    digest = hashlib.sha256(f"{seed}/{name}/{index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _canonical_order(job: _Job, name: str, changes: Sequence[Factors], weights: Sequence[float]) -> list[int]:
+    """An order of the adapters that does not depend on how they were listed, nor on how a file factors a change.
+
+    The changes are sorted by one fixed random projection of each, `w u.T delta v`. Which adapter gets which random
+    draw, and in which order floating point sums them, then depends on the changes alone.
+    """
+    generator = layer_generator(job.seed, name, -2)
+    u = torch.randn(changes[0].shape[0], generator=generator, dtype=torch.float64).to(job.device)
+    v = torch.randn(changes[0].shape[1], generator=generator, dtype=torch.float64).to(job.device)
+    keys = [w * float((u @ c.B.double()) @ (c.A.double() @ v)) for c, w in zip(changes, weights)]
+    return sorted(range(len(keys)), key=keys.__getitem__)
+
+
+def _adapter_thresholds(job: _Job, aligned: dict[str, tuple[int, ...]]) -> dict[int, float] | None:
+    """Thresholds of a trim over whole adapters, in the space where the rule acts; None for any other trim."""
+    sparsifier = job.strategy.sparsifier
+    if not isinstance(sparsifier, Trim) or sparsifier.scope != "adapter":
+        return None
+    sizes = [0] * len(job.adapters)
+
+    def passes() -> Iterator[tuple[int, Tensor]]:
+        for name, present in aligned.items():
+            if present:
+                (stacked,) = view_of(job.strategy, *_changes(job, name, present)).stacks
+                for i, matrix in zip(present, stacked.matrices):
+                    for rows in stacked.blocks():
+                        yield i, matrix.delta(rows) if isinstance(matrix, Factors) else matrix[rows]
+
+    for name, present in aligned.items():
+        if present:
+            (stacked,) = view_of(job.strategy, *_changes(job, name, present)).stacks
+            for i in present:
+                sizes[i] += math.prod(stacked.shape)
+    counts = [int(sparsifier.density * size) for size in sizes]
+    return dict(enumerate(kth_largest_magnitudes(passes, counts, sizes)))
+
+
+def _store(job: _Job, results: list[_Result]) -> tuple[dict[str, LoraLayer], list[LayerReport]]:
+    """Cut every layer to its final rank; layers that end with none are left out and reported."""
+    budget = job.rank if isinstance(job.rank, RankBudget) else None
+    spectra = [r.spectrum for r in results if r.spectrum is not None]
+    spent = iter(budget.spend([s.S for s in spectra]) if budget and spectra else ())
+    layers, rows = {}, []
+    for result in results:
+        factors, kept = result.factors, result.energy
+        if result.spectrum is not None:
+            spectrum = result.spectrum.truncated(next(spent)) if budget else result.spectrum
+            kept = spectrum.kept
+            factors = spectrum.factors() if len(spectrum.S) else None
+        if factors is not None:
+            layers[result.name] = _as_layer(factors, result.shape)
+        rows.append(_row(job, result, factors, kept))
+    return layers, rows
+
+
+def _as_layer(factors: Factors, shape: tuple[int, ...]) -> LoraLayer:
+    rank = factors.A.shape[0]
+    ones = [1] * (len(shape) - 2)
+    return LoraLayer(factors.A.reshape(rank, *shape[1:]), factors.B.reshape(shape[0], rank, *ones))
+
+
+def _row(job: _Job, result: _Result, factors: Factors | None, kept: float) -> LayerReport:
+    projections: list[float | None] = [None] * len(job.adapters)
+    norms: list[float | None] = [None] * len(job.adapters)
+    for i in result.present:
+        change = job.adapters[i].matrices(result.name).scaled(job.weights[i][result.name])
+        norms[i] = inner(change, change)
+        projections[i] = inner(factors, change) if factors is not None else 0.0
+    rank = factors.A.shape[0] if factors is not None else 0
+    if not result.present:
+        note = "left out: every weight is 0 there"
+    elif factors is None:
+        note = "left out: the rank budget went to other layers"
+    elif isinstance(job.rank, int) and rank < job.rank:
+        note = f"rank capped at {rank}, all that the layer or the merge can hold (asked for {job.rank})"
+    else:
+        note = ""
+    return LayerReport(result.name, rank, result.energy, kept, tuple(projections), tuple(norms), note)
+
+
+def _merge_extras(
+    adapters: Sequence[Adapter], names: Sequence[str], table: Sequence[dict[str, float]]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Bias differences are summed with the weights of their layers; other extras are kept where they do not clash."""
+    extras: dict[str, Tensor] = {}
+    notes = []
+    owners: dict[str, list[int]] = {}
+    for i, adapter in enumerate(adapters):
+        if any(table[i].values()):
+            for key in adapter.extras:
+                owners.setdefault(key, []).append(i)
+    for key, present in owners.items():
+        tensors = [adapters[i].extras[key] for i in present]
+        if key.endswith(".lora_B.bias"):
+            layer = key.removesuffix(".lora_B.bias")
+            terms = [t.float() * table[i].get(layer, 0.0) for i, t in zip(present, tensors)]
+            extras[key] = torch.stack(terms).sum(dim=0)
+        elif all(torch.equal(t, tensors[0]) for t in tensors[1:]):
+            extras[key] = tensors[0]
+            notes.append(f"{key} is taken over from {names[present[0]]} as it is; weights do not apply to it")
+        else:
+            found = ", ".join(names[i] for i in present)
+            notes.append(f"{key} is not merged: {found} hold different values, which replace rather than add")
+    return extras, notes
+
+
+def _to_cpu(factors: Factors) -> Factors:
+    return Factors(factors.B.cpu().contiguous(), factors.A.cpu().contiguous())
+
+
+def _spectrum_to_cpu(spectrum: Spectrum) -> Spectrum:
+    return Spectrum(spectrum.U.cpu(), spectrum.S.cpu(), spectrum.V.cpu(), spectrum.energy)
+
+
+def method_label(strategy: Strategy) -> str:
+    """What the progress bar calls a strategy."""
+    return f"{type(strategy).__name__.lower()}, {strategy.space}"
+
+
+def _name_of(method: str | Strategy, strategy: Strategy) -> str:
+    return method if isinstance(method, str) else type(strategy).__name__
+
+
+def _options_record(strategy: Strategy, rank: Rank, seed: int) -> dict[str, Any]:
+    options = {key: value for key, value in vars(strategy).items() if key != "function"}
+    if "function" in vars(strategy):
+        options["rule"] = repr(vars(strategy)["function"])
+    stored = {"mean": rank.mean, "max": rank.limit} if isinstance(rank, RankBudget) else rank
+    return {**options, "rank": stored, "seed": seed}
+
+
+def _weights_record(weights: Sequence[Weight] | None, n: int) -> list[Any]:
+    if weights is None:
+        return [1.0] * n
+    return [dict(w) if isinstance(w, dict) else w for w in weights]

@@ -1,0 +1,72 @@
+"""What a merged file says of itself: the recipe, so that anybody can make it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from mergelab.adapter import Adapter
+from mergelab.formats import sha256_of
+
+# Header keys under which tools keep the words that call an adapter.
+_TRIGGER_KEYS = ("modelspec.trigger_phrase", "ss_trigger_words", "trigger_word", "instance_prompt")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a merge was made: method, options and inputs, JSON-ready."""
+
+    method: str
+    options: dict[str, Any]
+    inputs: list[dict[str, Any]]
+
+    def to_json(self) -> str:
+        """Sorted keys, so that the same recipe has the same bytes."""
+        content = {
+            "method": self.method,
+            "options": self.options,
+            "inputs": self.inputs,
+            "version": package_version(),
+        }
+        return json.dumps(content, sort_keys=True, default=str)
+
+
+def package_version() -> str:
+    """Of the installed mergelab; "unknown" in a bare checkout."""
+    try:
+        return version("mergelab")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def input_record(adapter: Adapter, weight: Any) -> dict[str, Any]:
+    """Name, weight and sha256 of one input (None for an adapter that is in memory)."""
+    digests = [sha256_of(path) for path in adapter.files[:1]] if adapter.is_file else []
+    return {"name": adapter.name, "weight": weight, "sha256": digests[0] if digests else None}
+
+
+def trigger_words(adapters: Sequence[Adapter]) -> list[str]:
+    """The trigger words of all inputs, in their order, each once."""
+    words: dict[str, None] = {}
+    for adapter in adapters:
+        for key in _TRIGGER_KEYS:
+            for word in adapter.metadata.get(key, "").split(","):
+                if word.strip():
+                    words[word.strip()] = None
+    return list(words)
+
+
+def merged_metadata(recipe: Recipe, adapters: Sequence[Adapter]) -> dict[str, str]:
+    """The header of a merged adapter: recipe, parents and trigger words."""
+    names = [adapter.name for adapter in adapters]
+    metadata = {
+        "mergelab": recipe.to_json(),
+        "modelspec.title": " + ".join(names),
+        "modelspec.merged_from": ", ".join(names),
+    }
+    if words := trigger_words(adapters):
+        metadata["modelspec.trigger_phrase"] = ", ".join(words)
+    return metadata

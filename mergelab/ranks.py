@@ -1,0 +1,106 @@
+"""How a result is stored: the choice of rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mergelab.errors import OptionError
+
+
+@dataclass(frozen=True)
+class RankBudget:
+    """One budget for a whole adapter, spent on the largest singular values wherever they are.
+
+    Args:
+        mean: ranks per layer on average; `mean * number of layers` singular values are kept in all. A layer may get
+            none: it is then left out, with a row of the report.
+        max: most that one layer gets; default 4 * mean. (A dense merge has to compute that many for every layer.)
+
+    Example:
+        >>> RankBudget(mean=16).limit
+        64
+    """
+
+    mean: int
+    max: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive("RankBudget(mean)", self.mean)
+        if self.max is not None:
+            _check_positive("RankBudget(max)", self.max)
+            if self.max < self.mean:
+                raise OptionError(f"RankBudget: max={self.max} is below mean={self.mean}")
+
+    @property
+    def limit(self) -> int:
+        """Most that one layer gets."""
+        return 4 * self.mean if self.max is None else self.max
+
+    def spend(self, singular_values: Sequence[Tensor]) -> list[int]:
+        """How many of each layer's (descending) singular values to keep."""
+        layer = torch.cat([torch.full((len(s),), i) for i, s in enumerate(singular_values)])
+        order = torch.argsort(torch.cat(list(singular_values)), descending=True, stable=True)
+        kept = layer[order[: self.mean * len(singular_values)]]
+        return torch.bincount(kept, minlength=len(singular_values)).tolist()
+
+
+Rank = int | float | str | RankBudget
+
+
+def check_rank(rank: object) -> Rank:
+    """Return a valid rank, or raise `OptionError` with what is expected.
+
+    Example:
+        >>> check_rank("sum"), check_rank(8), check_rank(0.9)
+        ('sum', 8, 0.9)
+    """
+    if isinstance(rank, RankBudget) or rank in ("max", "sum"):
+        return rank  # type: ignore[return-value]
+    if isinstance(rank, float) and 0 < rank < 1:
+        return rank
+    if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1:
+        return rank
+    raise OptionError(
+        f"rank={rank!r}: expected an integer of at least 1, 'max', 'sum', a share of the energy strictly between "
+        "0 and 1, or RankBudget(mean=...)"
+    )
+
+
+def wanted(rank: Rank, input_ranks: Sequence[int], limit: int) -> int | float:
+    """What to ask of one layer's decomposition: a number of singular values, or the share of energy they hold.
+
+    Args:
+        rank: as given.
+        input_ranks: of the adapters that have the layer.
+        limit: most that the layer can hold, `min(out, in)`.
+    """
+    if isinstance(rank, RankBudget):
+        return min(rank.limit, limit)
+    if rank == "max":
+        return min(max(input_ranks), limit)
+    if rank == "sum":
+        return min(sum(input_ranks), limit)
+    return rank if isinstance(rank, float) else min(int(rank), limit)
+
+
+def rank_for_energy(singular_values: Tensor, share: float, energy: float) -> int:
+    """Smallest number of leading singular values whose squares hold `share` of the energy; at least 1.
+
+    Example:
+        >>> rank_for_energy(torch.tensor([3.0, 1.0, 1.0]), 0.9, 11.0)
+        2
+    """
+    held = torch.cumsum(singular_values.double() ** 2, dim=0)
+    # A share of 0.9 of exactly 10 / 10 must not ask for one more because of the last bit of a sum.
+    enough = torch.nonzero(held >= share * energy * (1 - 1e-12))
+    return int(enough[0]) + 1 if len(enough) else len(singular_values)
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or not math.isfinite(value):
+        raise OptionError(f"{name}={value!r}: expected an integer of at least 1")

@@ -1,0 +1,136 @@
+"""What a merge or a resize kept and what it lost, layer by layer."""
+
+from __future__ import annotations
+
+import html
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer of a result.
+
+    Attributes:
+        name: canonical name.
+        rank: rank of the stored factors; 0 where the layer was left out.
+        energy: squared Frobenius norm of the merge before truncation.
+        kept: squared Frobenius norm that the stored factors hold.
+        projections: per input `<merged, w_i delta_i>`, None where the input does not have the layer.
+        norms: per input `||w_i delta_i||^2`, None likewise.
+        note: what a reader should know: a capped rank, a layer left out.
+    """
+
+    name: str
+    rank: int
+    energy: float
+    kept: float
+    projections: tuple[float | None, ...] = ()
+    norms: tuple[float | None, ...] = ()
+    note: str = ""
+
+    @property
+    def retained_energy(self) -> float:
+        """Share of the untruncated merge's energy that is stored, in [0, 1]."""
+        return _share(self.kept, self.energy)
+
+    @property
+    def relative_error(self) -> float:
+        """`||merge - stored|| / ||merge||`, in [0, 1]."""
+        return math.sqrt(max(0.0, 1.0 - self.retained_energy))
+
+    @property
+    def shares(self) -> tuple[float | None, ...]:
+        """Per input `<merged, w delta> / ||w delta||^2`: 1 means wholly present, 0 gone, below 0 turned around."""
+        return tuple(
+            None if p is None or n is None else (p / n if n > 0 else 1.0) for p, n in zip(self.projections, self.norms)
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of every layer. `print(report)` shows the totals, `to_frame()` the layers.
+
+    Attributes:
+        inputs: names of the inputs, in the order of the shares.
+        layers: one row per layer.
+        notes: what concerns the adapter as a whole: tensors that were not merged, assumptions.
+    """
+
+    inputs: tuple[str, ...] = ()
+    layers: tuple[LayerReport, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def retained_energy(self) -> float:
+        """Share of the energy of the untruncated merge that is stored, over all layers."""
+        return _share(sum(row.kept for row in self.layers), sum(row.energy for row in self.layers))
+
+    @property
+    def relative_error(self) -> float:
+        """Relative Frobenius error against the untruncated merge, over all layers."""
+        return math.sqrt(max(0.0, 1.0 - self.retained_energy))
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of each input still present, over all layers."""
+        totals = {}
+        for i, name in enumerate(self.inputs):
+            pairs = [(row.projections[i], row.norms[i]) for row in self.layers if row.projections]
+            norm = sum(n for _, n in pairs if n is not None)
+            totals[name] = sum(p for p, _ in pairs if p is not None) / norm if norm > 0 else 1.0
+        return totals
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row per layer: name, rank, retained_energy, relative_error, a share for each input, note."""
+        import pandas
+
+        return pandas.DataFrame(
+            [
+                {
+                    "layer": row.name,
+                    "rank": row.rank,
+                    "energy": row.energy,
+                    "retained_energy": row.retained_energy,
+                    "relative_error": row.relative_error,
+                    **{f"share:{name}": share for name, share in zip(self.inputs, row.shares)},
+                    "note": row.note,
+                }
+                for row in self.layers
+            ]
+        )
+
+    def lines(self) -> list[str]:
+        """The totals in words."""
+        lines = []
+        if self.layers:
+            ranks = [row.rank for row in self.layers]
+            lines.append(
+                f"{len(ranks)} layers, ranks {min(ranks)} to {max(ranks)} (sum {sum(ranks)}); retained energy "
+                f"{self.retained_energy:.2%}, relative error {self.relative_error:.2%} against the untruncated merge"
+            )
+            lines += [f"  share of {name} still present: {share:.1%}" for name, share in self.shares.items()]
+            notes: dict[str, list[str]] = {}
+            for row in self.layers:
+                if row.note:
+                    notes.setdefault(row.note, []).append(row.name)
+            lines += [f"  {len(names)} layers: {note} ({_some(names)})" for note, names in notes.items()]
+        return lines + [f"  note: {note}" for note in self.notes]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines()) or "nothing to report"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def _share(part: float, whole: float) -> float:
+    return min(1.0, part / whole) if whole > 0 else 1.0
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")

@@ -1,0 +1,71 @@
+"""The weight of every adapter in every layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from numbers import Real
+
+from mergelab.errors import OptionError
+
+Weight = float | Mapping[str, float]
+
+
+def resolve(weights: Sequence[Weight] | None, layers: Sequence[Iterable[str]], names: Sequence[str]) -> list[
+    dict[str, float]
+]:
+    """Layer name -> weight, for every adapter.
+
+    Args:
+        weights: one entry per adapter: a number, or a mapping from component names or `fnmatch` patterns of layer
+            names to numbers, of which the last that matches wins. None: 1.0 each.
+        layers: the layer names of each adapter.
+        names: the adapters' names, for messages.
+
+    Raises:
+        OptionError: a list of the wrong length, NaN, a pattern that matches nothing, a layer without a weight.
+
+    Example:
+        >>> resolve([{"unet": 0.8, "unet.up*": 1.0}], [["unet.down.q", "unet.up.q"]], ["style"])
+        [{'unet.down.q': 0.8, 'unet.up.q': 1.0}]
+    """
+    if weights is None:
+        weights = [1.0] * len(names)
+    if isinstance(weights, (Real, str, Mapping)):
+        raise OptionError(f"weights={weights!r}: expected a list of {len(names)}, one entry for each adapter")
+    given = list(weights)
+    if len(given) != len(names):
+        raise OptionError(
+            f"weights has {len(given)} entries for {len(names)} adapters ({', '.join(names)}): expected one for each"
+        )
+    return [_of_adapter(w, list(own), name) for w, own, name in zip(given, layers, names)]
+
+
+def _of_adapter(weight: Weight, layers: list[str], adapter: str) -> dict[str, float]:
+    if not isinstance(weight, Mapping):
+        return dict.fromkeys(layers, _number(weight, adapter))
+    resolved: dict[str, float] = {}
+    for pattern, value in weight.items():
+        number = _number(value, f"{adapter}, {pattern!r}")
+        matched = [name for name in layers if name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)]
+        if not matched:
+            components = ", ".join(sorted({name.split(".", 1)[0] for name in layers}))
+            raise OptionError(
+                f"{adapter}: the weight for {pattern!r} matches no layer; its components are {components}, and a "
+                "pattern is matched against whole layer names ('unet.up_blocks.*')"
+            )
+        resolved.update(dict.fromkeys(matched, number))
+    missing = [name for name in layers if name not in resolved]
+    if missing:
+        raise OptionError(
+            f"{adapter}: no weight for {len(missing)} layers, {missing[0]} the first; begin the mapping with '*': 1.0 "
+            "to give every layer one"
+        )
+    return resolved
+
+
+def _number(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(float(value)):
+        raise OptionError(f"{where}: weight {value!r}: expected a finite number")
+    return float(value)
