@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,10 @@ from mergelab.lowrank import Core, Factors, Spectrum, core, inner, svd, svd_dens
 from mergelab.provenance import Recipe, input_record, merged_metadata
 from mergelab.ranks import Rank, RankBudget, check_rank, rank_for_energy, wanted
 from mergelab.report import LayerReport, Report
-from mergelab.spaces import Merged, combine, merge_layer, view_of
+from mergelab.spaces import Merged, merge_layer, view_of
 from mergelab.sparsify import Trim, kth_largest_magnitudes
 from mergelab.strategies import Cat, Strategy, make
 from mergelab.weights import Weight, resolve
-
-__all__ = ["combine", "merge"]
 
 
 def merge(
@@ -78,12 +76,14 @@ def merge(
     rank = check_rank(rank)
     if isinstance(strategy, Cat) and rank != "sum":
         raise OptionError(f"cat keeps the sum of the ranks; for rank={rank!r} use method='svd', the same sum truncated")
-    adapters = _loaded(loras)
-    names = _unique([a.name for a in adapters])
+    adapters = loaded(loras)
+    names = unique_names([a.name for a in adapters])
     table = resolve(weights, [a.layers for a in adapters], names)
-    architecture = _architecture(adapters, names)
+    aligned = {
+        name: tuple(i for i in present if table[i][name] != 0)
+        for name, present in aligned_layers(adapters, names).items()
+    }
     job = _Job(strategy, rank, adapters, table, seed, torch.device(device or "cpu"))
-    aligned = _align(adapters, table, names)
     thresholds = _adapter_thresholds(job, aligned)
 
     with tqdm(total=len(aligned), desc=f"merging ({method_label(strategy)})", unit="layer",
@@ -104,7 +104,7 @@ def merge(
     return Adapter(
         layers=layers,
         extras=extras,
-        architecture=architecture,
+        architecture=next((a.architecture for a in adapters if a.architecture), None),
         metadata=merged_metadata(recipe, adapters),
         source="merge of " + ", ".join(names),
         report=Report(tuple(names), tuple(rows), tuple(notes)),
@@ -135,20 +135,21 @@ class _Result:
     energy: float
 
 
-def _loaded(loras: Sequence[Adapter | Source]) -> list[Adapter]:
-    if isinstance(loras, (str, Adapter)) or not isinstance(loras, Iterable):
-        raise OptionError(f"loras={loras!r}: expected a list of adapters or files")
+def loaded(loras: Sequence[Adapter | Source], least: int = 1) -> list[Adapter]:
+    """Adapters from whatever was given, none of them empty."""
+    if isinstance(loras, (str, Adapter, Mapping)) or not isinstance(loras, Iterable):
+        raise OptionError(f"expected a list of adapters or files, found {type(loras).__name__}")
     adapters = [lora if isinstance(lora, Adapter) else load(lora) for lora in loras]
-    if not adapters:
-        raise OptionError("nothing to merge: the list of adapters is empty")
+    if len(adapters) < least:
+        raise OptionError(f"expected at least {least} adapters, found {len(adapters)}")
     for adapter in adapters:
         if not adapter.layers:
-            raise LayerError(f"{adapter.source}: there is no layer in it to merge")
+            raise LayerError(f"{adapter.source}: holds no layer; expected at least one")
     return adapters
 
 
-def _unique(names: list[str]) -> list[str]:
-    """Names for the report; a repeated one gets a number."""
+def unique_names(names: list[str]) -> list[str]:
+    """Names for reports; a repeated one gets a number."""
     seen: dict[str, int] = {}
     unique = []
     for name in names:
@@ -157,20 +158,18 @@ def _unique(names: list[str]) -> list[str]:
     return unique
 
 
-def _architecture(adapters: Sequence[Adapter], names: Sequence[str]) -> str | None:
+def aligned_layers(adapters: Sequence[Adapter], names: Sequence[str]) -> dict[str, list[int]]:
+    """Layer name -> the adapters that have it; every layer of every adapter, in the order of the files.
+
+    Raises:
+        ArchitectureError, LayerError: the adapters are for different base models.
+    """
     known = {a.architecture: name for a, name in zip(adapters, names) if a.architecture}
     if len(known) > 1:
         found = ", ".join(f"{name} is for {architecture}" for architecture, name in known.items())
         raise ArchitectureError(
-            f"adapters for different base models cannot be merged: {found}; merge adapters of one base model"
+            f"adapters for different base models do not go together: {found}; use adapters of one base model"
         )
-    return next(iter(known), None)
-
-
-def _align(
-    adapters: Sequence[Adapter], weights: Sequence[dict[str, float]], names: Sequence[str]
-) -> dict[str, tuple[int, ...]]:
-    """Layer name -> the adapters that take part in it; every layer of every adapter, in the order of the files."""
     aligned: dict[str, list[int]] = {}
     for i, adapter in enumerate(adapters):
         for name in adapter.layers:
@@ -178,13 +177,13 @@ def _align(
     for name, present in aligned.items():
         first = present[0]
         for i in present[1:]:
-            expected, found = adapters[first].layers[name].shape, adapters[i].layers[name].shape
-            if not same_weight(expected, found):
+            expected, shape = adapters[first].layers[name].shape, adapters[i].layers[name].shape
+            if not same_weight(expected, shape):
                 raise LayerError(
                     f"layer {name}: {names[first]} changes a weight of shape {expected}, {names[i]} one of shape "
-                    f"{found}; they were trained on different base models and cannot be merged"
+                    f"{shape}; they were trained on different base models"
                 )
-    return {name: tuple(i for i in present if weights[i][name] != 0) for name, present in aligned.items()}
+    return aligned
 
 
 def _changes(job: _Job, name: str, present: Sequence[int]) -> tuple[list[Factors], list[float]]:
@@ -215,7 +214,9 @@ def _merge_one(
         a = torch.cat([c.A for c in changes], dim=0)
         factors = Factors(torch.cat([c.B * w for c, w in zip(changes, weights)], dim=1), a)
         return _Result(name, shape, None, _to_cpu(factors), present, ranks, inner(factors, factors))
-    order = _canonical_order(job, name, changes, weights)
+    # PEFT's arithmetic, to the last bit, is that of the order given.
+    given = job.strategy.space == "factors"
+    order = list(range(len(changes))) if given else _canonical_order(job, name, changes, weights)
     merged = merge_layer(
         job.strategy,
         [changes[i] for i in order],

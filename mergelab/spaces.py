@@ -78,11 +78,11 @@ def merge_layer(
         return core(stack([c.scaled(w) for c, w in zip(changes, weights)]))
     view = view_of(strategy, changes, weights)
     merged = view.restore([combine(strategy, part, generators, thresholds) for part in view.stacks])
-    if strategy.lam == 1.0:
+    if strategy.factor == 1.0:
         return merged
     if isinstance(merged, Core):
-        return Core(merged.U, merged.M * strategy.lam, merged.V)
-    return merged.scaled(strategy.lam) if isinstance(merged, Factors) else merged * strategy.lam
+        return Core(merged.U, merged.M * strategy.factor, merged.V)
+    return merged.scaled(strategy.factor) if isinstance(merged, Factors) else merged * strategy.factor
 
 
 def combine(

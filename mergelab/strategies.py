@@ -58,14 +58,22 @@ class Strategy:
     is_sum: ClassVar[bool] = False
     # May the rule be applied to blocks of rows, one after the other?
     entrywise: ClassVar[bool] = True
-    sparsifier: ClassVar[Any] = None
-    lam: ClassVar[Any] = 1.0
 
     def __post_init__(self) -> None:
         _check_choice("space", self.space, SPACES)
         _check_choice("basis", self.basis, BASES)
         if self.basis != "changes" and self.space != "core":
             raise OptionError(f"basis={self.basis!r} belongs to space='core', found space={self.space!r}")
+
+    @property
+    def sparsifier(self) -> Trim | Drop | None:
+        """What is kept of each change before the rule sees it."""
+        return None
+
+    @property
+    def factor(self) -> float:
+        """Multiplies the merged change."""
+        return 1.0
 
     @property
     def weighted_first(self) -> bool:
@@ -155,7 +163,7 @@ class MagnitudePrune(Strategy):
         _check_scope(self.scope, self.space)
 
     @property
-    def sparsifier(self) -> Trim:  # type: ignore[override]
+    def sparsifier(self) -> Trim:
         return Trim(self.density, self.scope)
 
 
@@ -165,7 +173,7 @@ class _Elect(Strategy):
 
     density: float = 0.5
     majority_sign: MajoritySign = "total"
-    lam: float = 1.0  # type: ignore[misc]
+    lam: float = 1.0
     variant: Variant = "scaled"
 
     def __post_init__(self) -> None:
@@ -175,6 +183,10 @@ class _Elect(Strategy):
         _check_choice("variant", self.variant, VARIANTS)
         if isinstance(self.lam, bool) or not isinstance(self.lam, (int, float)) or not math.isfinite(self.lam):
             raise OptionError(f"lam={self.lam!r}: expected a finite number")
+
+    @property
+    def factor(self) -> float:
+        return self.lam
 
     @property
     def weighted_first(self) -> bool:
@@ -210,7 +222,7 @@ class Ties(_Elect):
         _check_scope(self.scope, self.space)
 
     @property
-    def sparsifier(self) -> Trim:  # type: ignore[override]
+    def sparsifier(self) -> Trim:
         return Trim(self.density, self.scope)
 
 
@@ -235,7 +247,7 @@ class Dare(Strategy):
         check_density(self.density)
 
     @property
-    def sparsifier(self) -> Drop:  # type: ignore[override]
+    def sparsifier(self) -> Drop:
         return Drop(self.density)
 
 
@@ -254,7 +266,7 @@ class DareTies(_Elect):
     """
 
     @property
-    def sparsifier(self) -> Drop:  # type: ignore[override]
+    def sparsifier(self) -> Drop:
         return Drop(self.density)
 
 
@@ -344,6 +356,12 @@ def options_of(name: str) -> dict[str, Any]:
     options = {f.name: None if f.default is MISSING else f.default for f in listed}
     shared = {"space": options.pop("space", "delta"), "basis": options.pop("basis", "changes")}
     return {**options, **shared}
+
+
+def summary_of(name: str) -> str:
+    """First line of a method's docstring."""
+    own: Any = METHODS.get(name) or _REGISTERED[name]
+    return (own.__doc__ or "a registered rule").strip().splitlines()[0]
 
 
 def make(method: str | Strategy, options: dict[str, Any]) -> Strategy:
