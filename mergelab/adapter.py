@@ -84,7 +84,13 @@ class Adapter(Contents):
         if not math.isfinite(factor):
             raise OptionError(f"an adapter times {factor}: expected a finite number")
         layers = {name: layer.scaled(factor) for name, layer in self.layers.items()}
-        return replace(self, layers=layers, extras=_scaled_biases(self.extras, factor), source=f"{factor:g} * {self.name}", report=Report())
+        return replace(
+            self,
+            layers=layers,
+            extras=_scaled_biases(self.extras, factor),
+            source=f"{factor:g} * {self.name}",
+            report=Report(),
+        )
 
     __rmul__ = __mul__
 
@@ -106,7 +112,7 @@ class Adapter(Contents):
             mine = layers.get(name)
             if mine is not None and not same_weight(mine.shape, layer.shape):
                 raise LayerError(
-                    f"layer {name}: {self.name} has shape {mine.shape}, {other.name} {layer.shape}: they cannot be added"
+                    f"layer {name}: {self.name} has shape {mine.shape}, {other.name} {layer.shape}: they do not add"
                 )
             layers[name] = layer if mine is None else LoraSum(_same_kernel(*terms_of(mine), *terms_of(layer)))
         extras = dict(self.extras)
@@ -149,12 +155,15 @@ class Adapter(Contents):
         Raises:
             OptionError: nothing matches.
         """
+
         def chosen(name: str) -> bool:
             return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
 
         layers = {name: layer for name, layer in self.layers.items() if chosen(name)}
         if not layers:
-            raise OptionError(f"{self.source}: no layer matches {pattern!r}; layers are named like {next(iter(self.layers))}")
+            raise OptionError(
+                f"{self.source}: no layer matches {pattern!r}; layers are named like {next(iter(self.layers))}"
+            )
         return replace(self, layers=layers, extras={k: t for k, t in self.extras.items() if chosen(k)})
 
     def without_extras(self) -> Adapter:
@@ -187,7 +196,9 @@ class Adapter(Contents):
             found, shape = len(spectrum.S), self.layers[name].shape
             if found:
                 a, b = spectrum.factors().A, spectrum.factors().B
-                layers[name] = LoraLayer(a.reshape(found, *shape[1:]), b.reshape(shape[0], found, *[1] * (len(shape) - 2)))
+                layers[name] = LoraLayer(
+                    a.reshape(found, *shape[1:]), b.reshape(shape[0], found, *[1] * (len(shape) - 2))
+                )
             capped = isinstance(rank, int) and found < rank
             note = f"rank capped at {found}, all that the layer holds (asked for {rank})" if capped else ""
             note = note or ("" if found else "left out: the rank budget went to other layers")
@@ -285,7 +296,11 @@ def load(source: Source, *, allow_pickle: bool = False) -> Adapter:
 def check_target(target: Path, inputs: tuple[Path, ...], overwrite: bool) -> None:
     """Raise unless `target` may be written: it is no input, does not exist or may be replaced."""
     for path in inputs:
-        same = target.exists() and path.exists() and (target.samefile(path) or target.samefile(path.parent) and target.is_dir())
+        same = (
+            target.exists()
+            and path.exists()
+            and (target.samefile(path) or (target.samefile(path.parent) and target.is_dir()))
+        )
         if same or target.resolve() == path.resolve():
             raise OutputError(f"{target}: is an input of this adapter, and an output never replaces an input")
     if target.exists() and not overwrite:

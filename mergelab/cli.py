@@ -48,7 +48,9 @@ def merge(
     method: Annotated[str, typer.Option(help="See `mergelab methods`.")] = "svd",
     rank: Annotated[str | None, typer.Option(help="8, max, sum, 0.9 (share of energy) or mean=32 (a budget).")] = None,
     space: Annotated[str | None, typer.Option(help="delta, core, knots or factors.")] = None,
-    density: Annotated[float | None, typer.Option(help="Share of entries kept, of ties, dare, magnitude_prune.")] = None,
+    density: Annotated[
+        float | None, typer.Option(help="Share of entries kept, of ties, dare, magnitude_prune.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of random methods.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     format: Format = "diffusers",
@@ -68,9 +70,7 @@ def merge(
     loaded = [load(source, allow_pickle=allow_pickle) for source in sources]
     check_target(output, tuple(path for a in loaded for path in a.inputs), force)
     _check_writing(format, dtype)
-    merged = merge_adapters(
-        loaded, list(weights), method, rank=_rank(rank), seed=seed, device=device, **options
-    )
+    merged = merge_adapters(loaded, list(weights), method, rank=_rank(rank), seed=seed, device=device, **options)
     _save(merged, output, format, dtype)
     print(merged.report)
 
@@ -192,7 +192,9 @@ def run(arguments: list[str]) -> int:
             return _fail(error.format_message() or "expected a command; see mergelab --help")
         if os.environ.get("MERGELAB_DEBUG"):
             raise
-        return _fail(f"internal error, {type(error).__name__}: {error} (MERGELAB_DEBUG=1 shows where; please report it)")
+        return _fail(
+            f"internal error, {type(error).__name__}: {error} (MERGELAB_DEBUG=1 shows where; please report it)"
+        )
 
 
 def _fail(message: str) -> int:
@@ -201,7 +203,7 @@ def _fail(message: str) -> int:
 
 
 def _weighted(text: str) -> tuple[str, Any]:
-    """"FILE", "FILE:0.7" or "FILE:unet=0.7,text_encoder=0.3"."""
+    """ "FILE", "FILE:0.7" or "FILE:unet=0.7,text_encoder=0.3"."""
     source, colon, tail = text.rpartition(":")
     if not colon or Path(text).exists():
         return text, 1.0

@@ -189,7 +189,7 @@ def _shared_subspace(x: Factors, y: Factors) -> float:
     bases = []
     for factors in (x, y):
         spectrum = svd(factors)
-        rank = int((spectrum.S > _RANK_TOLERANCE * spectrum.S[0]).sum())
+        rank = int((_RANK_TOLERANCE * spectrum.S[0] < spectrum.S).sum())
         bases.append((spectrum.U[:, :rank], spectrum.V[:, :rank]))
     (ux, vx), (uy, vy) = bases
     smaller = min(ux.shape[1], uy.shape[1])
@@ -224,5 +224,7 @@ def _verdict(total: dict[str, Any]) -> str:
     norms = sorted((total["norm_first"], total["norm_second"]))
     if norms[0] > 0 and norms[1] / norms[0] > 3:
         louder = first if total["norm_first"] == norms[1] else second
-        words += f" {louder} is {norms[1] / norms[0]:.1f} times as strong, and will dominate what is trimmed or truncated."
+        words += (
+            f" {louder} is {norms[1] / norms[0]:.1f} times as strong, and will dominate what is trimmed or truncated."
+        )
     return words

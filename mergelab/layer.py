@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,37 +14,15 @@ from mergelab.errors import LayerError
 from mergelab.lowrank import Factors
 
 
-class Layer(Protocol):
-    """What every rule, space and format may ask of a layer.
-
-    `LoraLayer` stores its factors, `LoraSum` forms them when asked. A layer whose change needs the base weight, or
-    is dense, is another class with these members.
-    """
-
-    @property
-    def lora_A(self) -> Tensor: ...
-    @property
-    def lora_B(self) -> Tensor: ...
-    @property
-    def scaling(self) -> float: ...
-    @property
-    def rank(self) -> int: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    def scaled(self, factor: float) -> Layer: ...
-    def delta_weight(self) -> Tensor: ...
-
-
 class _LowRank:
-    """What follows from the three members `lora_A`, `lora_B` and `scaling`."""
+    """What follows from `lora_A`, `lora_B`, `scaling` and `shape`."""
 
-    def delta_weight(self: Layer) -> Tensor:
+    def delta_weight(self: Any) -> Tensor:
         """`scaling * lora_B @ lora_A` in float32, `(out, in[, kh, kw])`."""
         return matrices(self).delta().reshape(self.shape)
 
-    def __repr__(self: Layer) -> str:
-        dtype = str(self.lora_A.dtype).removeprefix("torch.")
-        return f"{type(self).__name__}(shape={self.shape}, rank={self.rank}, scaling={self.scaling:g}, {dtype})"
+    def __repr__(self: Any) -> str:
+        return f"{type(self).__name__}(shape={self.shape}, rank={self.rank}, scaling={self.scaling:g})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -123,13 +101,14 @@ class LoraSum(_LowRank):
         return LoraSum(tuple(term.scaled(factor) for term in self.terms))
 
 
+# What the rest of mergelab asks of a layer are the members that these classes share. A layer whose change is dense, or
+# needs the base weight, is one more class in this union.
+Layer = LoraLayer | LoraSum
+
+
 def terms_of(layer: Layer) -> tuple[LoraLayer, ...]:
     """The stored layers that a layer is the sum of."""
-    if isinstance(layer, LoraSum):
-        return layer.terms
-    if isinstance(layer, LoraLayer):
-        return (layer,)
-    raise TypeError(f"no low-rank factors in a {type(layer).__name__}")
+    return layer.terms if isinstance(layer, LoraSum) else (layer,)
 
 
 def matrices(layer: Layer, device: torch.device | str | None = None) -> Factors:

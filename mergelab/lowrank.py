@@ -95,7 +95,7 @@ def joint_cores(changes: Sequence[Factors]) -> tuple[Tensor, list[Tensor], Tenso
     stacked = stack(changes)
     q_b, r_b = torch.linalg.qr(stacked.B)
     q_a, r_a = torch.linalg.qr(stacked.A.T)
-    parts = zip(r_b.double().split(ranks, dim=1), r_a.double().split(ranks, dim=1))
+    parts = zip(torch.split(r_b.double(), ranks, dim=1), torch.split(r_a.double(), ranks, dim=1))
     return q_b, [b @ a.T for b, a in parts], q_a
 
 
@@ -142,7 +142,7 @@ def svd_dense(matrix: Float[Tensor, "out in"], wanted: int | float, generator: t
 
 def squared_norm(matrix: Tensor) -> float:
     """Squared Frobenius norm, summed in float64 over blocks of rows."""
-    return sum(float(block.double().square().sum()) for block in matrix.split(256))
+    return sum(float(block.double().square().sum()) for block in torch.split(matrix, 256))
 
 
 def _subspace_iteration(matrix: Tensor, rank: int, energy: float, generator: torch.Generator) -> Spectrum:

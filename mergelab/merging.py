@@ -86,8 +86,12 @@ def merge(
     job = _Job(strategy, rank, adapters, table, seed, torch.device(device or "cpu"))
     thresholds = _adapter_thresholds(job, aligned)
 
-    with tqdm(total=len(aligned), desc=f"merging ({method_label(strategy)})", unit="layer",
-              disable=None if progress is None else not progress) as bar:
+    with tqdm(
+        total=len(aligned),
+        desc=f"merging ({method_label(strategy)})",
+        unit="layer",
+        disable=None if progress is None else not progress,
+    ) as bar:
         results = []
         for name, present in aligned.items():
             results.append(_merge_one(job, name, present, thresholds))
@@ -202,9 +206,7 @@ def _changes(job: _Job, name: str, present: Sequence[int]) -> tuple[list[Factors
     return changes, weights
 
 
-def _merge_one(
-    job: _Job, name: str, present: tuple[int, ...], thresholds: dict[int, float] | None
-) -> _Result:
+def _merge_one(job: _Job, name: str, present: tuple[int, ...], thresholds: dict[int, float] | None) -> _Result:
     shape = max((a.layers[name].shape for a in job.adapters if name in a.layers), key=len)
     ranks = tuple(job.adapters[i].layers[name].rank for i in present)
     if not present:

@@ -60,7 +60,7 @@ def check_rank(rank: object) -> Rank:
         ('sum', 8, 0.9)
     """
     if isinstance(rank, RankBudget) or rank in ("max", "sum"):
-        return rank  # type: ignore[return-value]
+        return rank
     if isinstance(rank, float) and 0 < rank < 1:
         return rank
     if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1:

@@ -120,9 +120,7 @@ def layer_thresholds(density: float, stacked: Stacked) -> list[float]:
     size = math.prod(stacked.shape)
 
     def passes() -> Iterator[tuple[int, Tensor]]:
-        return (
-            (i, _rows(matrix, rows)) for i, matrix in enumerate(stacked.matrices) for rows in stacked.blocks()
-        )
+        return ((i, _rows(matrix, rows)) for i, matrix in enumerate(stacked.matrices) for rows in stacked.blocks())
 
     n = len(stacked.matrices)
     return kth_largest_magnitudes(passes, [int(density * size)] * n, [size] * n)

@@ -12,9 +12,9 @@ from mergelab.errors import OptionError
 Weight = float | Mapping[str, float]
 
 
-def resolve(weights: Sequence[Weight] | None, layers: Sequence[Iterable[str]], names: Sequence[str]) -> list[
-    dict[str, float]
-]:
+def resolve(
+    weights: Sequence[Weight] | None, layers: Sequence[Iterable[str]], names: Sequence[str]
+) -> list[dict[str, float]]:
     """Layer name -> weight, for every adapter.
 
     Args:

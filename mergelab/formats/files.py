@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import struct
 import uuid
 from collections.abc import Iterator, Mapping
@@ -70,8 +69,19 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             return {key: file.get_tensor(key) for key in file.keys()}, dict(metadata)  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, OverflowError) as error:
-        raise FormatError(f"{path}: is no whole safetensors file: {_one_line(error)}; download or save it again") from None
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        AttributeError,
+        OverflowError,
+    ) as error:
+        raise FormatError(
+            f"{path}: is no whole safetensors file: {_one_line(error)}; download or save it again"
+        ) from None
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -108,7 +118,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _raw(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def file_order(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -157,7 +167,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}; nothing was changed") from None
     finally:

@@ -1,4 +1,4 @@
-"""FLUX: the names of Black Forest Labs (fused qkv, linear1) and those of diffusers (split), and the way between them."""
+"""FLUX: the names of Black Forest Labs (fused qkv, linear1), those of diffusers (split), and the way between them."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def split(path: str, layer: LoraLayer) -> dict[str, LoraLayer]:
     if len(names) == 1:
         return {names[0]: layer}
     sizes = split_sizes(layer.lora_B.shape[0], layer.lora_A.shape[1], len(names), path)
-    ups = layer.lora_B.split(sizes)
+    ups = torch.split(layer.lora_B, sizes)
     used = [_used_columns(up) for up in ups] if _is_sparse(ups) else None
     if used is None:
         return {name: LoraLayer(layer.lora_A, up, layer.scaling) for name, up in zip(names, ups)}
@@ -162,7 +162,7 @@ def split_rows(path: str, vector: Tensor, columns: int) -> dict[str, Tensor]:
     assert names is not None
     if path == _SWAPPED:
         return {names[0]: _swap_halves(vector)}
-    return dict(zip(names, vector.split(split_sizes(len(vector), columns, len(names), path))))
+    return dict(zip(names, torch.split(vector, split_sizes(len(vector), columns, len(names), path))))
 
 
 def join_rows(path: str, vectors: dict[int, Tensor], parts: int) -> Tensor:

@@ -126,8 +126,8 @@ def build(leaves: Leaves, scaling: float | None, source: str) -> LoraLayer | Non
         if role not in tensors:
             present = keys.get(other) or next(iter(keys.values()))
             raise LayerError(
-                f"{source}: {present!r} has no matching {'lora_A (down)' if role == 'down' else 'lora_B (up)'}; expected "
-                "both factors of every layer: the file is incomplete"
+                f"{source}: {present!r} has no matching {'lora_A (down)' if role == 'down' else 'lora_B (up)'}; "
+                "expected both factors of every layer: the file is incomplete"
             )
     for role, tensor in tensors.items():
         if role != "alpha" and not tensor.is_floating_point():
@@ -155,7 +155,12 @@ def _alpha(tensor: Tensor, key: str, source: str) -> float:
 
 def _fold_mid(down: Tensor, mid: Tensor) -> Tensor:
     """Tucker: `delta[o, i] = sum_pq up[o, p] mid[p, q, kh, kw] down[q, i]`; mid and down become one factor."""
-    if mid.dim() != 4 or down.flatten(1).dim() != 2 or mid.shape[1] != down.shape[0] or down[0].numel() != down.shape[1]:
+    if (
+        mid.dim() != 4
+        or down.flatten(1).dim() != 2
+        or mid.shape[1] != down.shape[0]
+        or down[0].numel() != down.shape[1]
+    ):
         raise LayerError(f"lora_mid {tuple(mid.shape)} and lora_down {tuple(down.shape)} do not fit together")
     return torch.einsum("pqhw,qi->pihw", mid.float(), down.flatten(1).float())
 

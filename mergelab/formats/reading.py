@@ -57,7 +57,9 @@ def parse(
             "nothing is dropped in silence: remove them from the file, or report the tool that wrote it"
         )
     if not found.modules:
-        raise FormatError(f"{source}: holds no LoRA layer; expected keys such as '...lora_A.weight' and '...lora_B.weight'")
+        raise FormatError(
+            f"{source}: holds no LoRA layer; expected keys such as '...lora_A.weight' and '...lora_B.weight'"
+        )
     located = locate(found.modules)
     if component:
         located = {m: _placed(where, component) for m, where in located.items()}
@@ -72,7 +74,9 @@ def parse(
         without_alpha += "alpha" not in leaves.tensors and scaling is None
         for name, layer in _layers_of(where, leaves, scaling, source).items():
             if name in layers:
-                raise FormatError(f"{source}: {module!r} and {origin[name]!r} are both layer {name}; expected one of them")
+                raise FormatError(
+                    f"{source}: {module!r} and {origin[name]!r} are both layer {name}; expected one of them"
+                )
             layers[name], origin[name] = layer, module
         extras.update(_biases_of(where, leaves, layers, source))
     metadata = dict(metadata)
@@ -87,8 +91,8 @@ def _notes(located: Mapping[str, Located], without_alpha: int) -> tuple[str, ...
     odd = [where.path for where in located.values() if not where.known]
     if odd:
         notes.append(
-            f"{len(odd)} layer names belong to no model that mergelab knows ({odd[0]} the first); they are kept as they "
-            "are, and merge with layers of the same name"
+            f"{len(odd)} layer names belong to no model that mergelab knows ({odd[0]} the first); they are kept as "
+            "they are, and merge with layers of the same name"
         )
     return tuple(notes)
 
@@ -144,7 +148,11 @@ def _norms(others: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, T
     norms, rest = {}, {}
     for key, tensor in others.items():
         match = _NORM_LEAF.search(key)
-        path = re.sub(r"^(base_model\.model\.|(model\.)?diffusion_model\.|transformer\.)", "", key[: match.start()]) if match else ""
+        path = (
+            re.sub(r"^(base_model\.model\.|(model\.)?diffusion_model\.|transformer\.)", "", key[: match.start()])
+            if match
+            else ""
+        )
         name = flux.norm_of(path) or (path if flux.bfl_norm_of(path) else None)
         if name:
             norms[f"transformer.{name}.weight"] = tensor
@@ -180,7 +188,9 @@ def _matches(pattern: str, path: str, source: str) -> bool:
     try:
         return re.match(rf"(.*\.)?({pattern})$", path) is not None
     except re.error as error:
-        raise FormatError(f"{source}: alpha_pattern holds {pattern!r}, expected a regular expression: {error}") from None
+        raise FormatError(
+            f"{source}: alpha_pattern holds {pattern!r}, expected a regular expression: {error}"
+        ) from None
 
 
 def _from_header(metadata: Mapping[str, str], source: str) -> ScalingOf:
@@ -193,7 +203,9 @@ def _from_header(metadata: Mapping[str, str], source: str) -> ScalingOf:
     except ValueError as error:
         raise FormatError(f"{source}: lora_adapter_metadata in the header is no JSON: {error}") from None
     if not isinstance(flat, dict):
-        raise FormatError(f"{source}: lora_adapter_metadata in the header: expected an object, found {type(flat).__name__}")
+        raise FormatError(
+            f"{source}: lora_adapter_metadata in the header: expected an object, found {type(flat).__name__}"
+        )
     configs: dict[str, dict[str, Any]] = {}
     for key, value in flat.items():
         component, _, option = key.partition(".")

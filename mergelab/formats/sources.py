@@ -21,7 +21,9 @@ PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
-def read(source: str | os.PathLike[str] | Mapping[str, Tensor], allow_pickle: bool) -> tuple[Contents, tuple[Path, ...]]:
+def read(
+    source: str | os.PathLike[str] | Mapping[str, Tensor], allow_pickle: bool
+) -> tuple[Contents, tuple[Path, ...]]:
     """Contents of a source, and the files they came from."""
     if isinstance(source, Mapping):
         return parse(check_tensors(source, "<state dict>"), {}, "<state dict>"), ()
@@ -140,7 +142,5 @@ def _read_peft(folder: Path, component: str | None, allow_pickle: bool) -> tuple
         return by_path(path, rank)
 
     scaling_of: ScalingOf = scaling
-    contents = parse(
-        tensors, metadata, str(folder), scaling_of=scaling_of, component=component, saved_modules=True
-    )
+    contents = parse(tensors, metadata, str(folder), scaling_of=scaling_of, component=component, saved_modules=True)
     return contents, (weights, config_path)

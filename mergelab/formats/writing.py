@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 from mergelab.errors import ArchitectureError, FormatError, OptionError, OutputError
 from mergelab.formats import flux, unet
 from mergelab.formats.files import replacing, tensors_sha256, write_safetensors
-from mergelab.formats.names import COMPONENTS, flatten
+from mergelab.formats.names import COMPONENTS, flatten, unflatten
 from mergelab.formats.sources import PEFT_CONFIG, PEFT_WEIGHTS
 from mergelab.layer import Contents, Layer, LoraLayer
 
@@ -86,14 +88,16 @@ def save(contents: Contents, path: Path, format: str, dtype: torch.dtype | None)
 
 
 def header(contents: Contents, format: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The strings of the header: what the inputs said and is still true, modelspec, and what the format's readers need."""
+    """The strings of the header: what the inputs said and is still true, modelspec, and what readers need."""
     strings = {key: value for key, value in contents.metadata.items() if key not in _STALE}
     architecture = contents.architecture
     strings["modelspec.sai_model_spec"] = "1.0.0"
     strings.setdefault("modelspec.title", Path(contents.source).stem[:200])
     if architecture:
         strings["modelspec.architecture"] = _MODELSPEC[architecture]
-        strings["modelspec.implementation"] = "diffusers" if format == "diffusers" else "https://github.com/kohya-ss/sd-scripts"
+        strings["modelspec.implementation"] = (
+            "diffusers" if format == "diffusers" else "https://github.com/kohya-ss/sd-scripts"
+        )
         strings["ss_base_model_version"] = _KOHYA_BASE[architecture]
         strings["ss_v2"] = str(architecture == "sd2")
     strings["modelspec.hash_sha256"] = "0x" + tensors_sha256(tensors)
@@ -114,10 +118,10 @@ def _diffusers(contents: Contents) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, layer in contents.layers.items():
         component, _, path = name.partition(".")
-        if component not in COMPONENTS or (component in ("unet", "transformer") and "." not in path and "_" in path and not flatten_known(path)):
+        if component not in COMPONENTS or ("_" in path and "." not in path and unflatten(path) != path):
             raise FormatError(
-                f"{contents.source}: layer {name} has no name in a diffusers pipeline; write it as format='peft', or as "
-                "format='kohya' if it came from there"
+                f"{contents.source}: layer {name} has no name in a diffusers pipeline; write it as format='peft', or "
+                "as format='kohya' if it came from there"
             )
         folded = folded_layer(layer)
         tensors[f"{name}.lora_A.weight"] = folded.lora_A
@@ -127,13 +131,6 @@ def _diffusers(contents: Contents) -> dict[str, Tensor]:
             raise _no_place(contents, name, "diffusers")
         tensors[name] = tensor
     return tensors
-
-
-def flatten_known(path: str) -> bool:
-    """Whether a path without dots is a module of a known model (conv_in, proj_out, x_embedder, ...)."""
-    from mergelab.formats.names import unflatten
-
-    return unflatten(path) == path
 
 
 def folded_layer(layer: Layer) -> LoraLayer:
@@ -269,8 +266,8 @@ def _peft(contents: Contents) -> dict[str, Tensor]:
     components = _by_component(contents)
     if len(components) > 1:
         raise FormatError(
-            f"{contents.source}: a PEFT folder holds one model, found {', '.join(components)}; save() writes one folder "
-            "for each, select('unet.*') takes one"
+            f"{contents.source}: a PEFT folder holds one model, found {', '.join(components)}; save() writes one "
+            "folder for each, select('unet.*') takes one"
         )
     tensors = {}
     for name, layer in contents.layers.items():
@@ -293,7 +290,7 @@ def _save_peft(contents: Contents, folder: Path, dtype: torch.dtype | None) -> N
     unplaced = [key for key in contents.extras if key.partition(".")[0] not in components]
     if unplaced:
         raise _no_place(contents, unplaced[0], "peft")
-    with replacing_folder(folder) as temporary:
+    with _replacing_folder(folder) as temporary:
         for component, part in parts.items():
             target = temporary if len(parts) == 1 else temporary / component
             target.mkdir(exist_ok=True)
@@ -330,26 +327,19 @@ def _component_contents(contents: Contents, component: str) -> Contents:
     )
 
 
-def replacing_folder(folder: Path) -> Any:
-    """As `replacing`, for a folder."""
-    import contextlib
-    import shutil
-    from collections.abc import Iterator
-
-    @contextlib.contextmanager
-    def manager() -> Iterator[Path]:
-        with replacing(folder) as temporary:
-            try:
-                temporary.mkdir()
-                yield temporary
-                if folder.is_dir():
-                    _only_ours(folder)
-                    shutil.rmtree(folder)
-            finally:
-                if temporary.is_dir() and folder.exists():
-                    shutil.rmtree(temporary, ignore_errors=True)
-
-    return manager()
+@contextlib.contextmanager
+def _replacing_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` to write to; it takes the place of `folder` when all is written."""
+    _only_ours(folder)
+    with replacing(folder) as temporary:
+        try:
+            temporary.mkdir()
+            yield temporary
+            if folder.is_dir():
+                shutil.rmtree(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def _only_ours(folder: Path) -> None:

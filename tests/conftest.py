@@ -1,0 +1,19 @@
+"""Shared fixtures: the shared folder of facts (skipped where absent) and synthetic adapters."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("MERGELAB_SHARED", ROOT.parent / "shared")) / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real adapters, key lists and golden cases; a test that asks for it is skipped without it."""
+    if not SHARED.is_dir():
+        pytest.skip("the shared data folder is not here")
+    return SHARED
