@@ -156,7 +156,7 @@ def compare(adapters: Sequence[Adapter | Source]) -> Comparison:
         >>> import torch
         >>> from mergelab import LoraLayer
         >>> a = Adapter({"unet.conv_in": LoraLayer(torch.eye(2, 3), torch.eye(4, 2))}, source="a")
-        >>> compare([a, 2 * a]).totals()[0]["cosine"]
+        >>> round(compare([a, 2 * a]).totals()[0]["cosine"], 6)
         1.0
     """
     found = loaded(adapters, least=2)

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-# Below this smaller side a dense SVD is cheap enough to be exact (0.1 s on two cores).
-EXACT_SIDE = 400
+# Up to this smaller side a dense SVD is cheap enough to be exact.
+EXACT_SIDE = 256
 OVERSAMPLE = 16
 MAX_POWER_ITERATIONS = 16
 # Stop when one more iteration lowers the squared error by less than this share of it.
@@ -122,7 +122,7 @@ def svd_dense(matrix: Float[Tensor, "out in"], wanted: int | float, generator: t
         generator: for the random start of the iteration.
 
     Returns:
-        Exact where the smaller side is at most 400 or most values are wanted; else by randomised subspace iteration,
+        Exact where the smaller side is at most 256 or most values are wanted; else by randomised subspace iteration,
         whose error is at most 0.1 % above that of the best approximation of that rank.
 
     Source: Halko, Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4.

@@ -15,11 +15,11 @@ from tqdm import tqdm
 from mergelab.adapter import Adapter, Source, load
 from mergelab.errors import ArchitectureError, LayerError, OptionError
 from mergelab.layer import LoraLayer, same_weight
-from mergelab.lowrank import Core, Factors, Spectrum, core, inner, svd, svd_dense
+from mergelab.lowrank import Core, Factors, Spectrum, core, inner, stack, svd, svd_dense
 from mergelab.provenance import Recipe, input_record, merged_metadata
 from mergelab.ranks import Rank, RankBudget, check_rank, rank_for_energy, wanted
 from mergelab.report import LayerReport, Report
-from mergelab.spaces import Merged, merge_layer, view_of
+from mergelab.spaces import Merged, Stacked, merge_layer, view_of
 from mergelab.sparsify import Trim, kth_largest_magnitudes
 from mergelab.strategies import Cat, Strategy, make
 from mergelab.weights import Weight, resolve
@@ -190,20 +190,25 @@ def aligned_layers(adapters: Sequence[Adapter], names: Sequence[str]) -> dict[st
     return aligned
 
 
-def _changes(job: _Job, name: str, present: Sequence[int]) -> tuple[list[Factors], list[float]]:
-    """Factors and weights of those present; in space "factors" the scaling goes with the weight, as in PEFT."""
-    changes, weights = [], []
-    raw = job.strategy.space == "factors"
-    for i in present:
-        adapter, weight = job.adapters[i], job.weights[i][name]
-        change = adapter.matrices(name, job.device)
-        if raw:
-            layer = adapter.layers[name]
-            weight *= layer.scaling
-            change = Factors(layer.lora_B.flatten(1).to(change.B), change.A)
-        changes.append(change)
-        weights.append(weight)
-    return changes, weights
+@dataclass(frozen=True)
+class _Aligned:
+    """The changes of one layer, in the order in which they are merged."""
+
+    present: list[int]
+    changes: list[Factors]
+    weights: list[float]
+
+
+def _changes(job: _Job, name: str, present: Sequence[int]) -> _Aligned:
+    """Factors and weights of those present; in space "factors" as PEFT has them, unscaled and in the order given."""
+    if job.strategy.space == "factors":
+        layers = [job.adapters[i].layers[name] for i in present]
+        checked = [job.adapters[i].matrices(name, job.device) for i in present]
+        changes = [Factors(x.lora_B.flatten(1).to(c.B), c.A) for x, c in zip(layers, checked)]
+        return _Aligned(list(present), changes, [job.weights[i][name] * x.scaling for i, x in zip(present, layers)])
+    found = {i: job.adapters[i].matrices(name, job.device) for i in present}
+    order = _canonical_order(job, name, found)
+    return _Aligned(order, [found[i] for i in order], [job.weights[i][name] for i in order])
 
 
 def _merge_one(job: _Job, name: str, present: tuple[int, ...], thresholds: dict[int, float] | None) -> _Result:
@@ -211,24 +216,22 @@ def _merge_one(job: _Job, name: str, present: tuple[int, ...], thresholds: dict[
     ranks = tuple(job.adapters[i].layers[name].rank for i in present)
     if not present:
         return _Result(name, shape, None, None, present, ranks, 0.0)
-    changes, weights = _changes(job, name, present)
     if isinstance(job.strategy, Cat):
-        a = torch.cat([c.A for c in changes], dim=0)
-        factors = Factors(torch.cat([c.B * w for c, w in zip(changes, weights)], dim=1), a)
+        weights = job.weights
+        factors = stack([job.adapters[i].matrices(name, job.device).scaled(weights[i][name]) for i in present])
         return _Result(name, shape, None, _to_cpu(factors), present, ranks, inner(factors, factors))
-    # PEFT's arithmetic, to the last bit, is that of the order given.
-    given = job.strategy.space == "factors"
-    order = list(range(len(changes))) if given else _canonical_order(job, name, changes, weights)
+    aligned = _changes(job, name, present)
     merged = merge_layer(
         job.strategy,
-        [changes[i] for i in order],
-        [weights[i] for i in order],
-        [layer_generator(job.seed, name, i) for i in range(len(order))],
-        None if thresholds is None else [thresholds[present[i]] for i in order],
+        aligned.changes,
+        aligned.weights,
+        [layer_generator(job.seed, name, i) for i in range(len(present))],
+        None if thresholds is None else [thresholds[i] for i in aligned.present],
     )
     limit = min(shape[0], math.prod(shape[1:]))
     ask = wanted(job.rank, ranks, limit)
-    if isinstance(merged, Factors) and isinstance(ask, int) and ask >= merged.A.shape[0]:
+    final = isinstance(ask, int) and not isinstance(job.rank, RankBudget)
+    if isinstance(merged, Factors) and final and ask >= merged.A.shape[0]:
         return _Result(name, shape, None, _to_cpu(merged), present, ranks, inner(merged, merged))
     spectrum = _decompose(merged, ask, layer_generator(job.seed, name, -1))
     return _Result(name, shape, _spectrum_to_cpu(spectrum), None, present, ranks, spectrum.energy)
@@ -250,17 +253,18 @@ def layer_generator(seed: int, name: str, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _canonical_order(job: _Job, name: str, changes: Sequence[Factors], weights: Sequence[float]) -> list[int]:
+def _canonical_order(job: _Job, name: str, changes: Mapping[int, Factors]) -> list[int]:
     """An order of the adapters that does not depend on how they were listed, nor on how a file factors a change.
 
     The changes are sorted by one fixed random projection of each, `w u.T delta v`. Which adapter gets which random
     draw, and in which order floating point sums them, then depends on the changes alone.
     """
+    out, columns = next(iter(changes.values())).shape
     generator = layer_generator(job.seed, name, -2)
-    u = torch.randn(changes[0].shape[0], generator=generator, dtype=torch.float64).to(job.device)
-    v = torch.randn(changes[0].shape[1], generator=generator, dtype=torch.float64).to(job.device)
-    keys = [w * float((u @ c.B.double()) @ (c.A.double() @ v)) for c, w in zip(changes, weights)]
-    return sorted(range(len(keys)), key=keys.__getitem__)
+    u = torch.randn(out, generator=generator, dtype=torch.float64).to(job.device)
+    v = torch.randn(columns, generator=generator, dtype=torch.float64).to(job.device)
+    keys = {i: job.weights[i][name] * float((u @ c.B.double()) @ (c.A.double() @ v)) for i, c in changes.items()}
+    return sorted(keys, key=keys.__getitem__)
 
 
 def _adapter_thresholds(job: _Job, aligned: dict[str, tuple[int, ...]]) -> dict[int, float] | None:
@@ -268,21 +272,22 @@ def _adapter_thresholds(job: _Job, aligned: dict[str, tuple[int, ...]]) -> dict[
     sparsifier = job.strategy.sparsifier
     if not isinstance(sparsifier, Trim) or sparsifier.scope != "adapter":
         return None
-    sizes = [0] * len(job.adapters)
 
-    def passes() -> Iterator[tuple[int, Tensor]]:
+    def views() -> Iterator[tuple[list[int], Stacked]]:
         for name, present in aligned.items():
             if present:
-                (stacked,) = view_of(job.strategy, *_changes(job, name, present)).stacks
-                for i, matrix in zip(present, stacked.matrices):
-                    for rows in stacked.blocks():
-                        yield i, matrix.delta(rows) if isinstance(matrix, Factors) else matrix[rows]
+                layer = _changes(job, name, present)
+                (stacked,) = view_of(job.strategy, layer.changes, layer.weights).stacks
+                yield layer.present, stacked
 
-    for name, present in aligned.items():
-        if present:
-            (stacked,) = view_of(job.strategy, *_changes(job, name, present)).stacks
-            for i in present:
-                sizes[i] += math.prod(stacked.shape)
+    def passes() -> Iterator[tuple[int, Tensor]]:
+        for present, stacked in views():
+            yield from ((present[i], block) for i, block in stacked.entries())
+
+    sizes = [0] * len(job.adapters)
+    for present, stacked in views():
+        for i in present:
+            sizes[i] += math.prod(stacked.shape)
     counts = [int(sparsifier.density * size) for size in sizes]
     return dict(enumerate(kth_largest_magnitudes(passes, counts, sizes)))
 

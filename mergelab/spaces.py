@@ -45,6 +45,12 @@ class Stacked:
         for start in range(0, rows, step):
             yield slice(start, min(start + step, rows))
 
+    def entries(self) -> Iterator[tuple[int, Tensor]]:
+        """All matrices, block by block, each with the position of its adapter."""
+        for i, matrix in enumerate(self.matrices):
+            for rows in self.blocks():
+                yield i, _rows(matrix, rows)
+
 
 @dataclass(frozen=True)
 class View:
@@ -117,13 +123,8 @@ def combine(
 
 def layer_thresholds(density: float, stacked: Stacked) -> list[float]:
     """For each matrix the magnitude of its smallest kept entry."""
-    size = math.prod(stacked.shape)
-
-    def passes() -> Iterator[tuple[int, Tensor]]:
-        return ((i, _rows(matrix, rows)) for i, matrix in enumerate(stacked.matrices) for rows in stacked.blocks())
-
-    n = len(stacked.matrices)
-    return kth_largest_magnitudes(passes, [int(density * size)] * n, [size] * n)
+    n, size = len(stacked.matrices), math.prod(stacked.shape)
+    return kth_largest_magnitudes(stacked.entries, [int(density * size)] * n, [size] * n)
 
 
 def view_of(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[float]) -> View:
@@ -146,20 +147,19 @@ def _core(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[floa
     q_b, cores, q_a = joint_cores(weighted)
     if strategy.basis == "factors":
         stacked = stack(weighted)
-        left, right = _left_vectors((q_b.T @ stacked.B).double()), _left_vectors((q_a.T @ stacked.A.T).double())
+        u, left = _basis(q_b, (q_b.T @ stacked.B).double())
+        v, right = _basis(q_a, (q_a.T @ stacked.A.T).double())
     else:
-        left = _left_vectors(torch.cat(cores, dim=1), NULL_TOLERANCE)
-        right = _left_vectors(torch.cat([m.T for m in cores], dim=1), NULL_TOLERANCE)
+        u, left = _basis(q_b, torch.cat(cores, dim=1), NULL_TOLERANCE)
+        v, right = _basis(q_a, torch.cat([m.T for m in cores], dim=1), NULL_TOLERANCE)
     seen, weights = _as_seen([left.T @ m @ right for m in cores], strategy, weights)
-    u, v = q_b @ left.to(q_b.dtype), q_a @ right.to(q_a.dtype)
     return View((Stacked(seen, weights),), lambda results: Core(u, results[0].double(), v))
 
 
 def _knots(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[float]) -> View:
     q_b, cores, q_a = joint_cores([c.scaled(w) for c, w in zip(changes, weights)])
-    left = _left_vectors(torch.cat(cores, dim=1), NULL_TOLERANCE)
+    u, left = _basis(q_b, torch.cat(cores, dim=1), NULL_TOLERANCE)
     seen, weights = _as_seen([left.T @ m @ q_a.double().T for m in cores], strategy, weights)
-    u = q_b @ left.to(q_b.dtype)
 
     def restore(results: list[Tensor]) -> Core:
         q, r = torch.linalg.qr(results[0].T)
@@ -178,11 +178,18 @@ def _factors(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[f
     return View((Stacked(a, signed), Stacked(b, roots)), lambda results: Factors(results[1], results[0]))
 
 
-def _left_vectors(matrix: Tensor, tolerance: float = 0.0) -> Tensor:
-    """Left singular vectors, those of numerically zero singular values left out if a tolerance is given."""
-    u, s, _ = torch.linalg.svd(matrix, full_matrices=False)
+def _basis(q: Tensor, core: Tensor, tolerance: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Left singular vectors of `q @ core` and of `core`, those of numerically zero singular values left out if asked.
+
+    The largest entry of each is made positive: where a vote is tied, it matters which way a vector points.
+    """
+    left, s, _ = torch.linalg.svd(core, full_matrices=False)
     count = max(1, int((s > tolerance * s[0]).sum())) if tolerance else len(s)
-    return u[:, :count]
+    left = left[:, :count]
+    vectors = q @ left.to(q.dtype)
+    largest = vectors.abs().argmax(dim=0, keepdim=True)
+    signs = torch.where(vectors.gather(0, largest) < 0, -1.0, 1.0)
+    return vectors * signs, left * signs
 
 
 def _as_seen(
