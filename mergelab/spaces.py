@@ -147,8 +147,8 @@ def _core(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[floa
     q_b, cores, q_a = joint_cores(weighted)
     if strategy.basis == "factors":
         stacked = stack(weighted)
-        u, left = _basis(q_b, (q_b.T @ stacked.B).double())
-        v, right = _basis(q_a, (q_a.T @ stacked.A.T).double())
+        u, left = _basis(q_b, q_b.double().T @ stacked.B.double())
+        v, right = _basis(q_a, q_a.double().T @ stacked.A.T.double())
     else:
         u, left = _basis(q_b, torch.cat(cores, dim=1), NULL_TOLERANCE)
         v, right = _basis(q_a, torch.cat([m.T for m in cores], dim=1), NULL_TOLERANCE)

@@ -17,3 +17,11 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the shared data folder is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The suite runs in one process per core; threads within them would only be in each other's way."""
+    import torch
+
+    torch.set_num_threads(1)

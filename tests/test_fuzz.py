@@ -403,7 +403,9 @@ def change_entry(draw: st.DrawFn, header: dict[str, Any]) -> None:
 def change_header(draw: st.DrawFn, header: dict[str, Any]) -> None:
     """Change one entry to what no writer would write."""
     key = draw(st.sampled_from(tensor_names(header) or ["x"]))
-    entry = header.setdefault(key, {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]})
+    entry = header.get(key)
+    if not isinstance(entry, dict):
+        entry = header[key] = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     kind = draw(st.sampled_from(["shape", "offsets", "dtype", "entry", "metadata", "field"]))
     if kind == "shape":
         entry["shape"] = draw(st.lists(SIZES | ODD_NUMBERS, max_size=4) | ODD_NUMBERS)

@@ -154,16 +154,18 @@ def assert_same(loaded: Adapter, adapter: Adapter, tolerance: float = 1e-6) -> N
 
 
 def keymap(shared: Path, name: str) -> dict[str, list[int]]:
-    """Keys and shapes of a file; a rank above 16 is taken as 16, which changes nothing but the time it takes."""
+    """Keys and shapes of a file; ranks are halved, to 8 at most, which changes nothing but the time it takes."""
     path = shared / "keymaps" / f"{name}.json"
     if not path.is_file():
         pytest.skip(f"{path} is not here")
     shapes: dict[str, list[int]] = json.loads(path.read_text())
+    if any(key.endswith(".lora_mid.weight") for key in shapes):
+        return shapes
     for key, shape in shapes.items():
         if re.search(r"(lora_A|lora_down|\bdown)\.weight$", key):
-            shape[0] = min(shape[0], 16)
+            shape[0] = min(shape[0] // 2, 8)
         elif re.search(r"(lora_B|lora_up|\bup)\.weight$", key):
-            shape[1] = min(shape[1], 16)
+            shape[1] = min(shape[1] // 2, 8)
     return shapes
 
 

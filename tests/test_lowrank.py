@@ -1,0 +1,147 @@
+"""The exact low-rank algebra against dense float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mergelab.lowrank import Factors, Spectrum, inner, joint_cores, squared_norm, stack, svd, svd_dense
+from mergelab.ranks import RankBudget, rank_for_energy
+from mergelab.sparsify import drop, kth_largest_magnitudes, trim, trim_topk
+
+
+def factors(out: int, columns: int, rank: int, seed: int) -> Factors:
+    generator = torch.Generator().manual_seed(seed)
+    return Factors(torch.randn(out, rank, generator=generator), torch.randn(rank, columns, generator=generator))
+
+
+def best_error(matrix: torch.Tensor, rank: int) -> float:
+    return float((torch.linalg.svdvals(matrix.double())[rank:] ** 2).sum().sqrt())
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(out=st.integers(1, 40), columns=st.integers(1, 40), rank=st.integers(1, 50), seed=st.integers(0, 999))
+def test_svd_of_factors_is_the_dense_svd(out: int, columns: int, rank: int, seed: int) -> None:
+    """Any shape, also ranks above what the matrix can hold."""
+    x = factors(out, columns, rank, seed)
+    dense = x.B.double() @ x.A.double()
+    found = svd(x)
+    expected = torch.linalg.svdvals(dense)
+    k = min(len(found.S), len(expected))
+    assert torch.allclose(found.S[:k], expected[:k], rtol=1e-5, atol=1e-5 * float(expected[0]))
+    assert float((found.factors().delta().double() - dense).norm() / dense.norm()) < 3e-6
+    assert found.energy == pytest.approx(float(dense.norm()) ** 2, rel=1e-5)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(out=st.integers(3, 40), columns=st.integers(3, 40), seed=st.integers(0, 999))
+def test_joint_cores_lose_nothing(out: int, columns: int, seed: int) -> None:
+    """`delta_i = U core_i V.T` with orthonormal U and V."""
+    changes = [factors(out, columns, r, seed + r) for r in (1, 3, 7)]
+    u, cores, v = joint_cores(changes)
+    assert torch.allclose(u.T @ u, torch.eye(u.shape[1]), atol=1e-5)
+    assert torch.allclose(v.T @ v, torch.eye(v.shape[1]), atol=1e-5)
+    for change, m in zip(changes, cores):
+        assert float((u @ m.float() @ v.T - change.delta()).norm() / change.delta().norm()) < 3e-6
+
+
+def test_inner_and_stack() -> None:
+    """The inner product from the factors is the dense one; a stack is a sum."""
+    x, y = factors(30, 20, 4, 0), factors(30, 20, 6, 1)
+    dense_x, dense_y = (z.B.double() @ z.A.double() for z in (x, y))
+    assert inner(x, y) == pytest.approx(float((dense_x * dense_y).sum()), rel=1e-6)
+    assert torch.allclose(stack([x, y]).delta().double(), dense_x + dense_y, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["flat", "decaying", "low rank plus noise", "exactly low rank", "ties"])
+def test_randomised_svd_is_at_most_a_thousandth_worse_than_the_best(kind: str) -> None:
+    """On the spectra that merges have, and on a flat one."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(420, 600, generator=generator)
+    x = factors(420, 600, 24, 1).delta()
+    if kind == "decaying":
+        u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+        matrix = u * torch.arange(1, 421) ** -0.7 @ vt
+    elif kind == "low rank plus noise":
+        matrix = x + 2 * matrix
+    elif kind == "exactly low rank":
+        matrix = x
+    elif kind == "ties":
+        matrix = trim(x, float(x.abs().median())) + trim(factors(420, 600, 24, 2).delta(), 6.0)
+    for rank in (8, 24, 60):
+        found = svd_dense(matrix, rank, torch.Generator().manual_seed(3))
+        error = float((matrix.double() - found.factors().delta().double()).norm())
+        floor = 2e-6 * float(matrix.norm())
+        assert error <= best_error(matrix, rank) * 1.001 + floor
+        assert found.energy == pytest.approx(squared_norm(matrix), rel=1e-9)
+
+
+def test_svd_dense_finds_enough_for_a_share_of_the_energy() -> None:
+    """The number of values that a share needs is not known before; it is found by doubling."""
+    matrix = factors(400, 500, 150, 5).delta()
+    found = svd_dense(matrix, 0.95, torch.Generator().manual_seed(0))
+    k = rank_for_energy(found.S, 0.95, found.energy)
+    exact = torch.linalg.svdvals(matrix.double()) ** 2
+    assert abs(k - (int((exact.cumsum(0) / exact.sum() < 0.95).sum()) + 1)) <= 1
+
+
+def test_zero_matrix() -> None:
+    """A fresh LoRA, whose lora_B is zero, decomposes."""
+    found = svd(Factors(torch.zeros(5, 2), torch.randn(2, 4)))
+    assert found.kept == found.energy == 0.0
+    assert isinstance(found, Spectrum) and not found.factors().delta().any()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    n=st.integers(1, 300),
+    block=st.integers(1, 50),
+    share=st.floats(0.0, 1.0),
+    seed=st.integers(0, 99),
+    power=st.integers(-30, 30),
+)
+def test_kth_largest_magnitude_is_exact(n: int, block: int, share: float, seed: int, power: int) -> None:
+    """The radix selection over blocks is a sort."""
+    generator = torch.Generator().manual_seed(seed)
+    xs = [torch.randn(n, generator=generator) * 2.0**power, torch.randint(-3, 4, (n,), generator=generator).float()]
+    k = int(share * n)
+
+    def passes():  # type: ignore[no-untyped-def]
+        return ((i, part) for i, x in enumerate(xs) for part in x.split(block))
+
+    for x, threshold in zip(xs, kth_largest_magnitudes(passes, [k, k], [n, n])):
+        ordered = x.abs().sort(descending=True).values
+        if k == 0:
+            assert not trim(x, threshold).any()
+        elif k == n:
+            assert torch.equal(trim(x, threshold), x)
+        else:
+            assert threshold == float(ordered[k - 1])
+
+
+def test_trim_by_hand() -> None:
+    """Four entries, half of them kept; ties are all kept by `trim`, and cut by `trim_topk` as PEFT cuts them."""
+    x = torch.tensor([[1.0, -3.0], [2.0, 0.5]])
+    assert trim(x, 2.0).tolist() == [[0.0, -3.0], [2.0, 0.0]]
+    assert trim_topk(x, 0.5).tolist() == [[0.0, -3.0], [2.0, 0.0]]
+    assert int((trim(torch.ones(4), 1.0) != 0).sum()) == 4
+    assert int((trim_topk(torch.ones(4), 0.5) != 0).sum()) == 2
+
+
+def test_a_drop_in_blocks_is_the_drop_of_the_whole() -> None:
+    """The draw does not depend on how a layer is cut into blocks."""
+    x = torch.ones(64, 33)
+    whole = drop(x, 0.3, torch.Generator().manual_seed(7))
+    generator = torch.Generator().manual_seed(7)
+    parts = [drop(part, 0.3, generator) for part in x.split([10, 1, 53])]
+    assert torch.equal(torch.cat(parts), whole)
+    assert set(whole.unique().tolist()) == {0.0, 1 / torch.tensor(0.3).item()} or whole.max() > 3.33
+
+
+def test_a_budget_takes_the_largest_values_wherever_they_are() -> None:
+    """mean * layers values in all, the largest; ties go to the first layer."""
+    values = [torch.tensor([9.0, 8.0, 7.0]), torch.tensor([1.0]), torch.tensor([8.5, 0.5])]
+    assert RankBudget(mean=1).spend(values) == [2, 0, 1]
+    assert RankBudget(mean=2).spend(values) == [3, 1, 2]
