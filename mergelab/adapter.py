@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mergelab import formats
 from mergelab.errors import LayerError, OptionError, OutputError
-from mergelab.layer import Contents, LoraLayer, LoraSum, same_weight, terms_of
+from mergelab.layer import Contents, LoraLayer, LoraSum, same_weight, short_name, terms_of
 from mergelab.lowrank import Spectrum, inner, svd
 from mergelab.ranks import Rank, RankBudget, check_rank, rank_for_energy, wanted
 from mergelab.report import LayerReport, Report
@@ -38,6 +38,7 @@ class Adapter(Contents):
         architecture: "sd15", "sd2", "sdxl", "flux" or None.
         metadata: the header's strings.
         report: what a merge or a resize kept and lost, or how a file was read.
+        inputs: the files it was made from, which `save` never replaces.
 
     Example:
         >>> import torch
@@ -57,19 +58,14 @@ class Adapter(Contents):
                 raise LayerError(f"{self.source}: layer {name!r}: expected a name such as 'unet.mid_block...'")
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """The files this adapter was made from."""
-        return self.inputs
-
-    @property
     def is_file(self) -> bool:
-        """Whether this is one file as it was read, and not made from others."""
-        return bool(self.inputs) and not self.report.layers and self.source != "<memory>"
+        """Whether this is a file (or a PEFT folder) as it was read, and nothing made from it."""
+        return bool(self.inputs) and Path(self.source) in (self.inputs[0], *self.inputs[0].parents[:2])
 
     @property
     def name(self) -> str:
         """A short name, from the file's."""
-        return Path(self.source).stem if self.is_file else self.source
+        return short_name(self.source)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -164,7 +160,8 @@ class Adapter(Contents):
             raise OptionError(
                 f"{self.source}: no layer matches {pattern!r}; layers are named like {next(iter(self.layers))}"
             )
-        return replace(self, layers=layers, extras={k: t for k, t in self.extras.items() if chosen(k)})
+        extras = {key: tensor for key, tensor in self.extras.items() if chosen(key)}
+        return replace(self, layers=layers, extras=extras, source=f"{pattern} of {self.name}")
 
     def without_extras(self) -> Adapter:
         """The layers alone."""
@@ -203,7 +200,7 @@ class Adapter(Contents):
             note = f"rank capped at {found}, all that the layer holds (asked for {rank})" if capped else ""
             note = note or ("" if found else "left out: the rank budget went to other layers")
             rows.append(LayerReport(name, found, spectrum.energy, spectrum.kept, note=note))
-        return replace(self, layers=layers, report=Report((), tuple(rows)))
+        return replace(self, layers=layers, source=f"{self.name} at rank {rank}", report=Report((), tuple(rows)))
 
     def state_dict(self, format: str = "diffusers", dtype: torch.dtype | str | None = None) -> dict[str, Tensor]:
         """The tensors of a file in this format, by key; see `save`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -116,6 +117,19 @@ def matrices(layer: Layer, device: torch.device | str | None = None) -> Factors:
     lora_b = layer.lora_B.flatten(1).to(device=device, dtype=torch.float32)
     lora_a = layer.lora_A.flatten(1).to(device=device, dtype=torch.float32)
     return Factors(lora_b if layer.scaling == 1.0 else lora_b * layer.scaling, lora_a)
+
+
+def short_name(source: str) -> str:
+    """A file's name without its folder and its ending; any other source as it is.
+
+    Example:
+        >>> short_name("loras/style.v2.safetensors"), short_name("0.5 * style.v2")
+        ('style.v2', '0.5 * style.v2')
+    """
+    name = Path(source).name
+    for ending in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
+        name = name.removesuffix(ending)
+    return name
 
 
 def same_weight(shape: Sequence[int], other: Sequence[int]) -> bool:

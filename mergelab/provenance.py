@@ -44,8 +44,8 @@ def package_version() -> str:
 
 def input_record(adapter: Adapter, weight: Any) -> dict[str, Any]:
     """Name, weight and sha256 of one input (None for an adapter that is in memory)."""
-    digests = [sha256_of(path) for path in adapter.files[:1]] if adapter.is_file else []
-    return {"name": adapter.name, "weight": weight, "sha256": digests[0] if digests else None}
+    digest = sha256_of(adapter.inputs[0]) if adapter.is_file else None
+    return {"name": adapter.name, "weight": weight, "sha256": digest}
 
 
 def trigger_words(adapters: Sequence[Adapter]) -> list[str]:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from tests.synthetic import SHAPES, adapter, dense, difference, lora, relative, ties, trimmed
 
 import mergelab as ml
 from mergelab.layer import LoraLayer
+from tests.synthetic import SHAPES, adapter, dense, difference, lora, relative, ties, trimmed
 
 SPACES = ("delta", "core", "knots", "factors")
 RANKS: tuple[Any, ...] = (3, "max", "sum", 0.9, ml.RankBudget(mean=3))

@@ -19,7 +19,7 @@ from mergelab.formats import flux, unet
 from mergelab.formats.files import replacing, tensors_sha256, write_safetensors
 from mergelab.formats.names import COMPONENTS, flatten, unflatten
 from mergelab.formats.sources import PEFT_CONFIG, PEFT_WEIGHTS
-from mergelab.layer import Contents, Layer, LoraLayer
+from mergelab.layer import Contents, Layer, LoraLayer, short_name
 
 FORMATS = ("diffusers", "kohya", "peft")
 
@@ -92,7 +92,7 @@ def header(contents: Contents, format: str, tensors: Mapping[str, Tensor]) -> di
     strings = {key: value for key, value in contents.metadata.items() if key not in _STALE}
     architecture = contents.architecture
     strings["modelspec.sai_model_spec"] = "1.0.0"
-    strings.setdefault("modelspec.title", Path(contents.source).stem[:200])
+    strings.setdefault("modelspec.title", short_name(contents.source))
     if architecture:
         strings["modelspec.architecture"] = _MODELSPEC[architecture]
         strings["modelspec.implementation"] = (

@@ -1,0 +1,67 @@
+"""What the documents say is run: Python blocks, command lines, printed results."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import mergelab as ml
+from mergelab.cli import run
+from tests.conftest import ROOT
+from tests.synthetic import lora
+
+README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the documents speak of."""
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    for name in ("style", "subject", "a", "b"):
+        layers = {
+            "unet.up_blocks.1.attentions.0.proj_in": lora((16, 24), 4, generator),
+            "unet.mid_block.attentions.0.proj_in": lora((24, 24), 4, generator),
+            "text_encoder.text_model.encoder.layers.0.mlp.fc1": lora((24, 16), 4, generator),
+        }
+        ml.Adapter(layers, architecture="sd15").save(f"{name}.safetensors")
+    return tmp_path
+
+
+def test_python_of_the_readme(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every block runs, and prints what stands below it."""
+    names = {"ml": ml, "loras": ["style.safetensors", "subject.safetensors"], "weights": [0.7, 1.0]}
+    for block in blocks(README, "python"):
+        exec(compile(block, "README.md", "exec"), names)
+    assert (folder / "merged.safetensors").is_file()
+    (expected,) = blocks(README, "text")
+    assert capsys.readouterr().out == expected
+
+
+def test_command_lines_of_the_documents(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every `mergelab ...` line exits with 0; the rule of CONTRIBUTING.md works by name."""
+    (folder / "median.py").write_text(next(b for b in blocks(CONTRIBUTING, "python") if "register" in b))
+    lines = [line for block in blocks(README, "console") for line in block.splitlines()]
+    lines += re.findall(r"`(mergelab merge[^`]+--import[^`]+)`", CONTRIBUTING.replace("\n", " "))
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("mergelab ")]
+    assert len(commands) >= 6
+    for command in commands:
+        assert run([*command, "--force"] if "-o" in command else command) == 0, capsys.readouterr().err
+
+
+def test_the_readme_lists_every_method_and_every_name_of_peft() -> None:
+    """The table of methods and spaces is complete."""
+    table = README[README.index("| | `delta`") : README.index("`mergelab methods` lists")]
+    for name in ("linear", "cat", "svd", "ties", "dare", "dare_linear", "dare_ties", "magnitude_prune"):
+        assert f"`{name}`" in table
+    for name in ("ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd"):
+        assert f"PEFT `{name}`" in table
