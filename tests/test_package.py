@@ -31,6 +31,7 @@ ORDER = (
     "merging",
     "comparing",
     "cli",
+    "__main__",
 )
 
 
