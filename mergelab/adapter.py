@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mergelab import formats
+from mergelab.checks import EXPECTED_NUMBER, is_number, shown
 from mergelab.errors import LayerError, OptionError, OutputError
 from mergelab.layer import Contents, LoraLayer, LoraSum, same_weight, short_name, terms_of
 from mergelab.lowrank import Spectrum, inner, svd
@@ -77,8 +78,8 @@ class Adapter(Contents):
     def __mul__(self, factor: float) -> Adapter:
         if isinstance(factor, bool) or not isinstance(factor, (int, float)):
             return NotImplemented
-        if not math.isfinite(factor):
-            raise OptionError(f"an adapter times {factor}: expected a finite number")
+        if not is_number(factor):
+            raise OptionError(f"an adapter times {shown(factor)}: {EXPECTED_NUMBER}")
         layers = {name: layer.scaled(factor) for name, layer in self.layers.items()}
         return replace(
             self,
@@ -292,18 +293,20 @@ def load(source: Source, *, allow_pickle: bool = False) -> Adapter:
 
 def check_target(target: Path, inputs: tuple[Path, ...], overwrite: bool) -> None:
     """Raise unless `target` may be written: it is no input, does not exist or may be replaced."""
-    for path in inputs:
-        same = (
-            target.exists()
-            and path.exists()
-            and (target.samefile(path) or (target.samefile(path.parent) and target.is_dir()))
-        )
-        if same or target.resolve() == path.resolve():
-            raise OutputError(f"{target}: is an input of this adapter, and an output never replaces an input")
-    if target.exists() and not overwrite:
-        raise OutputError(f"{target}: exists already; choose another name, or allow it to be replaced (--force)")
-    if not target.parent.is_dir():
-        raise OutputError(f"{target}: there is no folder {target.parent}")
+    try:
+        exists = target.exists()
+        for path in inputs:
+            # A folder that is an output is replaced as a whole, with whatever inputs lie within it.
+            at_stake = [path, *path.resolve().parents] if target.is_dir() else [path]
+            same = exists and any(p.exists() and target.samefile(p) for p in at_stake)
+            if same or target.resolve() == path.resolve():
+                raise OutputError(f"{target}: is an input of this adapter, and an output never replaces an input")
+        if exists and not overwrite:
+            raise OutputError(f"{target}: exists already; choose another name, or allow it to be replaced (--force)")
+        if not target.parent.is_dir():
+            raise OutputError(f"{target}: there is no folder {target.parent}")
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
 
 
 def _scaled_biases(extras: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:

@@ -175,16 +175,16 @@ def run(arguments: list[str]) -> int:
 
     try:
         code = get_command(app).main(args=arguments, prog_name="mergelab", standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except typer.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("mergelab: interrupted; nothing was written", file=sys.stderr)
-        return 130
+        code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _nobody_reads()
+    except SystemExit as stop:
+        return _nobody_reads() if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
     except (MergelabError, OSError) as error:
         return _fail(str(error))
     except Exception as error:
@@ -195,6 +195,15 @@ def run(arguments: list[str]) -> int:
         return _fail(
             f"internal error, {type(error).__name__}: {error} (MERGELAB_DEBUG=1 shows where; please report it)"
         )
+    if code == 130:
+        print("\nmergelab: interrupted; nothing was written", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _nobody_reads() -> int:
+    """`mergelab ... | head`: what is still in the buffer goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    return 0
 
 
 def _fail(message: str) -> int:
@@ -221,12 +230,12 @@ def _rank(text: str | None) -> Rank | None:
 
     if text is None or text in ("max", "sum"):
         return text
+    budget = text.startswith("mean=")
     try:
-        if text.startswith("mean="):
-            return RankBudget(mean=int(text.removeprefix("mean=")))
-        return float(text) if "." in text else int(text)
+        number = float(text) if "." in text and not budget else int(text.removeprefix("mean="))
     except ValueError:
         raise OptionError(f"rank={text!r}: expected a number such as 32, max, sum, 0.9 or mean=32") from None
+    return RankBudget(mean=int(number)) if budget else number
 
 
 def _method_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -295,7 +304,7 @@ def _import(plugins: list[str] | None) -> None:
     import importlib
     import runpy
 
-    from mergelab.errors import SourceError
+    from mergelab.errors import MergelabError, SourceError
 
     for plugin in plugins or []:
         try:
@@ -303,5 +312,7 @@ def _import(plugins: list[str] | None) -> None:
                 runpy.run_path(plugin)
             else:
                 importlib.import_module(plugin)
-        except (ImportError, OSError, SyntaxError) as error:
-            raise SourceError(f"--import {plugin}: {error}") from None
+        except MergelabError:
+            raise
+        except Exception as error:
+            raise SourceError(f"--import {plugin}: {type(error).__name__}: {error}") from None

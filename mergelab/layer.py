@@ -14,6 +14,9 @@ from torch import Tensor
 from mergelab.errors import LayerError
 from mergelab.lowrank import Factors
 
+# A change has entries far below one; squares of larger ones than this, summed, would overflow float32.
+LARGEST_ENTRY = 1e12
+
 
 class _LowRank:
     """What follows from `lora_A`, `lora_B`, `scaling` and `shape`."""
@@ -162,18 +165,23 @@ class Contents:
         """The float32 factors of one layer; the one door through which values enter any arithmetic.
 
         Raises:
-            LayerError: a factor holds NaN or infinity.
+            LayerError: a factor holds NaN or infinity, or values far beyond those of any adapter.
         """
-        layer = self.layers[name]
-        factors = matrices(layer, device)
-        for matrix, label in ((factors.A, "lora_A"), (factors.B, "lora_B")):
-            if not torch.isfinite(matrix.sum()) and not bool(torch.isfinite(matrix).all()):
-                count = int((~torch.isfinite(matrix)).sum())
-                raise LayerError(
-                    f"{self.source}: layer {name}: {label} holds {count} values that are NaN or infinite, expected "
-                    "finite numbers; the file is damaged or its training diverged: use an earlier checkpoint"
-                )
+        factors = matrices(self.layers[name], device)
+        largest = float(factors.A.abs().max()) * float(factors.B.abs().max())
+        if not largest <= LARGEST_ENTRY:
+            raise LayerError(f"{self.source}: layer {name}: {_what_is_wrong(factors)}")
         return factors
 
-    def dense(self, name: str) -> Tensor:
-        return self.matrices(name).delta().reshape(self.layers[name].shape)
+
+def _what_is_wrong(factors: Factors) -> str:
+    for matrix, label in ((factors.A, "lora_A"), (factors.B, "lora_B")):
+        if count := int((~torch.isfinite(matrix)).sum()):
+            return (
+                f"{label} holds {count} values that are NaN or infinite, expected finite numbers; the file is damaged "
+                "or its training diverged: use an earlier checkpoint"
+            )
+    return (
+        f"its factors hold values whose product exceeds {LARGEST_ENTRY:g}, more than float32 arithmetic can work with; "
+        "the file is damaged, or its alpha is"
+    )

@@ -83,7 +83,7 @@ def merge(
         name: tuple(i for i in present if table[i][name] != 0)
         for name, present in aligned_layers(adapters, names).items()
     }
-    job = _Job(strategy, rank, adapters, table, seed, torch.device(device or "cpu"))
+    job = _Job(strategy, rank, adapters, table, seed, _usable(device))
     thresholds = _adapter_thresholds(job, aligned)
 
     with tqdm(
@@ -137,6 +137,17 @@ class _Result:
     present: tuple[int, ...]
     input_ranks: tuple[int, ...]
     energy: float
+
+
+def _usable(device: torch.device | str | None) -> torch.device:
+    """A device that tensors can be put on."""
+    try:
+        found = torch.device(device or "cpu")
+        torch.zeros(1, device=found).sum().item()
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise OptionError(f"device={str(device)!r} cannot be used here, expected 'cpu' or 'cuda': {reason}") from None
+    return found
 
 
 def loaded(loras: Sequence[Adapter | Source], least: int = 1) -> list[Adapter]:
@@ -350,6 +361,9 @@ def _merge_extras(
         tensors = [adapters[i].extras[key] for i in present]
         if key.endswith(".lora_B.bias"):
             layer = key.removesuffix(".lora_B.bias")
+            if len({t.shape for t in tensors}) > 1:
+                found = ", ".join(f"{names[i]} {tuple(t.shape)}" for i, t in zip(present, tensors))
+                raise LayerError(f"{key}: the biases have different shapes: {found}; are they for one base model?")
             terms = [t.float() * table[i].get(layer, 0.0) for i, t in zip(present, tensors)]
             extras[key] = torch.stack(terms).sum(dim=0)
         elif all(torch.equal(t, tensors[0]) for t in tensors[1:]):

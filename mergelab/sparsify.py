@@ -12,16 +12,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mergelab.checks import is_number, shown
 from mergelab.errors import OptionError
 
 Scope = Literal["layer", "adapter"]
 SCOPES = ("layer", "adapter")
 
 
-def check_density(density: float) -> None:
+def check_density(density: object) -> None:
     """Raise unless `0 < density <= 1`."""
-    if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0 < density <= 1:
-        raise OptionError(f"density is the share of entries kept, expected 0 < density <= 1, found {density!r}")
+    if not is_number(density) or not 0 < density <= 1:  # type: ignore[operator]
+        raise OptionError(f"density is the share of entries kept, expected 0 < density <= 1, found {shown(density)}")
 
 
 @dataclass(frozen=True)

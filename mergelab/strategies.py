@@ -7,7 +7,6 @@ combined (`rule`) and where that happens (`space`, `basis`). How the result is s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
@@ -15,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from mergelab.checks import EXPECTED_NUMBER, is_number, shown
 from mergelab.errors import OptionError
 from mergelab.rules import elect_and_average, weighted_sum
 from mergelab.rules.ties import MAJORITY_SIGNS, MajoritySign
@@ -181,8 +181,8 @@ class _Elect(Strategy):
         check_density(self.density)
         _check_choice("majority_sign", self.majority_sign, MAJORITY_SIGNS)
         _check_choice("variant", self.variant, VARIANTS)
-        if isinstance(self.lam, bool) or not isinstance(self.lam, (int, float)) or not math.isfinite(self.lam):
-            raise OptionError(f"lam={self.lam!r}: expected a finite number")
+        if not is_number(self.lam):
+            raise OptionError(f"lam={shown(self.lam)}: {EXPECTED_NUMBER}")
 
     @property
     def factor(self) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from numbers import Real
 
+from mergelab.checks import EXPECTED_NUMBER, is_number, shown
 from mergelab.errors import OptionError
 
 Weight = float | Mapping[str, float]
@@ -66,6 +66,6 @@ def _of_adapter(weight: Weight, layers: list[str], adapter: str) -> dict[str, fl
 
 
 def _number(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(float(value)):
-        raise OptionError(f"{where}: weight {value!r}: expected a finite number")
-    return float(value)
+    if not is_number(value):
+        raise OptionError(f"{where}: weight {shown(value)}: {EXPECTED_NUMBER}")
+    return float(value)  # type: ignore[arg-type]

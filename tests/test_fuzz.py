@@ -224,14 +224,14 @@ def loadable(header: dict[str, Any]) -> bytes:
         if key == "__metadata__":
             continue
         bits = DTYPES[entry["dtype"]] * math.prod(entry["shape"])
-        size = -(-bits // 8)
+        size, fill = -(-bits // 8), entry.get("fill")
         if entry["dtype"] == "F32":
-            block = matrix(size // 4).numpy().tobytes()
+            block = (matrix(size // 4) if fill is None else torch.full((size // 4,), fill)).numpy().tobytes()
         elif entry["dtype"] == "F16":
             block = matrix(size // 2).half().numpy().tobytes()
         else:
             block = bytes(noise.repeat(size // 4096 + 1)[:size].tolist())
-        entries[key] = {**entry, "data_offsets": [offset, offset + size]}
+        entries[key] = {"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": [offset, offset + size]}
         data.append(block)
         offset += size
     return File(entries, b"".join(data)).raw()
@@ -364,7 +364,13 @@ METADATA_KEYS = (
 
 
 def tensor_names(header: dict[str, Any]) -> list[str]:
+    """The keys of a header that are tensors."""
     return [key for key in header if key != "__metadata__"]
+
+
+def module_of(key: str) -> str:
+    """The key without its leaf."""
+    return key.split(".lora_")[0].removesuffix(".alpha").removesuffix(".diff_b")
 
 
 def renamed(draw: st.DrawFn, key: str) -> str:
@@ -387,12 +393,27 @@ def change_entry(draw: st.DrawFn, header: dict[str, Any]) -> None:
     if not names:
         return
     key = draw(st.sampled_from(names))
-    kind = draw(st.sampled_from(["rename", "copy", "delete", "shape", "shapes", "dtype", "dtypes"]))
+    kinds = ["rename", "copy", "delete", "shape", "shapes", "dtype", "dtypes", "fill", "module", "module", "rank"]
+    kind = draw(st.sampled_from(kinds))
     if kind in ("rename", "copy"):
         entry = header[key] if kind == "copy" else header.pop(key)
         header[renamed(draw, key)] = dict(entry)
     elif kind == "delete":
         del header[key]
+    elif kind == "module":
+        # All tensors of one module get another name: they stay a layer.
+        module, new = module_of(key), draw(st.sampled_from(MODULES))
+        for name in names:
+            if module_of(name) == module:
+                header[new + name.removeprefix(module)] = header.pop(name)
+    elif kind == "rank":
+        # Both factors of one module get another rank.
+        module, rank = module_of(key), draw(st.sampled_from([1, 2, 5, 16]))
+        for name in names:
+            if module_of(name) == module and len(header[name]["shape"]) > 1:
+                header[name]["shape"][int(name.endswith(("lora_up.weight", "lora_B.weight")))] = rank
+    elif kind == "fill":
+        header[key]["fill"] = draw(st.sampled_from([0.0, -1.0, 1e30, 3e38, 1e-40, math.nan, math.inf]))
     elif kind == "shape":
         header[key]["shape"] = draw(SHAPES)
     elif kind == "shapes":

@@ -77,6 +77,16 @@ FLUX_DEV = {
 }
 
 
+FLUX_SMALL = {
+    **FLUX_DEV,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "axes_dims_rope": (4, 4, 8),
+    "joint_attention_dim": 32,
+    "pooled_projection_dim": 16,
+}
+
+
 class Complaints(logging.Handler):
     """What a library logs at level WARNING or above: diffusers and PEFT report keys that they drop only there."""
 
@@ -354,13 +364,12 @@ def test_strength_means_strength(sdxl: StableDiffusionXLPipeline, sdxl_adapter: 
     assert (merged - stacked).norm() < 1e-4 * stacked.norm()
 
 
-# (c) FLUX.1-dev in its real width, without weights.
+# (c) FLUX, small; for kohya's files in its real width, which diffusers' conversion takes for granted.
 
 
-@pytest.fixture(scope="module")
-def flux() -> FluxPipeline:
+def flux_pipeline(config: Mapping[str, object]) -> FluxPipeline:
     with torch.device("meta"):
-        transformer = FluxTransformer2DModel(**FLUX_DEV)
+        transformer = FluxTransformer2DModel(**config)
     transformer.to_empty(device="cpu")
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -373,18 +382,37 @@ def flux() -> FluxPipeline:
     )
 
 
+@pytest.fixture(scope="module")
+def flux() -> FluxPipeline:
+    return flux_pipeline(FLUX_SMALL)
+
+
+@pytest.fixture(scope="module")
+def flux_dev() -> FluxPipeline:
+    return flux_pipeline(FLUX_DEV)
+
+
 # Layers that diffusers' reading of kohya's files drops for want of a prefix (measured with 0.42).
 TOP_LEVEL = ("x_embedder", "context_embedder", "time_text_embed.", "norm_out.", "proj_out")
 
 
-@pytest.fixture(scope="module")
-def flux_adapter(flux: FluxPipeline) -> Adapter:
+def flux_layers(flux: FluxPipeline) -> Adapter:
     """Every linear layer of the transformer, and of CLIP."""
     shapes = weights_of("transformer", flux.transformer) | text_weights("text_encoder", flux.text_encoder)
     adapter = random_adapter(shapes, "flux")
     proj_out = {adapter.ranks[name] for name in adapter.ranks if name.endswith("proj_out")}
     assert len(proj_out) > 1, "the top-level proj_out and those of the blocks must differ in rank"
     return adapter
+
+
+@pytest.fixture(scope="module")
+def flux_adapter(flux: FluxPipeline) -> Adapter:
+    return flux_layers(flux)
+
+
+@pytest.fixture(scope="module")
+def flux_dev_adapter(flux_dev: FluxPipeline) -> Adapter:
+    return flux_layers(flux_dev)
 
 
 def test_flux_in_the_format_of_diffusers(
@@ -415,27 +443,29 @@ def test_flux_without_some_blocks(
 
 
 def test_flux_in_the_format_of_kohya(
-    flux: FluxPipeline, flux_adapter: Adapter, tmp_path: Path, complaints: list[str]
+    flux_dev: FluxPipeline, flux_dev_adapter: Adapter, tmp_path: Path, complaints: list[str]
 ) -> None:
     """Fused qkv and linear1 of parts with ranks and scalings of their own: diffusers' conversion splits them again."""
-    adapter = without(flux_adapter, *(f"transformer.{path}" for path in TOP_LEVEL))
+    adapter = without(flux_dev_adapter, *(f"transformer.{path}" for path in TOP_LEVEL))
     path = adapter.save(tmp_path / "merged.safetensors", format="kohya")
-    assert_deltas(read_by(flux, path), adapter)
+    assert_deltas(read_by(flux_dev, path), adapter)
     assert complaints == []
 
 
-def test_flux_with_t5_loads(flux: FluxPipeline, flux_adapter: Adapter, tmp_path: Path) -> None:
+def test_flux_with_t5_loads(flux_dev: FluxPipeline, flux_dev_adapter: Adapter, tmp_path: Path) -> None:
     """Layers of T5, which diffusers does not use, do not disturb the others in either format."""
     generator = torch.Generator().manual_seed(2)
     own = {
-        name: layer for name, layer in flux_adapter.layers.items() if re.search(r"^text_|attn\.(to|add)_[qkv]", name)
+        name: layer
+        for name, layer in flux_dev_adapter.layers.items()
+        if re.search(r"^text_|attn\.(to|add)_[qkv]|proj_mlp", name)
     }
     base = Adapter(own, architecture="flux", source="random")
     t5 = {"text_encoder_2.encoder.block.0.layer.0.SelfAttention.q": random_layer((64, 64), 3, 0.5, generator)}
     adapter = Adapter({**base.layers, **t5}, architecture="flux", source="random")
     for format in ("diffusers", "kohya"):
         path = adapter.save(tmp_path / "merged.safetensors", format=format)
-        assert_deltas(read_by(flux, path), base)
+        assert_deltas(read_by(flux_dev, path), base)
 
 
 # (d) PEFT's own folders.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import struct
 import uuid
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from mergelab.errors import FormatError, OutputError, SourceError
@@ -60,28 +61,19 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             start = file.read(8)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(metadata)  # noqa: SIM118
+    except Exception as error:  # a damaged file makes the package raise a dozen different things
+        reason = _one_line(error)
+    # Looked at only now: a header of 640 bytes begins as a pickle does.
     if start[:4] == b"PK\x03\x04" or start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
         raise FormatError(
             f"{path}: is a PyTorch pickle, expected safetensors; give it its name (.pt) and pass allow_pickle=True "
             "(--allow-pickle) if you trust it"
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(metadata)  # noqa: SIM118
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-        AttributeError,
-        OverflowError,
-    ) as error:
-        raise FormatError(
-            f"{path}: is no whole safetensors file: {_one_line(error)}; download or save it again"
-        ) from None
+    raise FormatError(f"{path}: is no whole safetensors file: {reason}; download or save it again")
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -101,6 +93,8 @@ def check_tensors(tensors: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise FormatError(f"{source}: expected tensors by name, found {type(value).__name__} at {key!r}")
+        if value.layout != torch.strided or value.is_meta or value.is_quantized:
+            raise FormatError(f"{source}: {key!r} is no plain tensor with values: found {value.layout}, {value.device}")
     return dict(tensors)
 
 
@@ -171,5 +165,5 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}; nothing was changed") from None
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        with contextlib.suppress(OSError):
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()

@@ -188,6 +188,12 @@ def join(path: str, layers: dict[int, Layer], parts: int) -> LoraLayer:
     columns = given[0].lora_A.shape[1]
     mlp = layers[3].lora_B.shape[0] if 3 in layers else _MLP_RATIO * columns
     sizes = [columns] * 3 + ([mlp] if parts == 4 else [])
+    for index, layer in layers.items():
+        if layer.shape != (sizes[index], columns):
+            raise LayerError(
+                f"layer {path}: its parts do not fit together: expected part {index} to have shape "
+                f"{(sizes[index], columns)}, found {layer.shape}; kohya's format fuses them, write another format"
+            )
     first = given[0].lora_A
     shared = all(x.lora_A.shape == first.shape and torch.equal(x.lora_A, first) for x in given[1:])
     scaling = given[0].scaling if len({x.scaling for x in given}) == 1 else 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mergelab.checks import is_number, shown
 from mergelab.errors import FormatError, LayerError
 from mergelab.formats.names import bare
 from mergelab.layer import LoraLayer
@@ -148,19 +150,15 @@ def build(leaves: Leaves, scaling: float | None, source: str) -> LoraLayer | Non
 
 def _alpha(tensor: Tensor, key: str, source: str) -> float:
     value = float(tensor.reshape(-1)[0]) if tensor.numel() == 1 and not tensor.is_complex() else float("nan")
-    if not abs(value) < float("inf"):
-        raise LayerError(f"{source}: {key!r} holds {tensor.tolist()}, expected one finite number")
+    if not is_number(value):
+        raise LayerError(f"{source}: {key!r} holds {shown(tensor.tolist())}, expected one finite number")
     return value
 
 
 def _fold_mid(down: Tensor, mid: Tensor) -> Tensor:
     """Tucker: `delta[o, i] = sum_pq up[o, p] mid[p, q, kh, kw] down[q, i]`; mid and down become one factor."""
-    if (
-        mid.dim() != 4
-        or down.flatten(1).dim() != 2
-        or mid.shape[1] != down.shape[0]
-        or down[0].numel() != down.shape[1]
-    ):
+    flat = down.dim() in (2, 4) and down.numel() == math.prod(down.shape[:2])
+    if mid.dim() != 4 or not flat or not mid.numel() or not down.numel() or mid.shape[1] != down.shape[0]:
         raise LayerError(f"lora_mid {tuple(mid.shape)} and lora_down {tuple(down.shape)} do not fit together")
     return torch.einsum("pqhw,qi->pihw", mid.float(), down.flatten(1).float())
 

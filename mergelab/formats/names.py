@@ -48,6 +48,10 @@ _ROOTS = {
     **dict.fromkeys(unet.SGM_ROOTS, "unet"),
 }
 
+_FLUX_ROOTS = frozenset(
+    "transformer_blocks single_transformer_blocks x_embedder context_embedder time_text_embed norm_out proj_out".split()
+)
+
 # Every step of a module path in the models above. Those with an underscore are why a flat name cannot just be split.
 _STEPS = frozenset(
     """
@@ -144,6 +148,8 @@ def _located(component: str | None, path: str, known: bool, fallback: str | None
         return Located("transformer", path, is_bfl=True)
     if root in unet.SGM_ROOTS and component in (None, "unet") and (found := unet.diffusers_of(path)):
         return Located("unet", found)
+    if component == "unet" and root in _FLUX_ROOTS:  # some trainers call every denoiser a UNet
+        component = "transformer"
     component = component or _component_of(path) or fallback or "model"
     if component == "text_encoder_3" and path.startswith("encoder.block."):
         # The T5 of FLUX is its second text encoder in diffusers, and the third in kohya's numbering.

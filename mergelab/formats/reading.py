@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from mergelab.checks import is_number, shown
 from mergelab.errors import FormatError, LayerError
 from mergelab.formats import flux
 from mergelab.formats.architecture import detect
@@ -70,7 +73,8 @@ def parse(
     for module, leaves in found.modules.items():
         where = located[module]
         down = leaves.tensors.get("down")
-        scaling = scaling_of(where.component, where.path, down.shape[0]) if down is not None and down.dim() else None
+        rank = down.shape[0] if down is not None and down.dim() else 0
+        scaling = scaling_of(where.component, where.path, rank) if rank else None
         without_alpha += "alpha" not in leaves.tensors and scaling is None
         for name, layer in _layers_of(where, leaves, scaling, source).items():
             if name in layers:
@@ -79,9 +83,20 @@ def parse(
                 )
             layers[name], origin[name] = layer, module
         extras.update(_biases_of(where, leaves, layers, source))
-    metadata = dict(metadata)
+    _check_extras(extras, layers, source)
     architecture = detect({name: layer.shape for name, layer in layers.items()}, metadata)
-    return Contents(layers, extras, architecture, metadata, source, _notes(located, without_alpha))
+    return Contents(layers, extras, architecture, dict(metadata), source, _notes(located, without_alpha))
+
+
+def _check_extras(extras: Mapping[str, Tensor], layers: Mapping[str, Layer], source: str) -> None:
+    for key, tensor in extras.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            raise LayerError(f"{source}: {key} holds values that are NaN or infinite, expected finite numbers")
+        layer = layers.get(key.removesuffix(".lora_B.bias"))
+        if layer is not None and tensor.shape != layer.shape[:1]:
+            raise LayerError(
+                f"{source}: {key}: a bias of {tensor.numel()} values, expected {layer.shape[0]}, one for each output"
+            )
 
 
 def _notes(located: Mapping[str, Located], without_alpha: int) -> tuple[str, ...]:
@@ -171,12 +186,16 @@ def config_scaling(config: Mapping[str, Any], source: str) -> Callable[[str, int
         raise FormatError(f"{source}: is a DoRA (use_dora), which this version of mergelab does not read")
     default = config.get("lora_alpha")
     patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise FormatError(f"{source}: alpha_pattern is a {type(patterns).__name__}, expected patterns with numbers")
     for value in (default if default is not None else 1, *patterns.values()):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise FormatError(f"{source}: lora_alpha or alpha_pattern holds {value!r}, expected finite numbers")
+        if not is_number(value):
+            raise FormatError(f"{source}: lora_alpha or alpha_pattern holds {shown(value)}, expected finite numbers")
+
+    compiled = [(_compiled(pattern, source), alpha) for pattern, alpha in patterns.items()]
 
     def scaling(path: str, rank: int) -> float:
-        alpha = next((v for key, v in patterns.items() if _matches(key, path, source)), default)
+        alpha = next((alpha for pattern, alpha in compiled if pattern.match(path)), default)
         if alpha is None:
             return 1.0
         return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
@@ -184,10 +203,12 @@ def config_scaling(config: Mapping[str, Any], source: str) -> Callable[[str, int
     return scaling
 
 
-def _matches(pattern: str, path: str, source: str) -> bool:
+def _compiled(pattern: object, source: str) -> re.Pattern[str]:
     try:
-        return re.match(rf"(.*\.)?({pattern})$", path) is not None
-    except re.error as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # a "[[" may mean something else one day
+            return re.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, OverflowError, RecursionError) as error:
         raise FormatError(
             f"{source}: alpha_pattern holds {pattern!r}, expected a regular expression: {error}"
         ) from None
@@ -200,7 +221,7 @@ def _from_header(metadata: Mapping[str, str], source: str) -> ScalingOf:
         return lambda component, path, rank: None
     try:
         flat = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{source}: lora_adapter_metadata in the header is no JSON: {error}") from None
     if not isinstance(flat, dict):
         raise FormatError(

@@ -40,9 +40,12 @@ def _local(source: str) -> Path:
     """A local path; what is elsewhere is fetched first."""
     if "://" in source:
         return _fetch(source)
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
+    try:
+        path = Path(source).expanduser()
+        if path.exists():
+            return path
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SourceError(f"{source}: there is no such file or folder: {error}") from None
     parts = source.split("/")
     looks_remote = len(parts) >= 2 and not source.startswith((".", "/", "~")) and "\\" not in source
     if looks_remote and (len(parts) == 2) == (Path(source).suffix not in (".safetensors", *PICKLES)):
@@ -126,7 +129,7 @@ def _read_peft(folder: Path, component: str | None, allow_pickle: bool) -> tuple
     config_path = folder / PEFT_CONFIG
     try:
         config: Any = json.loads(config_path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise FormatError(f"{config_path}: is no JSON: {error}") from None
     if not isinstance(config, dict) or str(config.get("peft_type", "LORA")).upper() != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -162,16 +163,27 @@ def _by_component(contents: Contents) -> dict[str, dict[str, Layer]]:
 def _config(
     layers: Mapping[str, Layer], scalings: Mapping[str, float], contents: Contents, component: str
 ) -> dict[str, Any]:
-    """The fields of a PEFT LoraConfig. Patterns are anchored: PEFT would match "proj_out" anywhere else, too."""
+    """The fields of a PEFT LoraConfig.
+
+    PEFT matches names in lists and patterns at the end of a path, so that "proj_out" would be every block's, too: all
+    are anchored at the beginning. The CLIP encoders of transformers 5 have lost their `text_model`, files have not.
+    """
+
+    def pattern(path: str) -> str:
+        if path.startswith("text_model."):
+            return r"^(text_model\.)?" + re.escape(path.removeprefix("text_model."))
+        return "^" + re.escape(path)
+
+    ambiguous = any("." not in path or path.startswith("text_model.") for path in layers)
     ranks = {path: layer.rank for path, layer in layers.items()}
     alphas = {path: _plain(scalings[path] * rank) for path, rank in ranks.items()}
     rank, alpha = _most(Counter(ranks.values())), _most(Counter(alphas.values()))
     return {
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {f"^{path}": r for path, r in ranks.items() if r != rank},
-        "alpha_pattern": {f"^{path}": a for path, a in alphas.items() if a != alpha},
-        "target_modules": sorted(layers),
+        "rank_pattern": {pattern(path): r for path, r in ranks.items() if r != rank},
+        "alpha_pattern": {pattern(path): a for path, a in alphas.items() if a != alpha},
+        "target_modules": "|".join(map(pattern, sorted(layers))) if ambiguous else sorted(layers),
         "lora_bias": any(k.startswith(f"{component}.") and k.endswith(".lora_B.bias") for k in contents.extras),
     }
 
@@ -188,14 +200,29 @@ def _plain(value: float) -> int | float:
 def _kohya(contents: Contents) -> dict[str, Tensor]:
     modules, biases, rest = _kohya_modules(contents)
     tensors: dict[str, Tensor] = dict(rest)
+    alpha = None if contents.architecture == "flux" else _one_alpha(modules.values())
     for module, layer in modules.items():
         # kohya's tools read an alpha of 0 as "none given", and a negative one is used by nobody.
         kept = layer if layer.scaling > 0 else folded_layer(layer)
+        if alpha is not None:
+            kept = folded_layer(kept.scaled(kept.rank / alpha)).scaled(alpha / kept.rank)
         tensors[f"{module}.lora_down.weight"] = kept.lora_A
         tensors[f"{module}.lora_up.weight"] = kept.lora_B
         tensors[f"{module}.alpha"] = torch.tensor(kept.scaling * kept.rank, dtype=torch.float32)
     tensors.update({f"{module}.diff_b": bias for module, bias in biases.items()})
     return tensors
+
+
+def _one_alpha(layers: Iterable[Layer]) -> int | None:
+    """One alpha for all modules where theirs differ; None where they do not.
+
+    diffusers (0.42) reads the alphas of a UNet in kohya's names wrongly where they differ: it looks for the patterns of
+    PEFT under names that no module has, and every layer gets the most frequent alpha.
+    """
+    given = list(layers)
+    if len({layer.scaling * layer.rank for layer in given}) == 1 and given[0].scaling > 0:
+        return None
+    return _most(Counter(layer.rank for layer in given)) if given else None
 
 
 def _kohya_modules(contents: Contents) -> tuple[dict[str, Layer], dict[str, Tensor], dict[str, Tensor]]:
@@ -330,16 +357,14 @@ def _component_contents(contents: Contents, component: str) -> Contents:
 @contextlib.contextmanager
 def _replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder` to write to; it takes the place of `folder` when all is written."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file, expected a folder for format 'peft'")
     _only_ours(folder)
     with replacing(folder) as temporary:
-        try:
-            temporary.mkdir()
-            yield temporary
-            if folder.is_dir():
-                shutil.rmtree(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        temporary.mkdir()
+        yield temporary
+        if folder.is_dir():
+            shutil.rmtree(folder)
 
 
 def _only_ours(folder: Path) -> None:

@@ -1,0 +1,31 @@
+"""Whether a value that came from outside is a number that arithmetic can use."""
+
+from __future__ import annotations
+
+# Weights, alphas and strengths are of order one; what is above this is a mistake, and would overflow float32.
+LARGEST_NUMBER = 1e9
+EXPECTED_NUMBER = "expected a finite number that float32 arithmetic can work with, of magnitude at most 1e9"
+
+
+def is_number(value: object) -> bool:
+    """A real number (no truth value) of magnitude at most 1e9; NaN is none.
+
+    Example:
+        >>> is_number(0.5), is_number(True), is_number("0.5"), is_number(float("nan")), is_number(10**400)
+        (True, False, False, False, False)
+    """
+    if isinstance(value, (bool, complex)) or not hasattr(value, "__float__"):
+        return False
+    try:
+        return bool(abs(float(value)) <= LARGEST_NUMBER)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return False
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: its representation, cut short."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of too many digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."
