@@ -20,6 +20,7 @@ from mergelab.errors import FormatError, OutputError, SourceError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
+_USUAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -64,7 +65,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(metadata)  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return check_tensors(tensors, str(path)), dict(metadata)
+    except FormatError:
+        raise
     except Exception as error:  # a damaged file makes the package raise a dozen different things
         reason = _one_line(error)
     # Looked at only now: a header of 640 bytes begins as a pickle does.
@@ -89,13 +93,19 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def check_tensors(tensors: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
-    """Raise unless every key is a string and every value a tensor."""
+    """Tensors by name, raise where they are not; float8 and the like, which hardly any operation takes, as float32."""
+    plain: dict[str, Tensor] = {}
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise FormatError(f"{source}: expected tensors by name, found {type(value).__name__} at {key!r}")
         if value.layout != torch.strided or value.is_meta or value.is_quantized:
             raise FormatError(f"{source}: {key!r} is no plain tensor with values: found {value.layout}, {value.device}")
-    return dict(tensors)
+        try:
+            usual = not value.is_floating_point() or value.dtype in _USUAL
+            plain[key] = value if usual else value.to(torch.float32)
+        except (RuntimeError, NotImplementedError):
+            raise FormatError(f"{source}: {key!r} is {value.dtype}, which cannot be converted to float32") from None
+    return plain
 
 
 def _one_line(error: BaseException) -> str:
