@@ -624,6 +624,10 @@ REGRESSIONS: dict[str, dict[str, Any]] = {
     "product above float32": layer(CONV, fill=1e30),
     "factor near the end of float32": layer(CONV, fill=3e38),
     "factor near zero": layer(CONV, fill=1e-40),
+    "factors at both ends of float32": {
+        **one(f"{CONV}.lora_A.weight", 2, 4, fill=3e38),
+        **one(f"{CONV}.lora_B.weight", 4, 2, fill=1e-40),
+    },
 }
 
 

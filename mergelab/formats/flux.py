@@ -165,29 +165,38 @@ def split_rows(path: str, vector: Tensor, columns: int) -> dict[str, Tensor]:
     return dict(zip(names, torch.split(vector, split_sizes(len(vector), columns, len(names), path))))
 
 
-def join_rows(path: str, vectors: dict[int, Tensor], parts: int) -> Tensor:
-    """The bias of a BFL module from those of its parts; a part that is missing is zero."""
+def join_rows(path: str, vectors: dict[int, Tensor], parts: int, shape: tuple[int, ...] | None) -> Tensor:
+    """The bias of a BFL module from those of its parts; a part that is missing is zero.
+
+    `shape` is that of the module's weight, where it is known.
+    """
     if parts == 1:
         return _swap_halves(vectors[0]) if path == _SWAPPED else vectors[0]
-    width = next((len(v) for index, v in vectors.items() if index < 3), 0) or len(vectors[3]) // _MLP_RATIO
-    sizes = [width] * 3 + ([len(vectors[3]) if 3 in vectors else _MLP_RATIO * width] if parts == 4 else [])
+    if shape is not None:
+        sizes = split_sizes(shape[0], shape[1], parts, path)
+    else:
+        width = next((len(v) for index, v in vectors.items() if index < 3), 0) or len(vectors[3]) // _MLP_RATIO
+        sizes = [width] * 3 + ([len(vectors[3]) if 3 in vectors else _MLP_RATIO * width] if parts == 4 else [])
     some = next(iter(vectors.values()))
     return torch.cat([vectors.get(i, some.new_zeros(size)) for i, size in enumerate(sizes)])
 
 
-def join(path: str, layers: dict[int, Layer], parts: int) -> LoraLayer:
+def join(path: str, layers: dict[int, Layer], parts: int, mlp: int | None = None) -> LoraLayer:
     """The layer of a BFL module from those of its parts, exactly.
 
     `lora_A` is shared where all parts have the same; otherwise the factors stand side by side, `lora_B`
-    block-diagonal, and the rank is the sum of the parts' ranks. A part that is missing is zero.
+    block-diagonal, and the rank is the sum of the parts' ranks. A part that is missing is zero; `mlp` is the size of
+    linear1's last part where something else tells it.
     """
     given = list(layers.values())
+    if given[0].lora_A.dim() != 2:
+        raise LayerError(f"layer {path}: expected a linear layer, found shape {given[0].shape}")
     if parts == 1:
         lora_b = _swap_halves(given[0].lora_B) if path == _SWAPPED else given[0].lora_B
         return LoraLayer(given[0].lora_A, lora_b, given[0].scaling)
     columns = given[0].lora_A.shape[1]
-    mlp = layers[3].lora_B.shape[0] if 3 in layers else _MLP_RATIO * columns
-    sizes = [columns] * 3 + ([mlp] if parts == 4 else [])
+    last = layers[3].lora_B.shape[0] if 3 in layers else mlp or _MLP_RATIO * columns
+    sizes = [columns] * 3 + ([last] if parts == 4 else [])
     for index, layer in layers.items():
         if layer.shape != (sizes[index], columns):
             raise LayerError(
@@ -213,6 +222,8 @@ def join(path: str, layers: dict[int, Layer], parts: int) -> LoraLayer:
 
 def _swap_halves(rows: Tensor) -> Tensor:
     # BFL stacks (shift, scale), diffusers (scale, shift).
+    if rows.shape[0] % 2:
+        raise LayerError(f"layer {_SWAPPED}: expected shift and scale of one size, found {rows.shape[0]} outputs")
     return torch.roll(rows, rows.shape[0] // 2, dims=0)
 
 

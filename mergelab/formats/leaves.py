@@ -31,6 +31,8 @@ _LEAVES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 _XLABS = re.compile(r"^(.*?)(double|single)_blocks\.(\d+)\.processor\.(qkv|proj)_lora([12]?)\.(down|up)\.weight$")
 
+_LONGEST_KEY = 500
+
 # Dialects that are recognised, so that the refusal can name them.
 _REFUSED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), name)
@@ -75,6 +77,8 @@ def sort_keys(tensors: Mapping[str, Tensor], source: str) -> Sorted:
     result = Sorted()
     refused: dict[str, list[str]] = {}
     for key, tensor in tensors.items():
+        if len(key) > _LONGEST_KEY:
+            raise FormatError(f"{source}: a key of {len(key)} characters ({key[:40]!r}...), expected names of layers")
         if name := next((name for pattern, name in _REFUSED if pattern.search(key)), None):
             refused.setdefault(name, []).append(key)
         elif _EMBEDDING.match(key):

@@ -115,6 +115,10 @@ def unflatten(flat: str) -> str | None:
 def locate(modules: Iterable[str]) -> dict[str, Located]:
     """Locate all modules of one file; a name that says nothing of its component follows those that do."""
     parsed = {module: _strip(module) for module in modules}
+    # kohya numbers text encoders; the T5 of FLUX is te3, without a te2, and the second encoder of diffusers' pipeline.
+    if not any(component == "text_encoder_2" for component, _, _ in parsed.values()):
+        second = {"text_encoder_3": "text_encoder_2"}
+        parsed = {m: (second.get(c or "", c), path, known) for m, (c, path, known) in parsed.items()}
     strong = {_component_of(path) for _, path, known in parsed.values() if known} - {None}
     fallback = next(iter(strong)) if len(strong) == 1 else None
     return {module: _located(*parts, fallback) for module, parts in parsed.items()}
@@ -151,9 +155,6 @@ def _located(component: str | None, path: str, known: bool, fallback: str | None
     if component == "unet" and root in _FLUX_ROOTS:  # some trainers call every denoiser a UNet
         component = "transformer"
     component = component or _component_of(path) or fallback or "model"
-    if component == "text_encoder_3" and path.startswith("encoder.block."):
-        # The T5 of FLUX is its second text encoder in diffusers, and the third in kohya's numbering.
-        component = "text_encoder_2"
     if component.startswith("text_encoder") and path.startswith("encoder.layers."):
         path = f"text_model.{path}"
     if component == "unet" and path.endswith(".to_out"):

@@ -96,7 +96,7 @@ def _fetch(url: str) -> Path:
 def _read_folder(folder: Path, allow_pickle: bool) -> tuple[Contents, tuple[Path, ...]]:
     if (folder / PEFT_CONFIG).is_file():
         return _read_peft(folder, None, allow_pickle)
-    parts = [c for c in COMPONENTS if (folder / c / PEFT_CONFIG).is_file()]
+    parts = [c for c in (*COMPONENTS, "model") if (folder / c / PEFT_CONFIG).is_file()]
     if parts:
         return _joined(folder, [_read_peft(folder / c, c, allow_pickle) for c in parts])
     files = sorted(folder.glob("*.safetensors"))

@@ -252,9 +252,13 @@ def _kohya_modules(contents: Contents) -> tuple[dict[str, Layer], dict[str, Tens
         else:
             biases[_kohya_name(contents, name)] = tensor
     for path, layers in fused_layers.items():
-        modules[f"lora_unet_{path.replace('.', '_')}"] = flux.join(path, layers, sizes[path])
+        last = fused_biases.get(path, {}).get(3)
+        mlp = len(last) if last is not None else None
+        modules[f"lora_unet_{path.replace('.', '_')}"] = flux.join(path, layers, sizes[path], mlp)
     for path, vectors in fused_biases.items():
-        biases[f"lora_unet_{path.replace('.', '_')}"] = flux.join_rows(path, vectors, sizes[path])
+        module = f"lora_unet_{path.replace('.', '_')}"
+        shape = modules[module].shape if module in modules else None
+        biases[module] = flux.join_rows(path, vectors, sizes[path], shape)
     return modules, biases, rest
 
 
