@@ -17,9 +17,9 @@ from torch import Tensor
 from mergelab import formats
 from mergelab.checks import EXPECTED_NUMBER, is_number, shown
 from mergelab.errors import LayerError, OptionError, OutputError
-from mergelab.layer import Contents, LoraLayer, LoraSum, same_weight, short_name, terms_of
+from mergelab.layer import Contents, LoraLayer, LoraSum, layer_of, same_weight, short_name, terms_of
 from mergelab.lowrank import Spectrum, inner, svd
-from mergelab.ranks import Rank, RankBudget, check_rank, rank_for_energy, wanted
+from mergelab.ranks import Rank, RankBudget, check_rank, cut, rank_note, wanted
 from mergelab.report import LayerReport, Report
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
@@ -180,27 +180,16 @@ class Adapter(Contents):
         rank = check_rank(rank)
         spectra: dict[str, Spectrum] = {}
         for name, layer in self.layers.items():
-            spectrum = svd(self.matrices(name))
             limit = min(layer.shape[0], math.prod(layer.shape[1:]), layer.rank)
-            ask = wanted(rank, [layer.rank], limit)
-            spectra[name] = spectrum.truncated(
-                ask if isinstance(ask, int) else rank_for_energy(spectrum.S, ask, spectrum.energy)
-            )
+            spectra[name] = cut(svd(self.matrices(name)), wanted(rank, [layer.rank], limit))
         if isinstance(rank, RankBudget):
             counts = rank.spend([s.S for s in spectra.values()])
             spectra = {name: s.truncated(count) for (name, s), count in zip(spectra.items(), counts)}
-        layers, rows = {}, []
-        for name, spectrum in spectra.items():
-            found, shape = len(spectrum.S), self.layers[name].shape
-            if found:
-                a, b = spectrum.factors().A, spectrum.factors().B
-                layers[name] = LoraLayer(
-                    a.reshape(found, *shape[1:]), b.reshape(shape[0], found, *[1] * (len(shape) - 2))
-                )
-            capped = isinstance(rank, int) and found < rank
-            note = f"rank capped at {found}, all that the layer holds (asked for {rank})" if capped else ""
-            note = note or ("" if found else "left out: the rank budget went to other layers")
-            rows.append(LayerReport(name, found, spectrum.energy, spectrum.kept, note=note))
+        kept = {name: s for name, s in spectra.items() if len(s.S)}
+        layers = {name: layer_of(s.factors(), self.layers[name].shape) for name, s in kept.items()}
+        rows = [
+            LayerReport(name, len(s.S), s.energy, s.kept, note=rank_note(rank, len(s.S))) for name, s in spectra.items()
+        ]
         return replace(self, layers=layers, source=f"{self.name} at rank {rank}", report=Report((), tuple(rows)))
 
     def state_dict(self, format: str = "diffusers", dtype: torch.dtype | str | None = None) -> dict[str, Tensor]:

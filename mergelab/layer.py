@@ -122,6 +122,12 @@ def matrices(layer: Layer, device: torch.device | str | None = None) -> Factors:
     return Factors(lora_b if layer.scaling == 1.0 else lora_b * layer.scaling, lora_a)
 
 
+def layer_of(factors: Factors, shape: Sequence[int]) -> LoraLayer:
+    """The layer that changes a weight of this shape by the product of two matrices."""
+    rank, ones = factors.A.shape[0], [1] * (len(shape) - 2)
+    return LoraLayer(factors.A.reshape(rank, *shape[1:]), factors.B.reshape(shape[0], rank, *ones))
+
+
 def short_name(source: str) -> str:
     """A file's name without its folder and its ending; any other source as it is.
 

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from mergelab.adapter import Adapter, Source, load
 from mergelab.errors import ArchitectureError, LayerError, OptionError
-from mergelab.layer import LoraLayer, same_weight
+from mergelab.layer import LoraLayer, layer_of, same_weight
 from mergelab.lowrank import Core, Factors, Spectrum, core, inner, stack, svd, svd_dense
 from mergelab.provenance import Recipe, input_record, merged_metadata
-from mergelab.ranks import Rank, RankBudget, check_rank, rank_for_energy, wanted
+from mergelab.ranks import Rank, RankBudget, check_rank, cut, rank_note, wanted
 from mergelab.report import LayerReport, Report
 from mergelab.spaces import Merged, Stacked, merge_layer, view_of
 from mergelab.sparsify import Trim, kth_largest_magnitudes
@@ -253,9 +253,7 @@ def _decompose(merged: Merged, ask: int | float, generator: torch.Generator) -> 
         spectrum = svd_dense(merged, ask, generator)
     else:
         spectrum = svd(merged if isinstance(merged, Core) else core(merged))
-    if isinstance(ask, float):
-        ask = rank_for_energy(spectrum.S, ask, spectrum.energy)
-    return spectrum.truncated(ask)
+    return cut(spectrum, ask)
 
 
 def layer_generator(seed: int, name: str, index: int) -> torch.Generator:
@@ -316,15 +314,9 @@ def _store(job: _Job, results: list[_Result]) -> tuple[dict[str, LoraLayer], lis
             kept = spectrum.kept
             factors = spectrum.factors() if len(spectrum.S) else None
         if factors is not None:
-            layers[result.name] = _as_layer(factors, result.shape)
+            layers[result.name] = layer_of(factors, result.shape)
         rows.append(_row(job, result, factors, kept))
     return layers, rows
-
-
-def _as_layer(factors: Factors, shape: tuple[int, ...]) -> LoraLayer:
-    rank = factors.A.shape[0]
-    ones = [1] * (len(shape) - 2)
-    return LoraLayer(factors.A.reshape(rank, *shape[1:]), factors.B.reshape(shape[0], rank, *ones))
 
 
 def _row(job: _Job, result: _Result, factors: Factors | None, kept: float) -> LayerReport:
@@ -335,14 +327,7 @@ def _row(job: _Job, result: _Result, factors: Factors | None, kept: float) -> La
         norms[i] = inner(change, change)
         projections[i] = inner(factors, change) if factors is not None else 0.0
     rank = factors.A.shape[0] if factors is not None else 0
-    if not result.present:
-        note = "left out: every weight is 0 there"
-    elif factors is None:
-        note = "left out: the rank budget went to other layers"
-    elif isinstance(job.rank, int) and rank < job.rank:
-        note = f"rank capped at {rank}, all that the layer or the merge can hold (asked for {job.rank})"
-    else:
-        note = ""
+    note = rank_note(job.rank, rank) if result.present else "left out: every weight is 0 there"
     return LayerReport(result.name, rank, result.energy, kept, tuple(projections), tuple(norms), note)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mergelab.errors import OptionError
+from mergelab.lowrank import Spectrum
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,22 @@ def rank_for_energy(singular_values: Tensor, share: float, energy: float) -> int
     # A share of 0.9 of exactly 10 / 10 must not ask for one more because of the last bit of a sum.
     enough = torch.nonzero(held >= share * energy * (1 - 1e-12))
     return int(enough[0]) + 1 if len(enough) else len(singular_values)
+
+
+def cut(spectrum: Spectrum, ask: int | float) -> Spectrum:
+    """The leading part that was asked for: a number of singular values, or the share of the energy they hold."""
+    if isinstance(ask, float):
+        ask = rank_for_energy(spectrum.S, ask, spectrum.energy)
+    return spectrum.truncated(ask)
+
+
+def rank_note(rank: Rank, found: int) -> str:
+    """What the report says of a layer that did not get the rank that was asked for."""
+    if found == 0:
+        return "left out: the rank budget went to other layers"
+    if isinstance(rank, int) and found < rank:
+        return f"rank capped at {found}, all that the layer or the merge can hold (asked for {rank})"
+    return ""
 
 
 def _check_positive(name: str, value: object) -> None:
