@@ -244,7 +244,15 @@ def _merge_one(job: _Job, name: str, present: tuple[int, ...], thresholds: dict[
     final = isinstance(ask, int) and not isinstance(job.rank, RankBudget)
     if isinstance(merged, Factors) and final and ask >= merged.A.shape[0]:
         return _Result(name, shape, None, _to_cpu(merged), present, ranks, inner(merged, merged))
-    spectrum = _decompose(merged, ask, layer_generator(job.seed, name, -1))
+    try:
+        spectrum = _decompose(merged, ask, layer_generator(job.seed, name, -1))
+    except torch.linalg.LinAlgError:
+        spectrum = None
+    if spectrum is None or not math.isfinite(spectrum.energy):
+        raise LayerError(
+            f"layer {name}: the merge has values that float32 cannot hold; expected weights, lam and density of "
+            f"ordinary size, found weights {[job.weights[i][name] for i in present]} and {job.strategy}"
+        )
     return _Result(name, shape, _spectrum_to_cpu(spectrum), None, present, ranks, spectrum.energy)
 
 

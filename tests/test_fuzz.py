@@ -509,7 +509,7 @@ def valid_files() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@fuzz(300)
+@fuzz(250)
 @given(damaged())
 def test_damaged_containers(example: tuple[str, bytes]) -> None:
     """Whatever the bytes are, a file is refused with one sentence or works."""
@@ -517,7 +517,7 @@ def test_damaged_containers(example: tuple[str, bytes]) -> None:
     check(raw, json.dumps(CONFIG) if dialect == "peft" else None)
 
 
-@fuzz(300)
+@fuzz(250)
 @given(odd())
 def test_odd_tensors(example: tuple[str, bytes]) -> None:
     """Keys, shapes and dtypes that do not fit together are refused with one sentence, or work and can be written."""
@@ -532,7 +532,7 @@ def test_odd_peft_config(config: str) -> None:
     check(FILES["peft"], config)
 
 
-@fuzz(120)
+@fuzz(100)
 @given(HEADER_TEXTS)
 def test_odd_header_config(text: str) -> None:
     """Whatever `lora_adapter_metadata` holds, the file is refused with one sentence or works."""

@@ -177,3 +177,23 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path, ours: set[str]) -> Iterator[Path]:
+    """A new folder beside `folder` to write to; it takes the place of `folder` when all is written.
+
+    Args:
+        folder: does not exist, or holds nothing but files named as `ours`, in it and in its folders.
+        ours: names of files that may be replaced.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file, expected a folder")
+    strange = [path for path in folder.rglob("*") if path.is_file() and path.name not in ours]
+    if strange:
+        raise OutputError(f"{folder}: holds {strange[0].name}, which would be lost; choose another folder")
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        yield temporary
+        if folder.is_dir():
+            shutil.rmtree(folder)

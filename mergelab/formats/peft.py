@@ -1,0 +1,133 @@
+"""The formats of diffusers and PEFT: lora_A, lora_B, and a config for what differs between layers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from mergelab.errors import FormatError
+from mergelab.formats.names import COMPONENTS, unflatten
+from mergelab.formats.shared import by_component, folded_layer, most_frequent, no_place
+from mergelab.layer import Contents, Layer
+
+
+def diffusers(contents: Contents) -> dict[str, Tensor]:
+    """The tensors of a file for diffusers' pipelines, scalings folded into lora_B."""
+    tensors: dict[str, Tensor] = {}
+    for name, layer in contents.layers.items():
+        component, _, path = name.partition(".")
+        if component not in COMPONENTS or ("_" in path and "." not in path and unflatten(path) != path):
+            raise FormatError(
+                f"{contents.source}: layer {name} has no name in a diffusers pipeline; write it as format='peft', or "
+                "as format='kohya' if it came from there"
+            )
+        folded = folded_layer(layer)
+        tensors[f"{name}.lora_A.weight"] = folded.lora_A
+        tensors[f"{name}.lora_B.weight"] = folded.lora_B
+    for name, tensor in contents.extras.items():
+        if not (name.endswith(".lora_B.bias") or name.startswith("transformer.")):
+            raise no_place(contents, name, "diffusers")
+        tensors[name] = tensor
+    return tensors
+
+
+def adapter_metadata(contents: Contents) -> dict[str, Any]:
+    """diffusers' header: a PEFT config per component, its fields prefixed with the component."""
+    fields: dict[str, Any] = {}
+    for component, layers in by_component(contents).items():
+        config = _config(layers, dict.fromkeys(layers, 1.0), contents, component)
+        fields.update({f"{component}.{key}": value for key, value in config.items()})
+    return fields
+
+
+def _config(
+    layers: Mapping[str, Layer], scalings: Mapping[str, float], contents: Contents, component: str
+) -> dict[str, Any]:
+    """The fields of a PEFT LoraConfig.
+
+    PEFT matches names in lists and patterns at the end of a path, so that "proj_out" would be every block's, too: all
+    are anchored at the beginning. The CLIP encoders of transformers 5 have lost their `text_model`, files have not.
+    """
+
+    def pattern(path: str) -> str:
+        if path.startswith("text_model."):
+            return r"^(text_model\.)?" + re.escape(path.removeprefix("text_model."))
+        return "^" + re.escape(path)
+
+    ambiguous = any("." not in path or path.startswith("text_model.") for path in layers)
+    ranks = {path: layer.rank for path, layer in layers.items()}
+    alphas = {path: _plain(scalings[path] * rank) for path, rank in ranks.items()}
+    rank, alpha = most_frequent(Counter(ranks.values())), most_frequent(Counter(alphas.values()))
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {pattern(path): r for path, r in ranks.items() if r != rank},
+        "alpha_pattern": {pattern(path): a for path, a in alphas.items() if a != alpha},
+        "target_modules": "|".join(map(pattern, sorted(layers))) if ambiguous else sorted(layers),
+        "lora_bias": any(k.startswith(f"{component}.") and k.endswith(".lora_B.bias") for k in contents.extras),
+    }
+
+
+def _plain(value: float) -> int | float:
+    return int(value) if float(value).is_integer() else value
+
+
+def peft(contents: Contents) -> dict[str, Tensor]:
+    """The tensors of the PEFT folder of one component."""
+    components = by_component(contents)
+    if len(components) > 1:
+        raise FormatError(
+            f"{contents.source}: a PEFT folder holds one model, found {', '.join(components)}; save() writes one "
+            "folder for each, select('unet.*') takes one"
+        )
+    tensors = {}
+    for name, layer in contents.layers.items():
+        path = f"base_model.model.{name.partition('.')[2]}"
+        tensors[f"{path}.lora_A.weight"] = layer.lora_A
+        tensors[f"{path}.lora_B.weight"] = layer.lora_B
+    for key, tensor in contents.extras.items():
+        name = key.removesuffix(".lora_B.bias")
+        scaling = contents.layers[name].scaling if name in contents.layers else 1.0
+        if key.partition(".")[0] not in components:
+            raise no_place(contents, key, "peft")
+        # PEFT multiplies the bias of lora_B by the scaling of its layer.
+        tensors[f"base_model.model.{key.partition('.')[2]}"] = tensor if scaling == 1.0 else tensor.float() / scaling
+    return tensors
+
+
+def folder_config(contents: Contents, component: str) -> dict[str, Any]:
+    """The `adapter_config.json` of the PEFT folder of one component."""
+    layers = by_component(contents)[component]
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        **_config(layers, {path: layer.scaling for path, layer in layers.items()}, contents, component),
+    }
+
+
+def split_components(contents: Contents) -> dict[str, Contents]:
+    """The part of each component, with its extras."""
+    components = list(by_component(contents))
+    homeless = [key for key in contents.extras if key.partition(".")[0] not in components]
+    if homeless:
+        raise no_place(contents, homeless[0], "peft")
+
+    def part(component: str) -> Contents:
+        return replace(
+            contents,
+            layers={n: layer for n, layer in contents.layers.items() if n.partition(".")[0] == component},
+            extras={n: tensor for n, tensor in contents.extras.items() if n.partition(".")[0] == component},
+        )
+
+    return {component: part(component) for component in components}
