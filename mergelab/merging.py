@@ -246,7 +246,7 @@ def _merge_one(job: _Job, name: str, present: tuple[int, ...], thresholds: dict[
         return _Result(name, shape, None, _to_cpu(merged), present, ranks, inner(merged, merged))
     try:
         spectrum = _decompose(merged, ask, layer_generator(job.seed, name, -1))
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         spectrum = None
     if spectrum is None or not math.isfinite(spectrum.energy):
         raise LayerError(
