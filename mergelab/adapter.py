@@ -294,8 +294,8 @@ def check_target(target: Path, inputs: tuple[Path, ...], overwrite: bool) -> Non
             raise OutputError(f"{target}: exists already; choose another name, or allow it to be replaced (--force)")
         if not target.parent.is_dir():
             raise OutputError(f"{target}: there is no folder {target.parent}")
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{target}: cannot be written: {error}") from None
 
 
 def _scaled_biases(extras: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:

@@ -213,6 +213,8 @@ def _fail(message: str) -> int:
 
 def _weighted(text: str) -> tuple[str, Any]:
     """ "FILE", "FILE:0.7" or "FILE:unet=0.7,text_encoder=0.3"."""
+    from mergelab.errors import OptionError
+
     source, colon, tail = text.rpartition(":")
     if not colon or Path(text).exists():
         return text, 1.0
@@ -221,6 +223,8 @@ def _weighted(text: str) -> tuple[str, Any]:
             return source, {key: float(value) for key, _, value in (part.rpartition("=") for part in tail.split(","))}
         return source, float(tail)
     except ValueError:
+        if Path(source).exists():
+            raise OptionError(f"{text}: weight {tail!r}: expected a number, or COMPONENT=NUMBER,...") from None
         return text, 1.0
 
 

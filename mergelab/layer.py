@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -117,8 +118,8 @@ def terms_of(layer: Layer) -> tuple[LoraLayer, ...]:
 
 def matrices(layer: Layer, device: torch.device | str | None = None) -> Factors:
     """The factors as two float32 matrices, `(out, rank)` and `(rank, in * kh * kw)`, the scaling in the first."""
-    lora_b = layer.lora_B.flatten(1).to(device=device, dtype=torch.float32)
-    lora_a = layer.lora_A.flatten(1).to(device=device, dtype=torch.float32)
+    lora_b = layer.lora_B.detach().flatten(1).to(device=device, dtype=torch.float32)
+    lora_a = layer.lora_A.detach().flatten(1).to(device=device, dtype=torch.float32)
     return Factors(lora_b if layer.scaling == 1.0 else lora_b * layer.scaling, lora_a)
 
 
@@ -174,8 +175,8 @@ class Contents:
             LayerError: a factor holds NaN or infinity, or values far beyond those of any adapter.
         """
         factors = matrices(self.layers[name], device)
-        largest = float(factors.A.abs().max()) * float(factors.B.abs().max())
-        if not largest <= LARGEST_ENTRY:
+        sizes = [float(matrix.abs().max()) for matrix in factors]
+        if not (math.prod(sizes) <= LARGEST_ENTRY and max(sizes) <= LARGEST_ENTRY**1.5):
             raise LayerError(f"{self.source}: layer {name}: {_what_is_wrong(factors)}")
         return factors
 
@@ -188,6 +189,6 @@ def _what_is_wrong(factors: Factors) -> str:
                 "or its training diverged: use an earlier checkpoint"
             )
     return (
-        f"its factors hold values whose product exceeds {LARGEST_ENTRY:g}, more than float32 arithmetic can work with; "
+        f"its factors hold values far above {LARGEST_ENTRY:g}, more than float32 arithmetic can work with; "
         "the file is damaged, or its alpha is"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from numbers import Real
 
 from mergelab.checks import EXPECTED_NUMBER, is_number, shown
 from mergelab.errors import OptionError
@@ -32,7 +31,7 @@ def resolve(
     """
     if weights is None:
         weights = [1.0] * len(names)
-    if isinstance(weights, (Real, str, Mapping)):
+    if isinstance(weights, (str, Mapping)) or not isinstance(weights, Iterable):
         raise OptionError(f"weights={weights!r}: expected a list of {len(names)}, one entry for each adapter")
     given = list(weights)
     if len(given) != len(names):
@@ -48,6 +47,8 @@ def _of_adapter(weight: Weight, layers: list[str], adapter: str) -> dict[str, fl
     resolved: dict[str, float] = {}
     for pattern, value in weight.items():
         number = _number(value, f"{adapter}, {pattern!r}")
+        if not isinstance(pattern, str):
+            raise OptionError(f"{adapter}: {shown(pattern)} has a weight, expected the name or pattern of layers")
         matched = [name for name in layers if name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)]
         if not matched:
             components = ", ".join(sorted({name.split(".", 1)[0] for name in layers}))

@@ -29,7 +29,7 @@ def kohya(contents: Contents) -> dict[str, Tensor]:
     alpha = None if contents.architecture == "flux" else _one_alpha(modules.values())
     for module, layer in modules.items():
         # kohya's tools read an alpha of 0 as "none given", and a negative one is used by nobody.
-        kept = layer if layer.scaling > 0 else folded_layer(layer)
+        kept = layer if layer.scaling > 1e-30 else folded_layer(layer)
         if alpha is not None:
             kept = folded_layer(kept.scaled(kept.rank / alpha)).scaled(alpha / kept.rank)
         tensors[f"{module}.lora_down.weight"] = kept.lora_A

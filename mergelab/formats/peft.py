@@ -86,6 +86,7 @@ def peft(contents: Contents) -> dict[str, Tensor]:
             "folder for each, select('unet.*') takes one"
         )
     tensors = {}
+    contents = _without_zero_scalings(contents)
     for name, layer in contents.layers.items():
         path = f"base_model.model.{name.partition('.')[2]}"
         tensors[f"{path}.lora_A.weight"] = layer.lora_A
@@ -102,7 +103,7 @@ def peft(contents: Contents) -> dict[str, Tensor]:
 
 def folder_config(contents: Contents, component: str) -> dict[str, Any]:
     """The `adapter_config.json` of the PEFT folder of one component."""
-    layers = by_component(contents)[component]
+    layers = by_component(_without_zero_scalings(contents))[component]
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -114,6 +115,12 @@ def folder_config(contents: Contents, component: str) -> dict[str, Any]:
         "use_dora": False,
         **_config(layers, {path: layer.scaling for path, layer in layers.items()}, contents, component),
     }
+
+
+def _without_zero_scalings(contents: Contents) -> Contents:
+    """PEFT multiplies a bias by the scaling of its layer: at 0 that would lose it."""
+    layers = {name: layer if layer.scaling else folded_layer(layer) for name, layer in contents.layers.items()}
+    return replace(contents, layers=layers)
 
 
 def split_components(contents: Contents) -> dict[str, Contents]:

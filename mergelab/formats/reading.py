@@ -143,7 +143,9 @@ def _biases_of(where: Located, leaves: Leaves, layers: Mapping[str, Layer], sour
         parts = {where.path: bias}
     else:
         down = leaves.tensors.get("down")
-        columns = down.shape[1] if down is not None else len(bias) // 3
+        # Without a weight beside it, a fused bias has the proportions of FLUX: q, k, v, and four times that.
+        alone = len(bias) // (7 if len(flux.parts_of(where.path) or ()) == 4 else 3)
+        columns = down.shape[1] if down is not None else alone
         try:
             parts = flux.split_rows(where.path, bias, columns)
         except LayerError as error:
