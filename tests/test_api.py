@@ -301,3 +301,34 @@ def test_a_gpu_gives_the_same(method: str, space: str) -> None:
     loras = [adapter(31), adapter(32)]
     cpu = ml.merge(loras, method=method, space=space)
     assert difference(ml.merge(loras, method=method, space=space, device="cuda"), cpu) < 1e-3
+
+
+def test_weights_of_odd_kinds_are_refused() -> None:
+    """A pattern that is no string, weights that are no list."""
+    with pytest.raises(ml.OptionError, match="expected the name or pattern"):
+        ml.merge([adapter(33)], [{1: 2.0}])  # type: ignore[dict-item]
+    with pytest.raises(ml.OptionError, match="expected a list of 1"):
+        ml.merge([adapter(33)], object())  # type: ignore[arg-type]
+
+
+def test_parameters_that_require_grad_merge() -> None:
+    """A state dict straight from a module in training."""
+    grad = torch.nn.Parameter(torch.randn(2, 3)), torch.nn.Parameter(torch.randn(4, 2))
+    loaded = ml.load({"unet.conv_in.lora_A.weight": grad[0], "unet.conv_in.lora_B.weight": grad[1]})
+    merged = ml.merge([loaded, loaded], [0.5, 0.5], rank=2)
+    assert torch.allclose(merged.layers["unet.conv_in"].delta_weight(), (grad[1] @ grad[0]).detach(), atol=1e-6)
+
+
+def test_a_fused_bias_without_its_weight_is_split_as_flux_is() -> None:
+    """q, k, v and four times that."""
+    pair = {"lora_A.weight": torch.ones(2, 5), "lora_B.weight": torch.ones(5, 2)}
+    tensors = {f"diffusion_model.single_blocks.0.linear2.{k}": v for k, v in pair.items()}
+    loaded = ml.load({**tensors, "diffusion_model.single_blocks.3.linear1.diff_b": torch.arange(28.0)})
+    assert [len(loaded.extras[k]) for k in sorted(loaded.extras)] == [4, 4, 4, 16]
+
+
+def test_a_bias_at_scaling_zero_survives_a_peft_folder(tmp_path: Path) -> None:
+    """PEFT would multiply it by the scaling of its layer."""
+    bias = f"{NAMES[0]}.lora_B.bias"
+    silent = ml.Adapter((0 * adapter(34)).layers, {bias: torch.ones(24)}, source="silent")
+    assert ml.load(silent.save(tmp_path / "folder", format="peft")).extras[bias].tolist() == [1.0] * 24
