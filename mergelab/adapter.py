@@ -18,7 +18,7 @@ from mergelab import formats
 from mergelab.checks import EXPECTED_NUMBER, is_number, shown
 from mergelab.errors import LayerError, OptionError, OutputError
 from mergelab.layer import Contents, LoraLayer, LoraSum, layer_of, same_weight, short_name, terms_of
-from mergelab.lowrank import Spectrum, inner, svd
+from mergelab.lowrank import Spectrum, exact_arithmetic, inner, svd
 from mergelab.ranks import Rank, RankBudget, check_rank, cut, rank_note, wanted
 from mergelab.report import LayerReport, Report
 
@@ -76,11 +76,11 @@ class Adapter(Contents):
     # A vector space.
 
     def __mul__(self, factor: float) -> Adapter:
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)):
+        if isinstance(factor, (bool, str, torch.Tensor)) or not hasattr(factor, "__float__"):
             return NotImplemented
         if not is_number(factor):
             raise OptionError(f"an adapter times {shown(factor)}: {EXPECTED_NUMBER}")
-        layers = {name: layer.scaled(factor) for name, layer in self.layers.items()}
+        layers = {name: layer.scaled(float(factor)) for name, layer in self.layers.items()}
         return replace(
             self,
             layers=layers,
@@ -90,6 +90,9 @@ class Adapter(Contents):
         )
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Adapter:
+        return self * (1 / divisor) if is_number(divisor) and divisor else NotImplemented
 
     def __neg__(self) -> Adapter:
         return self * -1.0
@@ -130,6 +133,7 @@ class Adapter(Contents):
             metadata={},
         )
 
+    @exact_arithmetic()
     def inner(self, other: Adapter) -> float:
         """Frobenius inner product of the changes, summed over the layers that both have; from the factors."""
         shared = [name for name in self.layers if name in other.layers]
@@ -168,6 +172,7 @@ class Adapter(Contents):
         """The layers alone."""
         return replace(self, extras={})
 
+    @exact_arithmetic()
     def resize(self, rank: Rank) -> Adapter:
         """The best approximation at another rank, layer by layer; exact where the rank is not below what is there.
 
@@ -186,7 +191,13 @@ class Adapter(Contents):
             counts = rank.spend([s.S for s in spectra.values()])
             spectra = {name: s.truncated(count) for (name, s), count in zip(spectra.items(), counts)}
         kept = {name: s for name, s in spectra.items() if len(s.S)}
-        layers = {name: layer_of(s.factors(), self.layers[name].shape) for name, s in kept.items()}
+        layers = {
+            # What keeps its rank keeps its factors.
+            name: self.layers[name]
+            if len(s.S) == self.layers[name].rank
+            else layer_of(s.factors(), self.layers[name].shape)
+            for name, s in kept.items()
+        }
         rows = [
             LayerReport(name, len(s.S), s.energy, s.kept, note=rank_note(rank, len(s.S))) for name, s in spectra.items()
         ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mergelab.adapter import Adapter, Source
-from mergelab.lowrank import Factors, inner, svd
+from mergelab.lowrank import Factors, exact_arithmetic, inner, svd
 from mergelab.merging import aligned_layers, loaded, unique_names
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ class Comparison:
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
+@exact_arithmetic()
 def compare(adapters: Sequence[Adapter | Source]) -> Comparison:
     """Measure how adapters relate before they are merged.
 

@@ -1,4 +1,4 @@
-"""Exact linear algebra on low-rank matrices: everything here costs the rank, not the layer.
+"""Linear algebra on low-rank matrices, which costs the rank and not the layer; and the SVD of dense ones.
 
 Shapes: a change is `(out, in)`; `Factors` hold it as `B (out, r) @ A (r, in)`, a `Core` as `U (out, k) @ M (k, l) @
 V.T (l, in)` with orthonormal columns in U and V, a `Spectrum` as `U diag(S) V.T`.
@@ -6,6 +6,7 @@ V.T (l, in)` with orthonormal columns in U and V, a `Spectrum` as `U diag(S) V.T
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,9 +17,26 @@ from torch import Tensor
 # Up to this smaller side a dense SVD is cheap enough to be exact.
 EXACT_SIDE = 256
 OVERSAMPLE = 16
-MAX_POWER_ITERATIONS = 16
-# Stop when one more iteration lowers the squared error by less than this share of it.
-POWER_TOLERANCE = 2e-4
+MAX_POWER_ITERATIONS = 40
+# Stop when all further iterations together would lower the squared error by less than this share of it.
+POWER_TOLERANCE = 4e-4
+# The ratio of successive gains, as far as it is believed: the first gains are larger than the rest lets expect.
+MIN_RATIO, MAX_RATIO = 0.7, 0.99
+ROUNDING = 1e-6
+
+
+class exact_arithmetic(contextlib.ContextDecorator):
+    """Neither gradients nor the half precision of an autocast around the caller reach the arithmetic inside."""
+
+    def __enter__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(torch.no_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                self._stack.enter_context(torch.autocast(device, enabled=False))
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
 
 class Factors(NamedTuple):
@@ -132,6 +150,8 @@ def svd_dense(matrix: Float[Tensor, "out in"], wanted: int | float, generator: t
     rank = wanted if isinstance(wanted, int) else 64
     while side > EXACT_SIDE and rank < side // 3:
         spectrum = _subspace_iteration(matrix, rank, energy, generator)
+        if spectrum is None:
+            break
         if isinstance(wanted, int) or spectrum.kept >= wanted * energy:
             return spectrum
         rank *= 2
@@ -145,20 +165,32 @@ def squared_norm(matrix: Tensor) -> float:
     return sum(float(block.double().square().sum()) for block in torch.split(matrix, 256))
 
 
-def _subspace_iteration(matrix: Tensor, rank: int, energy: float, generator: torch.Generator) -> Spectrum:
-    sketch = torch.randn(matrix.shape[1], rank + OVERSAMPLE, generator=generator).to(matrix)
+def _subspace_iteration(matrix: Tensor, rank: int, energy: float, generator: torch.Generator) -> Spectrum | None:
+    """Iterate until what further iterations could still gain is too little to matter; None if that never happens.
+
+    The gains of successive iterations fall geometrically, by a ratio that the spectrum sets. From the last two the sum
+    of all that would follow is known, `gain * ratio / (1 - ratio)`; a small gain alone may be the first of many.
+    """
+    sketch = torch.randn(matrix.shape[1], rank + max(OVERSAMPLE, rank // 4), generator=generator).to(matrix)
     q = torch.linalg.qr(matrix @ sketch).Q
-    before = -float("inf")
-    for _ in range(MAX_POWER_ITERATIONS):
+    kept, gain = 0.0, 0.0
+    for iteration in range(MAX_POWER_ITERATIONS):
         z = matrix.T @ q
         values, vectors = torch.linalg.eigh(z.double().T @ z.double())
-        kept = float(values[-rank:].sum())
-        if kept - before <= POWER_TOLERANCE * max(energy - kept, 1e-12 * energy):
+        now = float(values[-rank:].sum())
+        before, gain, kept = gain, now - kept, now
+        known = iteration > 1 and before > 0
+        ratio = min(max(gain / before, MIN_RATIO), MAX_RATIO) if known else MAX_RATIO
+        to_come = max(gain, 0.0) * ratio / (1 - ratio)
+        if iteration and to_come <= POWER_TOLERANCE * max(energy - kept, 1e-12 * energy):
             break
-        before = kept
         q = torch.linalg.qr(matrix @ torch.linalg.qr(z).Q).Q
-    order = torch.arange(len(values) - 1, len(values) - 1 - rank, -1)
-    s = values[order].clamp_min(0).sqrt()
-    vectors = vectors[:, order]
-    right = (z.double() @ vectors) / s.clamp_min(torch.finfo(torch.float64).tiny)
+    else:
+        return None
+    values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
+    s = values.clamp_min(0).sqrt()
+    # A matrix of lower rank has no further directions, only rounding.
+    found = max(1, int((s > ROUNDING * s[0]).sum()))
+    s, vectors = s[:found], vectors[:, :found]
+    right = z.double() @ vectors / s if s[0] > 0 else torch.zeros(matrix.shape[1], 1, dtype=s.dtype, device=s.device)
     return Spectrum(q @ vectors.to(q.dtype), s, right.to(q.dtype), energy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -15,16 +15,19 @@ from tqdm import tqdm
 from mergelab.adapter import Adapter, Source, load
 from mergelab.errors import ArchitectureError, LayerError, OptionError
 from mergelab.layer import LoraLayer, layer_of, same_weight
-from mergelab.lowrank import Core, Factors, Spectrum, core, inner, stack, svd, svd_dense
+from mergelab.lowrank import Core, Factors, Spectrum, core, exact_arithmetic, inner, stack, svd, svd_dense
 from mergelab.provenance import Recipe, input_record, merged_metadata
 from mergelab.ranks import Rank, RankBudget, check_rank, cut, rank_note, wanted
 from mergelab.report import LayerReport, Report
-from mergelab.spaces import Merged, Stacked, merge_layer, view_of
+from mergelab.spaces import Merged, Stacked, combine, merge_layer, view_of
 from mergelab.sparsify import Trim, kth_largest_magnitudes
-from mergelab.strategies import Cat, Strategy, make
+from mergelab.strategies import METHODS, Cat, Strategy, make
 from mergelab.weights import Weight, resolve
 
+BIAS = ".lora_B.bias"
 
+
+@exact_arithmetic()
 def merge(
     loras: Sequence[Adapter | Source],
     weights: Sequence[Weight] | None = None,
@@ -78,7 +81,8 @@ def merge(
         raise OptionError(f"cat keeps the sum of the ranks; for rank={rank!r} use method='svd', the same sum truncated")
     adapters = loaded(loras)
     names = unique_names([a.name for a in adapters])
-    table = resolve(weights, [a.layers for a in adapters], names)
+    weights = list(weights) if isinstance(weights, Iterable) and not isinstance(weights, (str, Mapping)) else weights
+    table = resolve(weights, [[*a.layers, *_bias_only(a)] for a in adapters], names)
     aligned = {
         name: tuple(i for i in present if table[i][name] != 0)
         for name, present in aligned_layers(adapters, names).items()
@@ -99,17 +103,18 @@ def merge(
     layers, rows = _store(job, results)
     if not layers:
         raise OptionError("the merge is empty: every weight is 0, so no adapter is left")
-    extras, notes = _merge_extras(adapters, names, table)
+    extras, notes = _merge_extras(job, names)
+    taking_part = [a for a, own in zip(adapters, table) if any(own.values())]
     recipe = Recipe(
         method=_name_of(method, strategy),
         options=_options_record(strategy, rank, seed),
-        inputs=[input_record(a, w) for a, w in zip(adapters, _weights_record(weights, len(adapters)))],
+        inputs=[input_record(a, _weight_record(w)) for a, w in zip(adapters, weights or [1.0] * len(adapters))],
     )
     return Adapter(
         layers=layers,
         extras=extras,
         architecture=next((a.architecture for a in adapters if a.architecture), None),
-        metadata=merged_metadata(recipe, adapters),
+        metadata=merged_metadata(recipe, taking_part),
         source="merge of " + ", ".join(names),
         report=Report(tuple(names), tuple(rows), tuple(notes)),
         inputs=tuple(path for a in adapters for path in a.inputs),
@@ -137,6 +142,7 @@ class _Result:
     present: tuple[int, ...]
     input_ranks: tuple[int, ...]
     energy: float
+    kept: float
 
 
 def _usable(device: torch.device | str | None) -> torch.device:
@@ -226,11 +232,12 @@ def _merge_one(job: _Job, name: str, present: tuple[int, ...], thresholds: dict[
     shape = max((a.layers[name].shape for a in job.adapters if name in a.layers), key=len)
     ranks = tuple(job.adapters[i].layers[name].rank for i in present)
     if not present:
-        return _Result(name, shape, None, None, present, ranks, 0.0)
+        return _Result(name, shape, None, None, present, ranks, 0.0, 0.0)
     if isinstance(job.strategy, Cat):
         weights = job.weights
         factors = stack([job.adapters[i].matrices(name, job.device).scaled(weights[i][name]) for i in present])
-        return _Result(name, shape, None, _to_cpu(factors), present, ranks, inner(factors, factors))
+        energy = inner(factors, factors)
+        return _Result(name, shape, None, _to_cpu(factors), present, ranks, energy, energy)
     aligned = _changes(job, name, present)
     merged = merge_layer(
         job.strategy,
@@ -243,7 +250,8 @@ def _merge_one(job: _Job, name: str, present: tuple[int, ...], thresholds: dict[
     ask = wanted(job.rank, ranks, limit)
     final = isinstance(ask, int) and not isinstance(job.rank, RankBudget)
     if isinstance(merged, Factors) and final and ask >= merged.A.shape[0]:
-        return _Result(name, shape, None, _to_cpu(merged), present, ranks, inner(merged, merged))
+        energy = inner(merged, merged)
+        return _Result(name, shape, None, _to_cpu(merged), present, ranks, energy, energy)
     try:
         spectrum = _decompose(merged, ask, layer_generator(job.seed, name, -1))
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
@@ -253,7 +261,10 @@ def _merge_one(job: _Job, name: str, present: tuple[int, ...], thresholds: dict[
             f"layer {name}: the merge has values that float32 cannot hold; expected weights, lam and density of "
             f"ordinary size, found weights {[job.weights[i][name] for i in present]} and {job.strategy}"
         )
-    return _Result(name, shape, _spectrum_to_cpu(spectrum), None, present, ranks, spectrum.energy)
+    if isinstance(job.rank, RankBudget):  # what it gets is known when all layers are
+        return _Result(name, shape, _spectrum_to_cpu(spectrum), None, present, ranks, spectrum.energy, spectrum.kept)
+    factors = _to_cpu(spectrum.factors())
+    return _Result(name, shape, None, factors, present, ranks, spectrum.energy, spectrum.kept)
 
 
 def _decompose(merged: Merged, ask: int | float, generator: torch.Generator) -> Spectrum:
@@ -311,14 +322,13 @@ def _adapter_thresholds(job: _Job, aligned: dict[str, tuple[int, ...]]) -> dict[
 
 def _store(job: _Job, results: list[_Result]) -> tuple[dict[str, LoraLayer], list[LayerReport]]:
     """Cut every layer to its final rank; layers that end with none are left out and reported."""
-    budget = job.rank if isinstance(job.rank, RankBudget) else None
     spectra = [r.spectrum for r in results if r.spectrum is not None]
-    spent = iter(budget.spend([s.S for s in spectra]) if budget and spectra else ())
+    spent = iter(job.rank.spend([s.S for s in spectra]) if isinstance(job.rank, RankBudget) and spectra else ())
     layers, rows = {}, []
     for result in results:
-        factors, kept = result.factors, result.energy
+        factors, kept = result.factors, result.kept
         if result.spectrum is not None:
-            spectrum = result.spectrum.truncated(next(spent)) if budget else result.spectrum
+            spectrum = result.spectrum.truncated(next(spent))
             kept = spectrum.kept
             factors = spectrum.factors() if len(spectrum.S) else None
         if factors is not None:
@@ -339,26 +349,26 @@ def _row(job: _Job, result: _Result, factors: Factors | None, kept: float) -> La
     return LayerReport(result.name, rank, result.energy, kept, tuple(projections), tuple(norms), note)
 
 
-def _merge_extras(
-    adapters: Sequence[Adapter], names: Sequence[str], table: Sequence[dict[str, float]]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Bias differences are summed with the weights of their layers; other extras are kept where they do not clash."""
+def _bias_only(adapter: Adapter) -> list[str]:
+    """Layers of which an adapter changes nothing but the bias."""
+    biased = (key.removesuffix(BIAS) for key in adapter.extras if key.endswith(BIAS))
+    return [name for name in biased if name not in adapter.layers]
+
+
+def _merge_extras(job: _Job, names: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """Bias differences are merged by the rule; other extras are kept where they do not clash."""
     extras: dict[str, Tensor] = {}
     notes = []
     owners: dict[str, list[int]] = {}
-    for i, adapter in enumerate(adapters):
-        if any(table[i].values()):
-            for key in adapter.extras:
+    for i, adapter in enumerate(job.adapters):
+        for key in adapter.extras:
+            layer = key.removesuffix(BIAS)
+            if job.weights[i][layer] != 0 if key.endswith(BIAS) else any(job.weights[i].values()):
                 owners.setdefault(key, []).append(i)
     for key, present in owners.items():
-        tensors = [adapters[i].extras[key] for i in present]
-        if key.endswith(".lora_B.bias"):
-            layer = key.removesuffix(".lora_B.bias")
-            if len({t.shape for t in tensors}) > 1:
-                found = ", ".join(f"{names[i]} {tuple(t.shape)}" for i, t in zip(present, tensors))
-                raise LayerError(f"{key}: the biases have different shapes: {found}; are they for one base model?")
-            terms = [t.float() * table[i].get(layer, 0.0) for i, t in zip(present, tensors)]
-            extras[key] = torch.stack(terms).sum(dim=0)
+        tensors = [job.adapters[i].extras[key] for i in present]
+        if key.endswith(BIAS):
+            extras[key] = _merge_bias(job, key, {i: t.float() for i, t in zip(present, tensors)}, names)
         elif all(torch.equal(t, tensors[0]) for t in tensors[1:]):
             extras[key] = tensors[0]
             notes.append(f"{key} is taken over from {names[present[0]]} as it is; weights do not apply to it")
@@ -368,12 +378,27 @@ def _merge_extras(
     return extras, notes
 
 
+def _merge_bias(job: _Job, key: str, biases: dict[int, Tensor], names: Sequence[str]) -> Tensor:
+    """The rule on dense differences, a bias being a matrix of one row."""
+    if len({t.shape for t in biases.values()}) > 1:
+        found = ", ".join(f"{names[i]} {tuple(t.shape)}" for i, t in biases.items())
+        raise LayerError(f"{key}: the biases have different shapes: {found}; are they for one base model?")
+    strategy = replace(job.strategy, space="delta", basis="changes")
+    weights = {i: job.weights[i][key.removesuffix(BIAS)] for i in biases}
+    order = sorted(biases, key=lambda i: weights[i] * float(biases[i].double().sum()))
+    rows = [biases[i][None] * (weights[i] if strategy.weighted_first else 1.0) for i in order]
+    left = [1.0 if strategy.weighted_first else weights[i] for i in order]
+    generators = [layer_generator(job.seed, key, i) for i in range(len(order))]
+    return strategy.factor * combine(strategy, Stacked(tuple(rows), tuple(left)), generators)[0]
+
+
 def _to_cpu(factors: Factors) -> Factors:
     return Factors(factors.B.cpu().contiguous(), factors.A.cpu().contiguous())
 
 
 def _spectrum_to_cpu(spectrum: Spectrum) -> Spectrum:
-    return Spectrum(spectrum.U.cpu(), spectrum.S.cpu(), spectrum.V.cpu(), spectrum.energy)
+    # Copies: a view would keep the whole decomposition in memory.
+    return Spectrum(spectrum.U.cpu().clone(), spectrum.S.cpu(), spectrum.V.cpu().clone(), spectrum.energy)
 
 
 def method_label(strategy: Strategy) -> str:
@@ -382,18 +407,18 @@ def method_label(strategy: Strategy) -> str:
 
 
 def _name_of(method: str | Strategy, strategy: Strategy) -> str:
-    return method if isinstance(method, str) else type(strategy).__name__
+    names = {cls: name for name, cls in reversed(METHODS.items())}
+    return method if isinstance(method, str) else names.get(type(strategy), type(strategy).__name__)
 
 
 def _options_record(strategy: Strategy, rank: Rank, seed: int) -> dict[str, Any]:
-    options = {key: value for key, value in vars(strategy).items() if key != "function"}
-    if "function" in vars(strategy):
-        options["rule"] = repr(vars(strategy)["function"])
+    options = dict(vars(strategy))
+    if rule := options.pop("function", None):
+        # A dataclass shows its own options; a function only where it comes from, not where it lies in memory.
+        options["rule"] = repr(rule) if is_dataclass(rule) else f"{rule.__module__}.{rule.__qualname__}"
     stored = {"mean": rank.mean, "max": rank.limit} if isinstance(rank, RankBudget) else rank
     return {**options, "rank": stored, "seed": seed}
 
 
-def _weights_record(weights: Sequence[Weight] | None, n: int) -> list[Any]:
-    if weights is None:
-        return [1.0] * n
-    return [dict(w) if isinstance(w, dict) else w for w in weights]
+def _weight_record(weight: Weight) -> Any:
+    return {k: float(v) for k, v in weight.items()} if isinstance(weight, Mapping) else float(weight)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -60,12 +60,12 @@ def check_rank(rank: object) -> Rank:
         >>> check_rank("sum"), check_rank(8), check_rank(0.9)
         ('sum', 8, 0.9)
     """
-    if isinstance(rank, RankBudget) or rank in ("max", "sum"):
+    if isinstance(rank, RankBudget) or (isinstance(rank, str) and rank in ("max", "sum")):
         return rank
     if isinstance(rank, float) and 0 < rank < 1:
-        return rank
-    if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1:
-        return rank
+        return float(rank)
+    if isinstance(rank, Integral) and not isinstance(rank, bool) and int(rank) >= 1:
+        return int(rank)
     raise OptionError(
         f"rank={rank!r}: expected an integer of at least 1, 'max', 'sum', a share of the energy strictly between "
         "0 and 1, or RankBudget(mean=...)"
@@ -119,5 +119,5 @@ def rank_note(rank: Rank, found: int) -> str:
 
 
 def _check_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(f"{name}={value!r}: expected an integer of at least 1")

@@ -46,9 +46,7 @@ class LayerReport:
     @property
     def shares(self) -> tuple[float | None, ...]:
         """Per input `<merged, w delta> / ||w delta||^2`: 1 means wholly present, 0 gone, below 0 turned around."""
-        return tuple(
-            None if p is None or n is None else (p / n if n > 0 else 1.0) for p, n in zip(self.projections, self.norms)
-        )
+        return tuple(p / n if p is not None and n else None for p, n in zip(self.projections, self.norms))
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,8 @@ class Report:
         for i, name in enumerate(self.inputs):
             pairs = [(row.projections[i], row.norms[i]) for row in self.layers if row.projections]
             norm = sum(n for _, n in pairs if n is not None)
-            totals[name] = sum(p for p, _ in pairs if p is not None) / norm if norm > 0 else 1.0
+            if norm > 0:  # an adapter at weight 0 is absent
+                totals[name] = sum(p for p, _ in pairs if p is not None) / norm
         return totals
 
     def to_frame(self) -> pandas.DataFrame:

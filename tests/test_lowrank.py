@@ -78,6 +78,37 @@ def test_randomised_svd_is_at_most_a_thousandth_worse_than_the_best(kind: str) -
         assert found.energy == pytest.approx(squared_norm(matrix), rel=1e-9)
 
 
+def spectra() -> dict[str, torch.Tensor]:
+    """Those that are hard for an iteration: no gap, a small one, a slow decay; and an easy one."""
+    k = torch.arange(1, 321, dtype=torch.float64)
+    return {
+        "flat": torch.ones_like(k),
+        "gap of 2 % after 32": torch.where(k <= 32, 1.02, 1.0).double(),
+        "gap of 10 % after 100": torch.where(k <= 100, 1.1, 1.0).double(),
+        "k^-0.1": k**-0.1,
+        "k^-0.5": k**-0.5,
+        "linear": torch.linspace(2, 1, 320, dtype=torch.float64),
+        "exponential": torch.exp(-k / 20),
+        "four": torch.where(k <= 4, 1.0, 0.0).double(),
+    }
+
+
+@pytest.mark.parametrize("rank", [8, 32, 100])
+@pytest.mark.parametrize("kind", list(spectra()))
+def test_the_promise_holds_on_spectra_without_a_gap(kind: str, rank: int) -> None:
+    """What is stored, not what the iteration believes, is compared with the best approximation."""
+    s = spectra()[kind]
+    generator = torch.Generator().manual_seed(2)
+    u = torch.linalg.qr(torch.randn(320, 320, generator=generator, dtype=torch.float64)).Q
+    v = torch.linalg.qr(torch.randn(400, 320, generator=generator, dtype=torch.float64)).Q
+    matrix = (u * s @ v.T).float()
+    found = svd_dense(matrix, rank, torch.Generator().manual_seed(3))
+    error = float((matrix.double() - found.factors().delta().double()).norm())
+    best = float((s[rank:] ** 2).sum().sqrt())
+    assert error <= 1.001 * best + 3e-6 * float(matrix.norm())
+    assert (found.energy - found.kept) ** 0.5 == pytest.approx(error, rel=2e-3, abs=1e-2) or best == 0
+
+
 def test_svd_dense_finds_enough_for_a_share_of_the_energy() -> None:
     """The number of values that a share needs is not known before; it is found by doubling."""
     matrix = factors(400, 500, 150, 5).delta()

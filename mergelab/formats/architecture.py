@@ -11,7 +11,8 @@ ARCHITECTURES = ("sd15", "sd2", "sdxl", "flux")
 _CROSS_ATTENTION = {768: "sd15", 1024: "sd2", 2048: "sdxl"}
 # Width of Stable Diffusion 3's transformers, whose modules are named as FLUX's double blocks are.
 _SD3_WIDTHS = (1536, 2432)
-_FLUX_DOUBLE_BLOCKS = 19
+_FLUX2_WIDTHS = (6144,)
+_FLUX_BLOCKS = {"transformer_blocks": 19, "single_transformer_blocks": 38}
 
 
 def detect(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str | None:
@@ -43,14 +44,14 @@ def detect(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -
 def _transformer(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str | None:
     if any("to_qkv_mlp_proj" in path or re.search(r"\.(img|txt)_m(lp|od)\.", path) for path in shapes):
         return None
-    declared = _declared(metadata)
-    if declared == "flux" or any(path.startswith("single_transformer_blocks.") for path in shapes):
-        return "flux"
-    blocks = [int(m[1]) for path in shapes if (m := re.match(r"transformer_blocks\.(\d+)\.attn\.", path))]
+    blocks = [m.groups() for path in shapes if (m := re.match(r"((?:single_)?transformer_blocks)\.(\d+)\.", path))]
+    if any(int(number) >= _FLUX_BLOCKS[kind] for kind, number in blocks):
+        return None  # deeper: HunyuanVideo, Qwen-Image, ...
     widths = {shape[1] for path, shape in shapes.items() if re.search(r"\.attn\.(to|add)_[qkv]", path)}
-    if not blocks or max(blocks) >= _FLUX_DOUBLE_BLOCKS or widths & set(_SD3_WIDTHS):
+    if widths & {*_SD3_WIDTHS, *_FLUX2_WIDTHS}:
         return None
-    return "flux"
+    attends = any(".attn." in path for path in shapes) or any(kind.startswith("single") for kind, _ in blocks)
+    return "flux" if attends or _declared(metadata) == "flux" else None
 
 
 def _unet(components: Mapping[str, Mapping[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> str | None:
@@ -73,7 +74,7 @@ def _declared(metadata: Mapping[str, str]) -> str | None:
     """What the header says: modelspec first, then kohya's base model version."""
     text = f"{metadata.get('modelspec.architecture', '')} {metadata.get('ss_base_model_version', '')}".lower()
     for needle, architecture in (
-        ("flux", "flux"),
+        (r"flux(?!\W?2)", "flux"),
         ("stable-diffusion-xl", "sdxl"),
         ("sdxl", "sdxl"),
         ("stable-diffusion-v2", "sd2"),
@@ -81,6 +82,6 @@ def _declared(metadata: Mapping[str, str]) -> str | None:
         ("stable-diffusion-v1", "sd15"),
         ("sd_v1", "sd15"),
     ):
-        if needle in text:
+        if re.search(needle, text):
             return architecture
     return None

@@ -145,9 +145,10 @@ def _component_of(path: str) -> str | None:
 
 
 def _located(component: str | None, path: str, known: bool, fallback: str | None) -> Located:
-    if not known:
-        return Located(component or "model", path, known=False)
     root = path.split(".", 1)[0]
+    strange = root in ("double_blocks", "single_blocks") and not flux.parts_of(path)
+    if not known or strange:
+        return Located(component or "model", path, known=False)
     if root in flux.BFL_ROOTS and component in (None, "unet", "transformer") and flux.parts_of(path):
         return Located("transformer", path, is_bfl=True)
     if root in unet.SGM_ROOTS and component in (None, "unet") and (found := unet.diffusers_of(path)):

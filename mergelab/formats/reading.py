@@ -23,7 +23,7 @@ from mergelab.layer import Contents, Layer
 # The scaling of a module that has no alpha of its own, by canonical component and path; None: alpha is the rank.
 ScalingOf = Callable[[str, str, int], float | None]
 
-_NORM_LEAF = re.compile(r"\.(scale|weight)(\.set_weight)?$")
+_NORM_LEAF = re.compile(r"\.(scale|weight|set_weight|scale\.set_weight)$")
 
 
 def parse(

@@ -18,6 +18,7 @@ from mergelab.formats.reading import ScalingOf, config_scaling, parse
 from mergelab.layer import Contents
 
 PEFT_CONFIG = "adapter_config.json"
+_CHANGED_BASE = ("pissa", "olora", "corda")
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -134,6 +135,13 @@ def _read_peft(folder: Path, component: str | None, allow_pickle: bool) -> tuple
     if not isinstance(config, dict) or str(config.get("peft_type", "LORA")).upper() != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise FormatError(f"{config_path}: peft_type is {kind!r}, expected 'LORA'")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
+        raise FormatError(
+            f"{config_path}: init_lora_weights is {start!r}: the adapter belongs to a base model that it changed at "
+            "the start of training, and is no plain LoRA; convert it with PEFT's save_pretrained, given "
+            "path_initial_model_for_weight_conversion"
+        )
     weights = next((folder / name for name in PEFT_WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise SourceError(f"{folder}: there is no {' or '.join(PEFT_WEIGHTS)} beside {PEFT_CONFIG}")

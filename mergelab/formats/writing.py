@@ -22,7 +22,16 @@ from mergelab.layer import Contents, short_name
 FORMATS = ("diffusers", "kohya", "peft")
 
 # What the header of another file said that is no longer true of this one.
-_STALE = ("format", "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
+_STALE = (
+    "format",
+    "lora_adapter_metadata",
+    "sshs_model_hash",
+    "sshs_legacy_hash",
+    "modelspec.hash_sha256",
+    "ss_network_module",
+    "ss_network_dim",
+    "ss_network_alpha",
+)
 _MODELSPEC = {
     "sd15": "stable-diffusion-v1/lora",
     "sd2": "stable-diffusion-v2-768-v/lora",
@@ -107,7 +116,7 @@ def header(contents: Contents, format: str, tensors: Mapping[str, Tensor]) -> di
         strings["ss_v2"] = str(architecture == "sd2")
     strings["modelspec.hash_sha256"] = "0x" + tensors_sha256(tensors)
     if format == "kohya":
-        ranks = Counter(layer.rank for layer in contents.layers.values())
+        ranks = Counter(t.shape[0] for key, t in tensors.items() if key.endswith(".lora_down.weight"))
         alphas = Counter(float(t) for key, t in tensors.items() if key.endswith(".alpha"))
         strings["ss_network_module"] = _KOHYA_MODULE.get(architecture or "", "networks.lora")
         strings["ss_network_dim"] = str(most_frequent(ranks)) if len(ranks) == 1 else "Dynamic"
