@@ -332,3 +332,67 @@ def test_a_bias_at_scaling_zero_survives_a_peft_folder(tmp_path: Path) -> None:
     bias = f"{NAMES[0]}.lora_B.bias"
     silent = ml.Adapter((0 * adapter(34)).layers, {bias: torch.ones(24)}, source="silent")
     assert ml.load(silent.save(tmp_path / "folder", format="peft")).extras[bias].tolist() == [1.0] * 24
+
+
+def test_a_bias_without_its_layer_has_a_weight_and_goes_through_the_rule() -> None:
+    """A module of which only the bias changes; TIES averages biases as it averages weights."""
+    bias = "unet.conv_out.lora_B.bias"
+    x = ml.Adapter(adapter(35).layers, {bias: torch.tensor([1.0, -2.0])}, source="x")
+    assert ml.merge([x], [0.5]).extras[bias].tolist() == [0.5, -1.0]
+    twice = ml.merge([x, x], [1.0, 1.0], "ties", density=1.0)
+    assert twice.extras[bias].tolist() == [1.0, -2.0]
+
+
+def test_an_absent_adapter_leaves_no_trace() -> None:
+    """At weight 0 it is no parent, its trigger words are not taken over, and it has no share."""
+    a, b = (
+        ml.Adapter(adapter(s).layers, metadata={"modelspec.trigger_phrase": w}, source=w)
+        for s, w in ((36, "one"), (37, "two"))
+    )
+    merged = ml.merge([a, b], [1.0, 0.0])
+    assert merged.metadata["modelspec.merged_from"] == "one"
+    assert merged.metadata["modelspec.trigger_phrase"] == "one"
+    assert set(merged.report.shares) == {"one"}
+
+
+def test_autocast_and_gradients_stay_outside() -> None:
+    """Arithmetic is float32 whatever surrounds the call."""
+    loras = [adapter(38), adapter(39)]
+    expected = ml.merge(loras, method="ties")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ml.merge(loras, method="ties")
+        norm = loras[0].norm()
+    assert difference(found, expected) == 0.0
+    assert norm == loras[0].norm()
+
+
+def test_the_recipe_does_not_depend_on_addresses(registry: None) -> None:
+    """A rule is recorded by its name; a strategy by the name of its method."""
+    ml.register("plain")(lambda changes, weights, generator: changes[0])
+    recipe = json.loads(ml.merge([adapter(40)], method="plain").metadata["mergelab"])
+    assert " at 0x" not in json.dumps(recipe)
+    assert json.loads(ml.merge([adapter(40)], method=ml.Ties()).metadata["mergelab"])["method"] == "ties"
+
+
+def test_vector_space_conveniences() -> None:
+    """Division, numpy scalars, and an integer of numpy as a rank."""
+    import numpy as np
+
+    a = adapter(41)
+    assert difference(a / 2, 0.5 * a) == 0.0
+    assert difference(a * np.float32(2), 2 * a) < 1e-7
+    assert set(a.resize(np.int64(2)).ranks.values()) == {2}
+    kept = a.resize(4).layers[NAMES[0]]
+    assert kept is a.layers[NAMES[0]]
+
+
+def test_the_header_of_a_fused_file_says_its_rank(tmp_path: Path) -> None:
+    """q, k, v of rank 2 with factors of their own stand in one module of rank 6."""
+    generator = torch.Generator().manual_seed(0)
+    names = [f"transformer.transformer_blocks.0.attn.to_{part}" for part in "qkv"]
+    a = ml.Adapter({n: lora((16, 16), 2, generator) for n in names}, architecture="flux", source="a")
+    with safe_open(a.save(tmp_path / "a.safetensors", format="kohya"), framework="pt") as file:
+        assert file.metadata()["ss_network_dim"] == "6" and file.metadata()["ss_network_alpha"] == "6"
+    again = ml.load(tmp_path / "a.safetensors").resize(1).save(tmp_path / "b.safetensors")
+    with safe_open(again, framework="pt") as file:
+        assert "ss_network_dim" not in file.metadata()

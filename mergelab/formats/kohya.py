@@ -69,7 +69,7 @@ def _modules(contents: Contents) -> tuple[dict[str, Layer], dict[str, Tensor], d
         name = key.removesuffix(".lora_B.bias")
         norm = flux.bfl_norm_of(key.removeprefix("transformer.").removesuffix(".weight"))
         if norm and key.startswith("transformer."):
-            rest[f"diffusion_model.{norm}.scale.set_weight"] = tensor
+            rest[f"diffusion_model.{norm}.set_weight"] = tensor
         elif name == key:
             raise no_place(contents, key, "kohya")
         elif found := _bfl(name):
@@ -77,6 +77,10 @@ def _modules(contents: Contents) -> tuple[dict[str, Layer], dict[str, Tensor], d
             fused_biases.setdefault(path, {})[index] = tensor
         else:
             biases[_name(contents, name)] = tensor
+    widened = contents.layers.get("transformer.x_embedder")
+    if rest and widened is not None:
+        # A Control adapter widens the input layer of FLUX; ComfyUI has to be told.
+        rest["diffusion_model.img_in.reshape_weight"] = torch.tensor(widened.shape)
     for path, layers in fused_layers.items():
         last = fused_biases.get(path, {}).get(3)
         mlp = len(last) if last is not None else None

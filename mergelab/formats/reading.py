@@ -170,6 +170,8 @@ def _norms(others: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, T
             if match
             else ""
         )
+        if key.endswith("img_in.reshape_weight"):
+            continue  # says the shape of a layer that the file holds as well
         name = flux.norm_of(path) or (path if flux.bfl_norm_of(path) else None)
         if name:
             norms[f"transformer.{name}.weight"] = tensor
