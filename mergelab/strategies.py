@@ -45,7 +45,8 @@ class Strategy:
             "knots" (`Sigma V_i.T` of the joint SVD), "factors" (lora_A and lora_B separately: what PEFT's `linear`,
             `ties`, ... do, which is not the merge of the changes).
         basis: of space "core": "changes" (singular vectors of the stacked changes, which depend on nothing but the
-            changes) or "factors" (those of the stacked lora_B and lora_A, as the published code takes them).
+            changes, as long as the singular values differ: among equal ones a basis is arbitrary) or "factors" (those
+            of the stacked lora_B and lora_A, as the published code takes them).
 
     Raises:
         OptionError: a value out of its range.

@@ -61,6 +61,11 @@ EXCEPTIONS = {
     ("strength", "*", "factors"): "sums of factors have cross terms",
     ("order", "random", "factors"): "draws are made in the order given, as PEFT makes them",
     ("factoring", "*", "factors"): "the rule acts on the factors",
+    (
+        "factoring",
+        "equal singular values",
+        "core, knots",
+    ): "the basis is arbitrary, and rules see it",
 }
 
 
