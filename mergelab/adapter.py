@@ -293,6 +293,10 @@ def load(source: Source, *, allow_pickle: bool = False) -> Adapter:
 
 def check_target(target: Path, inputs: tuple[Path, ...], overwrite: bool) -> None:
     """Raise unless `target` may be written: it is no input, does not exist or may be replaced."""
+    if target.suffix.lower() in formats.PICKLES:
+        raise OutputError(
+            f"{target}: expected a name that ends in .safetensors, which is what is written, not a pickle"
+        )
     try:
         exists = target.exists()
         for path in inputs:

@@ -53,7 +53,7 @@ class PairRow:
         return self.inner / norms if norms > 0 else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """How adapters relate, pair by pair: `print` shows totals and a verdict, `to_frame()` the layers, `plot()` both.
 
@@ -135,6 +135,8 @@ class Comparison:
                 f"shared subspace {t['shared_subspace']:.1%}, sign conflict {t['sign_conflict']:.1%}"
             )
         return "\n".join([*lines, self.verdict()])
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from mergelab.strategies import METHODS, Cat, Strategy, make
 from mergelab.weights import Weight, resolve
 
 BIAS = ".lora_B.bias"
+# Energy below this share of the inputs' is what float32 leaves of a sum that is zero.
+CANCELLED = 1e-12
 
 
 @exact_arithmetic()
@@ -77,6 +80,8 @@ def merge(
     if rank is None:
         rank = "sum" if isinstance(strategy, Cat) else "max"
     rank = check_rank(rank)
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise OptionError(f"seed={seed!r}: expected an integer")
     if isinstance(strategy, Cat) and rank != "sum":
         raise OptionError(f"cat keeps the sum of the ranks; for rank={rank!r} use method='svd', the same sum truncated")
     adapters = loaded(loras)
@@ -346,7 +351,10 @@ def _row(job: _Job, result: _Result, factors: Factors | None, kept: float) -> La
         projections[i] = inner(factors, change) if factors is not None else 0.0
     rank = factors.A.shape[0] if factors is not None else 0
     note = rank_note(job.rank, rank) if result.present else "left out: every weight is 0 there"
-    return LayerReport(result.name, rank, result.energy, kept, tuple(projections), tuple(norms), note)
+    energy = result.energy
+    if result.present and energy < CANCELLED * sum(n for n in norms if n is not None):
+        energy, kept, note = 0.0, 0.0, "the inputs cancel: what is left is rounding"
+    return LayerReport(result.name, rank, energy, kept, tuple(projections), tuple(norms), note)
 
 
 def _bias_only(adapter: Adapter) -> list[str]:
@@ -358,7 +366,8 @@ def _bias_only(adapter: Adapter) -> list[str]:
 def _merge_extras(job: _Job, names: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
     """Bias differences are merged by the rule; other extras are kept where they do not clash."""
     extras: dict[str, Tensor] = {}
-    notes = []
+    notes: list[str] = []
+    taken: dict[str, list[str]] = {}
     owners: dict[str, list[int]] = {}
     for i, adapter in enumerate(job.adapters):
         for key in adapter.extras:
@@ -371,10 +380,13 @@ def _merge_extras(job: _Job, names: Sequence[str]) -> tuple[dict[str, Tensor], l
             extras[key] = _merge_bias(job, key, {i: t.float() for i, t in zip(present, tensors)}, names)
         elif all(torch.equal(t, tensors[0]) for t in tensors[1:]):
             extras[key] = tensors[0]
-            notes.append(f"{key} is taken over from {names[present[0]]} as it is; weights do not apply to it")
+            taken.setdefault(names[present[0]], []).append(key)
         else:
             found = ", ".join(names[i] for i in present)
             notes.append(f"{key} is not merged: {found} hold different values, which replace rather than add")
+    for name, keys in taken.items():
+        some = keys[0] if len(keys) == 1 else f"{len(keys)} tensors ({keys[0]}, ...)"
+        notes.append(f"{some} taken over from {name} as they are; weights do not apply to them")
     return extras, notes
 
 

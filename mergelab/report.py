@@ -45,11 +45,14 @@ class LayerReport:
 
     @property
     def shares(self) -> tuple[float | None, ...]:
-        """Per input `<merged, w delta> / ||w delta||^2`: 1 means wholly present, 0 gone, below 0 turned around."""
+        """Per input `<merged, w delta> / ||w delta||^2`, the projection of the merge on the input's own change.
+
+        1 means wholly present, 0 gone, below 0 turned around; above 1 where other inputs push the same way.
+        """
         return tuple(p / n if p is not None and n else None for p, n in zip(self.projections, self.norms))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What became of every layer. `print(report)` shows the totals, `to_frame()` the layers.
 
@@ -122,6 +125,8 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(self.lines()) or "nothing to report"
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"

@@ -194,7 +194,8 @@ class _Elect(Strategy):
         return self.variant == "scaled"
 
     def rule(self, changes: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-        return elect_and_average(changes, weights, self.majority_sign)
+        as_peft = self.variant == "peft" or self.space == "factors"
+        return elect_and_average(changes, weights, self.majority_sign, tie_is_positive=as_peft)
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,8 @@ class Ties(_Elect):
 
     Args:
         density: share of entries kept by the trim, in (0, 1].
-        majority_sign: "total": the sign of the sum; "frequency": that of most adapters.
+        majority_sign: "total": the sign of the sum; "frequency": that of most adapters, a tie decided by "total"
+            (by variant "peft" for +).
         lam: factor on the result (lambda in the paper), any finite number.
         variant: "scaled" (default): the changes are multiplied by their weights before trim and vote; "peft": the
             vote is on the unscaled changes, as in PEFT. Both agree where the weights are equal.

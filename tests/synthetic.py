@@ -64,12 +64,12 @@ def ties(
     seen = [trimmed(x if peft else w * x, density) for x, w in zip(xs, weights)]
     values = [x * w if peft else x for x, w in zip(seen, weights)]
     votes = sum(np.sign(x) if majority == "frequency" else x for x in seen)
-    gamma = np.where(votes >= 0, 1.0, -1.0)
+    gamma = np.where(votes >= 0, 1.0, -1.0) if peft else np.sign(np.where(votes == 0, sum(seen), votes))
     total, count = np.zeros_like(xs[0]), np.zeros_like(xs[0])
     for x, value in zip(seen, values):
         agrees = np.sign(x) == gamma
         total += np.where(agrees, value, 0.0)
-        count += agrees
+        count += agrees & (x != 0)
     return total / np.maximum(count, 1)
 
 

@@ -127,7 +127,7 @@ def test_extras_are_summed_kept_or_reported() -> None:
     assert merged.extras[token].tolist() == [1.0, 1.0]
     assert norm not in merged.extras
     notes = " ".join(merged.report.notes)
-    assert f"{token} is taken over from a" in notes and f"{norm} is not merged" in notes
+    assert f"{token} taken over from a" in notes and f"{norm} is not merged" in notes
     absent = ml.merge([a, b], [0.0, 1.0])
     assert set(absent.extras) == {bias, norm}
     total = a + 0.5 * ml.Adapter(b.layers, {bias: b.extras[bias]}, source="b")
@@ -396,3 +396,30 @@ def test_the_header_of_a_fused_file_says_its_rank(tmp_path: Path) -> None:
     again = ml.load(tmp_path / "a.safetensors").resize(1).save(tmp_path / "b.safetensors")
     with safe_open(again, framework="pt") as file:
         assert "ss_network_dim" not in file.metadata()
+
+
+def test_alpha_in_the_header_without_a_prefix() -> None:
+    """A model's own save_lora_adapter writes one config for the whole file."""
+    from mergelab.formats.reading import parse
+
+    pair = {"lora_A.weight": torch.ones(4, 3), "lora_B.weight": torch.ones(5, 4)}
+    tensors = {f"mid_block.attentions.0.proj_in.{k}": v for k, v in pair.items()}
+    header = {"lora_adapter_metadata": json.dumps({"r": 4, "lora_alpha": 8, "target_modules": ["proj_in"]})}
+    (layer,) = parse(tensors, header, "file").layers.values()
+    assert layer.scaling == 2.0
+
+
+def test_a_merge_that_cancels_says_so() -> None:
+    """What float32 leaves of zero is no result."""
+    merged = ml.merge([adapter(44), adapter(44)], [1.0, -1.0])
+    assert "the inputs cancel" in str(merged.report) and repr(merged.report) == str(merged.report)
+
+
+def test_names_and_seeds_that_would_mislead(tmp_path: Path) -> None:
+    """A pickle's name for a safetensors file, a seed that is no integer, a local path that looks like the Hub's."""
+    with pytest.raises(ml.OutputError, match="not a pickle"):
+        adapter(45).save(tmp_path / "out.bin")
+    with pytest.raises(ml.OptionError, match="expected an integer"):
+        ml.merge([adapter(45)], seed=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ml.SourceError, match="no such file"):
+        ml.load("tests/data/nowhere/x.safetensors")

@@ -278,6 +278,18 @@ def test_ties_against_the_paper_in_float64(majority: str, variant: str, density:
         assert relative(merged.layers[name].delta_weight(), expected) < 1e-5
 
 
+@pytest.mark.parametrize("majority", ["total", "frequency"])
+@pytest.mark.parametrize("space", ["delta", "core", "knots"])
+def test_the_merge_of_the_negatives_is_the_negative(majority: str, space: str) -> None:
+    """No sign is preferred, also where two adapters disagree one to one; equal and opposite changes cancel."""
+    loras, options = [adapter(42), adapter(43)], {"majority_sign": majority, "space": space, "density": 1.0}
+    merged = ml.merge(loras, [1.0, 0.8], "ties", rank="max", **options)
+    assert difference(ml.merge(loras, [-1.0, -0.8], "ties", rank="max", **options), -merged) < 1e-4
+    if space == "delta":
+        gone = ml.merge([loras[0], loras[0]], [1.0, -1.0], "ties", **options)
+        assert gone.norm() < 1e-5 * loras[0].norm()
+
+
 def test_ties_and_prune_over_the_whole_adapter_in_float64() -> None:
     """`scope="adapter"` trims all layers of an adapter as one vector, with weights per layer in it."""
     loras = [adapter(25), adapter(26)]

@@ -231,6 +231,9 @@ def _from_header(metadata: Mapping[str, str], source: str) -> ScalingOf:
         raise FormatError(
             f"{source}: lora_adapter_metadata in the header: expected an object, found {type(flat).__name__}"
         )
+    if "r" in flat or "lora_alpha" in flat:  # a model's own save_lora_adapter: one config, without a prefix
+        whole = config_scaling(flat, source)
+        return lambda component, path, rank: whole(path, rank)
     configs: dict[str, dict[str, Any]] = {}
     for key, value in flat.items():
         component, _, option = key.partition(".")

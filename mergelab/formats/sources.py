@@ -48,7 +48,9 @@ def _local(source: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         raise SourceError(f"{source}: there is no such file or folder: {error}") from None
     parts = source.split("/")
-    looks_remote = len(parts) >= 2 and not source.startswith((".", "/", "~")) and "\\" not in source
+    # "loras/style/x.safetensors" beside a folder "loras" is a slip of the pen, and nothing to ask the Hub for.
+    here = source.startswith((".", "/", "~")) or "\\" in source or Path(parts[0]).exists()
+    looks_remote = len(parts) >= 2 and not here
     if looks_remote and (len(parts) == 2) == (Path(source).suffix not in (".safetensors", *PICKLES)):
         return _from_hub(parts, source)
     raise SourceError(f"{source}: there is no such file or folder")
