@@ -17,7 +17,7 @@ from torch import Tensor
 from mergelab import formats
 from mergelab.checks import EXPECTED_NUMBER, is_number, shown
 from mergelab.errors import LayerError, OptionError, OutputError
-from mergelab.layer import Contents, LoraLayer, LoraSum, layer_of, same_weight, short_name, terms_of
+from mergelab.layer import BIAS, Contents, LoraLayer, LoraSum, layer_of, same_weight, short_name, terms_of
 from mergelab.lowrank import Spectrum, exact_arithmetic, inner, svd
 from mergelab.ranks import Rank, RankBudget, check_rank, cut, rank_note, wanted
 from mergelab.report import LayerReport, Report
@@ -117,7 +117,7 @@ class Adapter(Contents):
             layers[name] = layer if mine is None else LoraSum(_same_kernel(*terms_of(mine), *terms_of(layer)))
         extras = dict(self.extras)
         for key, tensor in other.extras.items():
-            if key in extras and not key.endswith(".lora_B.bias"):
+            if key in extras and not key.endswith(BIAS):
                 if not torch.equal(extras[key], tensor):
                     raise OptionError(f"{key}: {self.name} and {other.name} hold different values, which do not add")
             else:
@@ -180,7 +180,8 @@ class Adapter(Contents):
             rank: as for `merge`.
 
         Returns:
-            An adapter in float32, with a `report` of what was kept.
+            An adapter with a `report` of what was kept; a layer that keeps its rank keeps its factors, others are
+            float32.
         """
         rank = check_rank(rank)
         spectra: dict[str, Spectrum] = {}
@@ -314,7 +315,7 @@ def check_target(target: Path, inputs: tuple[Path, ...], overwrite: bool) -> Non
 
 
 def _scaled_biases(extras: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
-    return {k: t.float() * factor if k.endswith(".lora_B.bias") and factor != 1 else t for k, t in extras.items()}
+    return {k: t.float() * factor if k.endswith(BIAS) and factor != 1 else t for k, t in extras.items()}
 
 
 def _same_kernel(*terms: LoraLayer) -> tuple[LoraLayer, ...]:

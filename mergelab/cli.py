@@ -66,10 +66,10 @@ def merge(
     _import(plugins)
     adapters, options = _method_options([*adapters, *context.args])
     options.update({k: v for k, v in (("space", space), ("density", density)) if v is not None})
+    _check_writing(format, dtype)
     sources, weights = zip(*[_weighted(text) for text in adapters])
     loaded = [load(source, allow_pickle=allow_pickle) for source in sources]
     check_target(output, tuple(path for a in loaded for path in a.inputs), force)
-    _check_writing(format, dtype)
     merged = merge_adapters(loaded, list(weights), method, rank=_rank(rank), seed=seed, device=device, **options)
     _save(merged, output, format, dtype)
     print(merged.report)
@@ -115,11 +115,7 @@ def convert(
     allow_pickle: Pickle = False,
 ) -> None:
     """Write an adapter in another format; every layer keeps its change exactly."""
-    from mergelab.adapter import check_target, load
-
-    _check_writing(format, dtype)
-    adapter = load(file, allow_pickle=allow_pickle)
-    check_target(output, adapter.inputs, force)
+    adapter = _opened(file, output, format, dtype, force, allow_pickle)
     if drop_extras and adapter.extras:
         print(f"left out: {', '.join(list(adapter.extras)[:5])}{', ...' if len(adapter.extras) > 5 else ''}")
         adapter = adapter.without_extras()
@@ -137,11 +133,7 @@ def resize(
     allow_pickle: Pickle = False,
 ) -> None:
     """Write the best approximation of an adapter at another rank, and say what it lost."""
-    from mergelab.adapter import check_target, load
-
-    _check_writing(format, dtype)
-    adapter = load(file, allow_pickle=allow_pickle)
-    check_target(output, adapter.inputs, force)
+    adapter = _opened(file, output, format, dtype, force, allow_pickle)
     parsed = _rank(rank)
     assert parsed is not None
     resized = adapter.resize(parsed)
@@ -272,6 +264,16 @@ def _check_writing(format: str, dtype: str | None) -> None:
 
     check_format(format)
     to_dtype(dtype)
+
+
+def _opened(file: str, output: Path, format: str, dtype: str | None, force: bool, allow_pickle: bool) -> Adapter:
+    """The input of a command, once it is clear that its output can be written."""
+    from mergelab.adapter import check_target, load
+
+    _check_writing(format, dtype)
+    adapter = load(file, allow_pickle=allow_pickle)
+    check_target(output, adapter.inputs, force)
+    return adapter
 
 
 def _save(adapter: Adapter, output: Path, format: str, dtype: str | None) -> None:

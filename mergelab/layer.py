@@ -15,6 +15,9 @@ from torch import Tensor
 from mergelab.errors import LayerError
 from mergelab.lowrank import Factors
 
+# The extra that holds the difference of a layer's bias: the layer's name and this.
+BIAS = ".lora_B.bias"
+
 # A change has entries far below one; squares of larger ones than this, summed, would overflow float32.
 LARGEST_ENTRY = 1e12
 

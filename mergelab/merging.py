@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mergelab.adapter import Adapter, Source, load
 from mergelab.errors import ArchitectureError, LayerError, OptionError
-from mergelab.layer import LoraLayer, layer_of, same_weight
+from mergelab.layer import BIAS, LoraLayer, layer_of, same_weight
 from mergelab.lowrank import Core, Factors, Spectrum, core, exact_arithmetic, inner, stack, svd, svd_dense
 from mergelab.provenance import Recipe, input_record, merged_metadata
 from mergelab.ranks import Rank, RankBudget, check_rank, cut, rank_note, wanted
@@ -25,7 +25,6 @@ from mergelab.sparsify import Trim, kth_largest_magnitudes
 from mergelab.strategies import METHODS, Cat, Strategy, make
 from mergelab.weights import Weight, resolve
 
-BIAS = ".lora_B.bias"
 # Energy below this share of the inputs' is what float32 leaves of a sum that is zero.
 CANCELLED = 1e-12
 
@@ -145,7 +144,6 @@ class _Result:
     spectrum: Spectrum | None
     factors: Factors | None
     present: tuple[int, ...]
-    input_ranks: tuple[int, ...]
     energy: float
     kept: float
 
@@ -237,12 +235,12 @@ def _merge_one(job: _Job, name: str, present: tuple[int, ...], thresholds: dict[
     shape = max((a.layers[name].shape for a in job.adapters if name in a.layers), key=len)
     ranks = tuple(job.adapters[i].layers[name].rank for i in present)
     if not present:
-        return _Result(name, shape, None, None, present, ranks, 0.0, 0.0)
+        return _Result(name, shape, None, None, present, 0.0, 0.0)
     if isinstance(job.strategy, Cat):
         weights = job.weights
         factors = stack([job.adapters[i].matrices(name, job.device).scaled(weights[i][name]) for i in present])
         energy = inner(factors, factors)
-        return _Result(name, shape, None, _to_cpu(factors), present, ranks, energy, energy)
+        return _Result(name, shape, None, _to_cpu(factors), present, energy, energy)
     aligned = _changes(job, name, present)
     merged = merge_layer(
         job.strategy,
@@ -256,7 +254,7 @@ def _merge_one(job: _Job, name: str, present: tuple[int, ...], thresholds: dict[
     final = isinstance(ask, int) and not isinstance(job.rank, RankBudget)
     if isinstance(merged, Factors) and final and ask >= merged.A.shape[0]:
         energy = inner(merged, merged)
-        return _Result(name, shape, None, _to_cpu(merged), present, ranks, energy, energy)
+        return _Result(name, shape, None, _to_cpu(merged), present, energy, energy)
     try:
         spectrum = _decompose(merged, ask, layer_generator(job.seed, name, -1))
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
@@ -267,9 +265,9 @@ def _merge_one(job: _Job, name: str, present: tuple[int, ...], thresholds: dict[
             f"ordinary size, found weights {[job.weights[i][name] for i in present]} and {job.strategy}"
         )
     if isinstance(job.rank, RankBudget):  # what it gets is known when all layers are
-        return _Result(name, shape, _spectrum_to_cpu(spectrum), None, present, ranks, spectrum.energy, spectrum.kept)
+        return _Result(name, shape, _spectrum_to_cpu(spectrum), None, present, spectrum.energy, spectrum.kept)
     factors = _to_cpu(spectrum.factors())
-    return _Result(name, shape, None, factors, present, ranks, spectrum.energy, spectrum.kept)
+    return _Result(name, shape, None, factors, present, spectrum.energy, spectrum.kept)
 
 
 def _decompose(merged: Merged, ask: int | float, generator: torch.Generator) -> Spectrum:
@@ -398,10 +396,10 @@ def _merge_bias(job: _Job, key: str, biases: dict[int, Tensor], names: Sequence[
     strategy = replace(job.strategy, space="delta", basis="changes")
     weights = {i: job.weights[i][key.removesuffix(BIAS)] for i in biases}
     order = sorted(biases, key=lambda i: weights[i] * float(biases[i].double().sum()))
-    rows = [biases[i][None] * (weights[i] if strategy.weighted_first else 1.0) for i in order]
-    left = [1.0 if strategy.weighted_first else weights[i] for i in order]
+    rows = [Factors(torch.ones(1, 1), biases[i][None]) for i in order]
+    (stacked,) = view_of(strategy, rows, [weights[i] for i in order]).stacks
     generators = [layer_generator(job.seed, key, i) for i in range(len(order))]
-    return strategy.factor * combine(strategy, Stacked(tuple(rows), tuple(left)), generators)[0]
+    return strategy.factor * combine(strategy, stacked, generators)[0]
 
 
 def _to_cpu(factors: Factors) -> Factors:

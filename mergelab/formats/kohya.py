@@ -12,7 +12,7 @@ from mergelab.errors import ArchitectureError
 from mergelab.formats import flux, unet
 from mergelab.formats.names import flatten
 from mergelab.formats.shared import folded_layer, most_frequent, no_place
-from mergelab.layer import Contents, Layer
+from mergelab.layer import BIAS, Contents, Layer
 
 _TEXT = {
     "sd15": {"text_encoder": "lora_te"},
@@ -66,7 +66,7 @@ def _modules(contents: Contents) -> tuple[dict[str, Layer], dict[str, Tensor], d
         else:
             modules[_name(contents, name)] = layer
     for key, tensor in contents.extras.items():
-        name = key.removesuffix(".lora_B.bias")
+        name = key.removesuffix(BIAS)
         norm = flux.bfl_norm_of(key.removeprefix("transformer.").removesuffix(".weight"))
         if norm and key.startswith("transformer."):
             rest[f"diffusion_model.{norm}.set_weight"] = tensor

@@ -13,7 +13,7 @@ from torch import Tensor
 from mergelab.errors import FormatError
 from mergelab.formats.names import COMPONENTS, unflatten
 from mergelab.formats.shared import by_component, folded_layer, most_frequent, no_place
-from mergelab.layer import Contents, Layer
+from mergelab.layer import BIAS, Contents, Layer
 
 
 def diffusers(contents: Contents) -> dict[str, Tensor]:
@@ -30,7 +30,7 @@ def diffusers(contents: Contents) -> dict[str, Tensor]:
         tensors[f"{name}.lora_A.weight"] = folded.lora_A
         tensors[f"{name}.lora_B.weight"] = folded.lora_B
     for name, tensor in contents.extras.items():
-        if not (name.endswith(".lora_B.bias") or name.startswith("transformer.")):
+        if not (name.endswith(BIAS) or name.startswith("transformer.")):
             raise no_place(contents, name, "diffusers")
         tensors[name] = tensor
     return tensors
@@ -69,7 +69,7 @@ def _config(
         "rank_pattern": {pattern(path): r for path, r in ranks.items() if r != rank},
         "alpha_pattern": {pattern(path): a for path, a in alphas.items() if a != alpha},
         "target_modules": "|".join(map(pattern, sorted(layers))) if ambiguous else sorted(layers),
-        "lora_bias": any(k.startswith(f"{component}.") and k.endswith(".lora_B.bias") for k in contents.extras),
+        "lora_bias": any(k.startswith(f"{component}.") and k.endswith(BIAS) for k in contents.extras),
     }
 
 
@@ -92,7 +92,7 @@ def peft(contents: Contents) -> dict[str, Tensor]:
         tensors[f"{path}.lora_A.weight"] = layer.lora_A
         tensors[f"{path}.lora_B.weight"] = layer.lora_B
     for key, tensor in contents.extras.items():
-        name = key.removesuffix(".lora_B.bias")
+        name = key.removesuffix(BIAS)
         scaling = contents.layers[name].scaling if name in contents.layers else 1.0
         if key.partition(".")[0] not in components:
             raise no_place(contents, key, "peft")

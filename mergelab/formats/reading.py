@@ -18,7 +18,7 @@ from mergelab.formats import flux
 from mergelab.formats.architecture import detect
 from mergelab.formats.leaves import Leaves, build, sort_keys
 from mergelab.formats.names import Located, locate
-from mergelab.layer import Contents, Layer
+from mergelab.layer import BIAS, Contents, Layer
 
 # The scaling of a module that has no alpha of its own, by canonical component and path; None: alpha is the rank.
 ScalingOf = Callable[[str, str, int], float | None]
@@ -92,7 +92,7 @@ def _check_extras(extras: Mapping[str, Tensor], layers: Mapping[str, Layer], sou
     for key, tensor in extras.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
             raise LayerError(f"{source}: {key} holds values that are NaN or infinite, expected finite numbers")
-        layer = layers.get(key.removesuffix(".lora_B.bias"))
+        layer = layers.get(key.removesuffix(BIAS))
         if layer is not None and tensor.shape != layer.shape[:1]:
             raise LayerError(
                 f"{source}: {key}: a bias of {tensor.numel()} values, expected {layer.shape[0]}, one for each output"
@@ -113,9 +113,10 @@ def _notes(located: Mapping[str, Located], without_alpha: int) -> tuple[str, ...
 
 
 def _placed(where: Located, component: str) -> Located:
-    if where.is_bfl or where.component != "model":
-        return where if where.component != "text_encoder" else Located(component, where.path)
-    return Located(component, where.path)
+    """A module at the component that the folder names, unless its own name says more."""
+    if where.is_bfl or where.component not in ("model", "text_encoder"):
+        return where
+    return Located(component, where.path, known=where.known)
 
 
 def _layers_of(where: Located, leaves: Leaves, scaling: float | None, source: str) -> dict[str, Layer]:
@@ -156,7 +157,7 @@ def _biases_of(where: Located, leaves: Leaves, layers: Mapping[str, Layer], sour
         layer = layers.get(name)
         # PEFT multiplies the bias of lora_B by the scaling; `diff_b` is the difference as it is.
         scaling = layer.scaling if layer is not None and not leaves.keys["bias"].endswith(".diff_b") else 1.0
-        biases[f"{name}.lora_B.bias"] = vector if scaling == 1.0 else vector.float() * scaling
+        biases[f"{name}{BIAS}"] = vector if scaling == 1.0 else vector.float() * scaling
     return biases
 
 
