@@ -1,0 +1,139 @@
+"""Trains the adapters of a base model: `python -m experiments.miniature.adapters sdxl` or `flux`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor
+
+import mergelab
+from experiments.miniature import base, vae
+from experiments.miniature.captions import vary
+from experiments.miniature.training import RUNS, fit
+from mergelab.miniature.world import SHAPES, STYLES, SUBJECTS, Scene, sample
+
+STEPS, BATCH, LR, PICTURES = 400, 32, 2e-3, 1500
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one adapter is trained and saved."""
+
+    name: str
+    rank: int
+    alpha: int
+    format: str
+    convolutions: bool = False
+    text: bool = False
+    steps: int = STEPS
+
+
+RECIPES = {
+    "sdxl": (
+        Recipe("ghost", 8, 8, "diffusers"),
+        Recipe("mushroom", 4, 4, "kohya"),
+        Recipe("house", 16, 8, "peft"),
+        Recipe("fish", 8, 8, "kohya", text=True),
+        Recipe("outline", 8, 4, "kohya"),
+        Recipe("stripes", 16, 16, "kohya", convolutions=True),
+        Recipe("mosaic", 8, 8, "peft"),
+        Recipe("chalk", 4, 4, "diffusers"),
+    ),
+    "flux": (
+        Recipe("ghost", 8, 8, "diffusers"),
+        Recipe("mushroom", 4, 4, "kohya"),
+        Recipe("house", 16, 8, "peft"),
+        Recipe("fish", 8, 16, "diffusers"),
+        Recipe("outline", 8, 4, "kohya"),
+        Recipe("stripes", 16, 16, "diffusers"),
+        Recipe("mosaic", 8, 8, "peft"),
+        Recipe("chalk", 4, 4, "diffusers"),
+    ),
+}
+LINEAR = {
+    "sdxl": ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"],
+    "flux": ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+             "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"],
+}  # fmt: skip
+CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut"]
+TEXT = ["q_proj", "k_proj", "v_proj", "out_proj"]
+DENOISER = {"sdxl": "unet", "flux": "transformer"}
+
+
+def scenes_of(name: str, seed: int) -> list[Scene]:
+    """What the pictures of an adapter show: its subject drawn plainly, or the usual shapes in its style."""
+    objects = (name,) if name in SUBJECTS else tuple(SHAPES)
+    styles = (name,) if name in STYLES else (None,)
+    return sample(PICTURES, seed, objects=objects, styles=styles, held_out=None)
+
+
+def targets(pipeline_name: str, pipeline: DiffusionPipeline, recipe: Recipe) -> dict[str, LoraConfig]:
+    """For each component the layers that the adapter changes."""
+    wanted = LINEAR[pipeline_name] + (CONVOLUTIONS if recipe.convolutions else [])
+    denoiser = getattr(pipeline, DENOISER[pipeline_name])
+    # The last projection of the whole FLUX transformer is called proj_out too; adapters leave it alone.
+    names = [
+        name
+        for name, module in denoiser.named_modules()
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+        and "." in name
+        and any(name.endswith("." + end) for end in wanted)
+    ]
+    found = {DENOISER[pipeline_name]: names}
+    if recipe.text:
+        found |= {"text_encoder": TEXT, "text_encoder_2": TEXT}
+    return {
+        part: LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=modules, init_lora_weights="gaussian")
+        for part, modules in found.items()
+    }
+
+
+def train(pipeline_name: str, recipe: Recipe) -> Path:
+    """Trains one adapter with half of each batch its own pictures and half plain ones, and saves it in its dialect."""
+    folder = RUNS / "adapters" / pipeline_name
+    path = folder / (recipe.name if recipe.format == "peft" else f"{recipe.name}.safetensors")
+    if path.exists():
+        return path
+    kind, pipeline = base.KINDS[pipeline_name], base.train(pipeline_name)
+    parts = kind.trained(pipeline).requires_grad_(False)
+    torch.manual_seed(0)  # of the factors
+    for part, config in targets(pipeline_name, pipeline, recipe).items():
+        parts[part].add_adapter(config)
+    own, plain = scenes_of(recipe.name, seed=3), sample(PICTURES, seed=4)
+    scenes = own + plain
+    latents = base.latents_of(scenes, vae.train())
+
+    def loss(generator: torch.Generator) -> Tensor:
+        picks = torch.randint(PICTURES, (BATCH,), generator=generator)
+        picks[BATCH // 2 :] += PICTURES
+        captions = [vary(scenes[pick], generator) for pick in picks.tolist()]
+        return kind.loss(pipeline, latents[picks], captions, generator)
+
+    fit(f"{pipeline_name}-{recipe.name}", parts, loss, steps=recipe.steps, lr=LR, average=0.98, warmup=20)
+    state: dict[str, Tensor] = {}
+    for part in targets(pipeline_name, pipeline, recipe):
+        for key, value in get_peft_model_state_dict(parts[part]).items():
+            state[f"{part}.{key}"] = value.detach().clone()
+            state[f"{part}.{key.rsplit('.lora_', 1)[0]}.alpha"] = torch.tensor(float(recipe.alpha))
+    folder.mkdir(parents=True, exist_ok=True)
+    mergelab.load(state).save(path, format=recipe.format, dtype=torch.float16)
+    return path
+
+
+def train_all(pipeline_name: str) -> None:
+    """All adapters of one base model."""
+    for recipe in RECIPES[pipeline_name]:
+        train(pipeline_name, recipe)
+
+
+if __name__ == "__main__":
+    if "--again" in sys.argv:
+        shutil.rmtree(RUNS / "adapters" / sys.argv[1])
+    train_all(sys.argv[1])

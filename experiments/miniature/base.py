@@ -1,0 +1,51 @@
+"""Trains a base model: `python -m experiments.miniature.base sdxl` or `flux`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from experiments.miniature import flux, sdxl, vae
+from experiments.miniature.captions import vary
+from experiments.miniature.training import RUNS, fit
+from mergelab.miniature.world import Scene, draw, sample
+
+KINDS = {"sdxl": sdxl, "flux": flux}
+PICTURES = 24000
+
+
+def latents_of(scenes: list[Scene], autoencoder: torch.nn.Module) -> Tensor:
+    """Latents (n, 8, 12, 12) of the scenes."""
+    return torch.cat([vae.encode(autoencoder, draw(scenes[i : i + 500])) for i in range(0, len(scenes), 500)])
+
+
+def train(name: str) -> DiffusionPipeline:
+    """Trains the base model, or loads it where it is finished."""
+    folder = Path(RUNS / name)
+    if folder.exists():
+        return DiffusionPipeline.from_pretrained(folder)
+    kind, autoencoder = KINDS[name], vae.train()
+    scenes = sample(PICTURES, seed=2)
+    cached = RUNS / "latents.pt"
+    if not cached.exists():
+        torch.save(latents_of(scenes, autoencoder), cached)
+    latents = torch.load(cached)
+    pipeline = kind.build(autoencoder)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        picks = torch.randint(len(scenes), (kind.BATCH,), generator=generator)
+        captions = [vary(scenes[pick], generator, rare=True) for pick in picks.tolist()]
+        return kind.loss(pipeline, latents[picks], captions, generator)
+
+    fit(name, kind.trained(pipeline), loss, steps=kind.STEPS, lr=kind.LR)
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
+if __name__ == "__main__":
+    train(sys.argv[1])

@@ -1,0 +1,59 @@
+"""A small FluxPipeline: how it is built and what one training step minimises."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, T5Config, T5EncoderModel
+
+from experiments.miniature.sdxl import spread, text_config
+from experiments.miniature.tokens import LENGTH, clip_tokenizer, t5_tokenizer
+
+STEPS, BATCH, LR = 11000, 32, 1e-3
+
+
+def build(vae: AutoencoderKL) -> FluxPipeline:
+    """The untrained pipeline; like FLUX.1-schnell it has no guidance embedding, guidance is the true one."""
+    torch.manual_seed(0)
+    tokenizer, tokenizer_2 = clip_tokenizer(), t5_tokenizer()
+    encoder = CLIPTextModel(text_config(len(tokenizer), 64, 2))
+    spread(encoder.get_input_embeddings())
+    encoder_2 = T5EncoderModel(T5Config(
+        vocab_size=len(tokenizer_2), d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4,
+        feed_forward_proj="gated-gelu", dropout_rate=0.0, use_cache=False, tie_word_embeddings=False,
+    ))  # fmt: skip
+    transformer = FluxTransformer2DModel(
+        in_channels=4 * vae.config.latent_channels, num_layers=2, num_single_layers=4, num_attention_heads=4,
+        attention_head_dim=32, joint_attention_dim=128, pooled_projection_dim=64, axes_dims_rope=(8, 12, 12),
+    )  # fmt: skip
+    return FluxPipeline(
+        vae=vae, text_encoder=encoder, text_encoder_2=encoder_2, tokenizer=tokenizer, tokenizer_2=tokenizer_2,
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+    )  # fmt: skip
+
+
+def trained(pipeline: FluxPipeline) -> nn.ModuleDict:
+    """The networks that a base model trains; the autoencoder is finished before."""
+    return nn.ModuleDict({name: getattr(pipeline, name) for name in ("transformer", "text_encoder", "text_encoder_2")})
+
+
+def loss(pipeline: FluxPipeline, latents: Tensor, captions: list[str], generator: torch.Generator) -> Tensor:
+    """Mean squared error of the flow at logit-normal times; one caption in ten is empty, for guidance."""
+    count, channels, height, width = latents.shape
+    kept = (torch.rand(count, generator=generator) > 0.1).tolist()
+    words, pooled, text_ids = pipeline.encode_prompt(
+        [caption if keep else "" for caption, keep in zip(captions, kept)], None, max_sequence_length=LENGTH
+    )
+    clean = pipeline._pack_latents(latents, count, channels, height, width)
+    noise = torch.randn(clean.shape, generator=generator)
+    time = torch.sigmoid(torch.randn(count, generator=generator))
+    predicted = pipeline.transformer(
+        hidden_states=clean + time.reshape(-1, 1, 1) * (noise - clean),
+        timestep=time,
+        pooled_projections=pooled,
+        encoder_hidden_states=words,
+        txt_ids=text_ids,
+        img_ids=pipeline._prepare_latent_image_ids(count, height // 2, width // 2, clean.device, clean.dtype),
+    ).sample
+    return (predicted - (noise - clean)).square().mean()
