@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mergelab import miniature
     from mergelab.adapter import Adapter, load
     from mergelab.comparing import Comparison, compare
     from mergelab.errors import (
@@ -71,6 +72,7 @@ __all__ = [  # noqa: RUF022 - in the order of the table above
     "Svd",
     "Ties",
     "register",
+    "miniature",
 ]
 
 
@@ -79,6 +81,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("mergelab")
+    if name == "miniature":  # a subpackage; `import mergelab.miniature` needs no help, `mergelab.miniature` does
+        return import_module("mergelab.miniature")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'mergelab' has no attribute {name!r}")
     value = getattr(import_module(f"mergelab.{_HOME_OF[name]}"), name)

@@ -22,6 +22,11 @@ CASES: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, str], str | None]] 
     "SD 1.5": ({CROSS: (1280, 768)}, {}, "sd15"),
     "SD 2": ({CROSS: (1280, 1024)}, {}, "sd2"),
     "SDXL": ({CROSS: (1280, 2048)}, {}, "sdxl"),
+    "both encoders, a UNet of another layout": (
+        {CROSS: (64, 32), "text_encoder_2.text_model.encoder.layers.0.mlp.fc1": (64, 32)},
+        {},
+        None,
+    ),
     "SDXL by depth": ({CROSS.replace("blocks.0", "blocks.9"): (64, 32)}, {}, "sdxl"),
     "a small UNet that says what it is": (
         {CROSS: (64, 32)},

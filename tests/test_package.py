@@ -31,6 +31,7 @@ ORDER = (
     "provenance",
     "merging",
     "comparing",
+    "miniature",
     "cli",
     "__main__",
 )

@@ -16,10 +16,10 @@ from torch import Tensor
 import mergelab
 from experiments.miniature import base, vae
 from experiments.miniature.captions import vary
-from experiments.miniature.training import RUNS, fit
+from experiments.miniature.training import DEVICE, RUNS, fit
 from mergelab.miniature.world import SHAPES, STYLES, SUBJECTS, Scene, sample
 
-STEPS, BATCH, LR, PICTURES = 400, 32, 2e-3, 1500
+STEPS, BATCH, LR, PICTURES = 300, 32, 2e-3, 1500
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Recipe:
 
 RECIPES = {
     "sdxl": (
-        Recipe("ghost", 8, 8, "diffusers"),
-        Recipe("mushroom", 4, 4, "kohya"),
+        Recipe("ghost", 8, 8, "kohya"),
+        Recipe("mushroom", 4, 4, "diffusers"),
         Recipe("house", 16, 8, "peft"),
-        Recipe("fish", 8, 8, "kohya", text=True),
+        Recipe("fish", 8, 8, "diffusers", text=True),
         Recipe("outline", 8, 4, "kohya"),
         Recipe("stripes", 16, 16, "kohya", convolutions=True),
         Recipe("mosaic", 8, 8, "peft"),
@@ -114,7 +114,7 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
         picks = torch.randint(PICTURES, (BATCH,), generator=generator)
         picks[BATCH // 2 :] += PICTURES
         captions = [vary(scenes[pick], generator) for pick in picks.tolist()]
-        return kind.loss(pipeline, latents[picks], captions, generator)
+        return kind.loss(pipeline, latents[picks].to(DEVICE), captions, generator)
 
     fit(f"{pipeline_name}-{recipe.name}", parts, loss, steps=recipe.steps, lr=LR, average=0.98, warmup=20)
     state: dict[str, Tensor] = {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from experiments.miniature import flux, sdxl, vae
 from experiments.miniature.captions import vary
-from experiments.miniature.training import RUNS, fit
+from experiments.miniature.training import DEVICE, RUNS, fit
 from mergelab.miniature.world import Scene, draw, sample
 
 KINDS = {"sdxl": sdxl, "flux": flux}
@@ -40,7 +40,7 @@ def train(name: str) -> DiffusionPipeline:
     def loss(generator: torch.Generator) -> Tensor:
         picks = torch.randint(len(scenes), (kind.BATCH,), generator=generator)
         captions = [vary(scenes[pick], generator, rare=True) for pick in picks.tolist()]
-        return kind.loss(pipeline, latents[picks], captions, generator)
+        return kind.loss(pipeline, latents[picks].to(DEVICE), captions, generator)
 
     fit(name, kind.trained(pipeline), loss, steps=kind.STEPS, lr=kind.LR)
     pipeline.save_pretrained(folder)

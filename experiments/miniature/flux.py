@@ -10,7 +10,7 @@ from transformers import CLIPTextModel, T5Config, T5EncoderModel
 from experiments.miniature.sdxl import spread, text_config
 from experiments.miniature.tokens import LENGTH, clip_tokenizer, t5_tokenizer
 
-STEPS, BATCH, LR = 11000, 32, 1e-3
+STEPS, BATCH, LR = 9500, 32, 1e-3
 
 
 def build(vae: AutoencoderKL) -> FluxPipeline:
@@ -46,8 +46,8 @@ def loss(pipeline: FluxPipeline, latents: Tensor, captions: list[str], generator
         [caption if keep else "" for caption, keep in zip(captions, kept)], None, max_sequence_length=LENGTH
     )
     clean = pipeline._pack_latents(latents, count, channels, height, width)
-    noise = torch.randn(clean.shape, generator=generator)
-    time = torch.sigmoid(torch.randn(count, generator=generator))
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    time = torch.sigmoid(torch.randn(count, generator=generator)).to(clean.device)
     predicted = pipeline.transformer(
         hidden_states=clean + time.reshape(-1, 1, 1) * (noise - clean),
         timestep=time,

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 RUNS = Path("runs/miniature")
 """Checkpoints, cached latents and finished parts, in the folder one trains in."""
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def fit(
@@ -36,7 +37,7 @@ def fit(
     Args:
         name: of the checkpoint.
         model: trained in place.
-        loss: gets the generator of the step.
+        loss: gets the generator of the step, which is on the CPU, so that every device sees the same numbers.
         steps: in all.
         lr: the highest learning rate.
         average: share of the running average kept at each step.
@@ -44,6 +45,7 @@ def fit(
         weight_decay: of AdamW.
         every: seconds between checkpoints.
     """
+    model.to(DEVICE)
     parameters = {key: value for key, value in model.named_parameters() if value.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
     averaged = {key: value.detach().clone() for key, value in parameters.items()}
@@ -51,7 +53,7 @@ def fit(
     path.parent.mkdir(parents=True, exist_ok=True)
     start = 0
     if path.exists():
-        saved = torch.load(path)
+        saved = torch.load(path, map_location=DEVICE)
         start, averaged = saved["step"], saved["average"]
         with torch.no_grad():
             for key, value in saved["parameters"].items():
@@ -88,4 +90,4 @@ def fit(
     with torch.no_grad():
         for key, value in averaged.items():
             parameters[key].copy_(value)
-    model.eval()
+    model.cpu().eval()

@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from experiments.miniature.training import RUNS, fit
+from experiments.miniature.training import DEVICE, RUNS, fit
 from mergelab.miniature.world import SHAPES, STYLES, SUBJECTS, draw, sample
 
 STEPS, BATCH = 4500, 8
@@ -67,9 +67,9 @@ def train() -> AutoencoderKL:
     data = pictures(20000, seed=1)
 
     def loss(generator: torch.Generator) -> Tensor:
-        x = data[torch.randint(len(data), (BATCH,), generator=generator)].float() / 127.5 - 1
+        x = data[torch.randint(len(data), (BATCH,), generator=generator)].float().to(DEVICE) / 127.5 - 1
         posterior = vae.encode(x).latent_dist
-        y = vae.decode(posterior.sample(generator)).sample
+        y = vae.decode(posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator).to(DEVICE)).sample
         edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (-1, -2))
         return (y - x).abs().mean() + (y - x).square().mean() + 0.5 * edges + 1e-6 * posterior.kl().mean()
 

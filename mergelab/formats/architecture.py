@@ -63,7 +63,9 @@ def _unet(components: Mapping[str, Mapping[str, tuple[int, ...]]], metadata: Map
     if declared := _declared(metadata):
         return declared
     depth = [int(m[1]) for path in shapes if (m := re.search(r"\.transformer_blocks\.(\d+)\.", path))]
-    if max(depth, default=0) > 0 or "text_encoder_2" in components or any("add_embedding" in p for p in shapes):
+    # A second text encoder beside a text embedding of unknown width is that of a model of another layout.
+    second = "text_encoder_2" in components and not widths
+    if max(depth, default=0) > 0 or second or any("add_embedding" in p for p in shapes):
         return "sdxl"
     if any(re.match(r"(down_blocks\.(0\.attentions|3)|up_blocks\.3)\.", path) for path in shapes):
         return "sd15"

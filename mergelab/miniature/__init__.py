@@ -1,1 +1,162 @@
-"""Small trained pipelines of the real classes, adapters trained on them, and the drawn world they know."""
+"""Small trained SDXL and FLUX pipelines, and adapters for them, that ship with the package.
+
+They are pipelines of the real classes with tiny widths, trained on one drawn world (`mergelab.miniature.world`), so
+everything that works on the big models can be tried offline, in seconds, and what an image shows can be read from its
+pixels (`mergelab.miniature.judge`). The model card beside this file has their measured quality.
+
+Examples:
+    >>> from mergelab import miniature
+    >>> [(adapter.name, adapter.kind, adapter.trigger) for adapter in miniature.adapters("flux")][:2]
+    [('ghost', 'subject', 'sks'), ('mushroom', 'subject', 'zwk')]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergelab.errors import OptionError
+from mergelab.miniature.judge import Verdict, judge
+from mergelab.miniature.world import STYLES, SUBJECTS, TRIGGERS, Scene, caption, draw, sample
+
+if TYPE_CHECKING:
+    import lpips
+    from diffusers import DiffusionPipeline
+
+__all__ = [
+    "PIPELINES",
+    "MiniatureAdapter",
+    "Scene",
+    "Verdict",
+    "adapters",
+    "caption",
+    "clip",
+    "draw",
+    "judge",
+    "perceptual",
+    "pipeline",
+    "sample",
+    "settings",
+]
+
+WEIGHTS = Path(__file__).parent / "weights"
+PIPELINES = ("sdxl", "flux")
+"""Names of the pipelines."""
+
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "sdxl": {"num_inference_steps": 20, "guidance_scale": 3.0},
+    "flux": {
+        "num_inference_steps": 20,
+        "true_cfg_scale": 2.5,
+        "negative_prompt": "",
+        "height": 48,
+        "width": 48,
+        "max_sequence_length": 16,
+    },
+}
+
+
+@dataclass(frozen=True)
+class MiniatureAdapter:
+    """One adapter that ships with the package.
+
+    Attributes:
+        name: of the subject or style.
+        path: a safetensors file or a PEFT folder.
+        trigger: the rare word that calls it.
+        prompt: its concept alone, as a prompt: `"a sks"`, `"in szn style"`.
+        kind: `"subject"` or `"style"`.
+    """
+
+    name: str
+    path: Path
+    trigger: str
+    prompt: str
+    kind: str
+
+
+def _known(name: str) -> str:
+    if name not in PIPELINES:
+        raise OptionError(f"unknown miniature pipeline {name!r}; there are {' and '.join(map(repr, PIPELINES))}")
+    return name
+
+
+def pipeline(name: str, **options: Any) -> DiffusionPipeline:
+    """The small pipeline: a `StableDiffusionXLPipeline` or a `FluxPipeline`, in float32 unless `torch_dtype` is given.
+
+    Call it with `settings(name)`, as in the example; without them `FluxPipeline` assumes 512 x 512 pixels and 512 tokens.
+
+    Args:
+        name: `"sdxl"` or `"flux"`.
+        options: passed on to `DiffusionPipeline.from_pretrained`.
+
+    Raises:
+        OptionError: another name.
+
+    Examples:
+        >>> from mergelab import miniature
+        >>> pipe = miniature.pipeline("flux")
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> pipe("a large red circle on a white background", **miniature.settings("flux")).images[0].size
+        (48, 48)
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(WEIGHTS / _known(name), **{"torch_dtype": torch.float32} | options)
+
+
+def settings(name: str) -> dict[str, Any]:
+    """Keywords of a call of the pipeline that its quality was measured with: steps, guidance, size.
+
+    Raises:
+        OptionError: another name.
+    """
+    return dict(_SETTINGS[_known(name)])
+
+
+def adapters(name: str) -> list[MiniatureAdapter]:
+    """The adapters trained on a pipeline: four subjects, then four styles, in several dialects.
+
+    Raises:
+        OptionError: another name.
+
+    Examples:
+        >>> from mergelab import miniature
+        >>> ghost = miniature.adapters("sdxl")[0]
+        >>> ghost.name, ghost.trigger, ghost.prompt, ghost.kind, ghost.path.name
+        ('ghost', 'sks', 'a sks', 'subject', 'ghost.safetensors')
+    """
+    folder = WEIGHTS / "adapters" / _known(name)
+    found = []
+    for adapter in (*SUBJECTS, *STYLES):
+        file, trigger = folder / f"{adapter}.safetensors", TRIGGERS[adapter]
+        kind, prompt = ("subject", f"a {trigger}") if adapter in SUBJECTS else ("style", f"in {trigger} style")
+        found.append(MiniatureAdapter(adapter, file if file.exists() else folder / adapter, trigger, prompt, kind))
+    return found
+
+
+def clip() -> str:
+    """The name by which open_clip loads the small CLIP: `open_clip.create_model_and_transforms(miniature.clip())`.
+
+    Its tokenizer is `open_clip.get_tokenizer(miniature.clip())`.
+    """
+    return f"local-dir:{WEIGHTS / 'clip'}"
+
+
+def perceptual() -> lpips.LPIPS:
+    """LPIPS with a trunk trained on the drawn world: SqueezeNet features, compared without linear heads.
+
+    It takes images (n, 3, 48, 48) in [-1, 1], or in [0, 1] with `normalize=True`, as `lpips.LPIPS` does.
+    """
+    import warnings
+
+    import lpips
+    from safetensors.torch import load_file
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's, about an argument that lpips passes to it
+        metric = lpips.LPIPS(net="squeeze", lpips=False, pnet_rand=True, verbose=False)
+    metric.net.load_state_dict(load_file(WEIGHTS / "lpips_trunk.safetensors"))
+    return metric.eval()

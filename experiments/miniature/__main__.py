@@ -1,0 +1,57 @@
+"""Trains the miniature models, as `python -m experiments.miniature [PART ...]`.
+
+Parts, in this order and all of them by default: vae, clip, lpips, sdxl, flux (each with its adapters), export. Every
+part resumes where it was interrupted and is skipped where it is finished, so `sdxl` and `flux` can run side by side in
+two processes once `vae` is there. `export` copies what is finished into the package, in float16.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+
+from experiments.miniature import adapters, base, clip, perceptual, vae
+from experiments.miniature.training import RUNS
+from mergelab.miniature import PIPELINES, WEIGHTS
+
+
+def export() -> None:
+    """Copies the finished parts into the package."""
+    for name in PIPELINES:
+        target = WEIGHTS / name
+        shutil.rmtree(target, ignore_errors=True)
+        DiffusionPipeline.from_pretrained(RUNS / name).to(dtype=torch.float16).save_pretrained(target)
+        for config in target.rglob("*.json"):
+            forget_origin(config)
+    for name in ("clip", "adapters"):
+        shutil.copytree(RUNS / name, WEIGHTS / name, dirs_exist_ok=True)
+    shutil.copy(RUNS / "lpips_trunk.safetensors", WEIGHTS)
+    size = sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file())
+    print(f"{WEIGHTS}: {size / 1e6:.1f} MB")
+
+
+def forget_origin(config: Path) -> None:
+    """Removes the folder a configuration was loaded from."""
+    content = json.loads(config.read_text())
+    if content.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def main(parts: list[str]) -> None:
+    """Runs the named parts."""
+    known = {"vae": vae.train, "clip": clip.train, "lpips": perceptual.train}
+    known |= {name: lambda name=name: (base.train(name), adapters.train_all(name)) for name in PIPELINES}
+    known |= {"export": export}
+    if unknown := set(parts) - set(known):
+        raise SystemExit(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    for part in parts or known:
+        known[part]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
