@@ -1,4 +1,4 @@
-"""A small CLIP of the drawn world in open_clip's format, trained contrastively: `python -m experiments.miniature.clip`."""
+"""A small CLIP of the drawn world in open_clip's format, trained contrastively."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Measures everything the model card claims: `python -m experiments.miniature.measure [sdxl] [flux] [metrics]`.
 
-Prints Markdown and keeps the figures in `runs/miniature/measured.json`.
+Prints them, keeps them in `runs/miniature/measured.json` and writes them into the model card.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from mergelab.miniature.judge import OBJECTS
 from mergelab.miniature.world import BACKGROUNDS, COLORS, SHAPES, SIZES, STYLES, SUBJECTS, Scene, caption, draw, sample
 
 BATCH = 8
+CARD = miniature.WEIGHTS.parent / "MODEL_CARD.md"
 
 
 def generate(name: str, pipeline: DiffusionPipeline, prompts: Sequence[str], label: str) -> Tensor:
@@ -155,7 +156,8 @@ def measure_metrics() -> dict[str, object]:
         seen = [
             got == (getattr(scene, name) or "plain")
             for got, scene in zip(verdict.best(name), scenes)
-            if not (name == "color" and scene.object in SUBJECTS) and not (name == "background" and scene.style == "chalk")
+            if not (name == "color" and scene.object in SUBJECTS)
+            and not (name == "background" and scene.style == "chalk")
         ]
         found[f"judge, {name}"] = float(np.mean(seen))
 
@@ -202,20 +204,52 @@ def measure_metrics() -> dict[str, object]:
 
 
 def visible(a: Scene, b: Scene, name: str) -> bool:
-    """Whether a difference in an attribute can be seen at all: subjects have no colour of their own, chalk no ground."""
+    """Whether a difference in an attribute can be seen: subjects have no colour of their own, chalk no ground."""
     if name == "color":
         return a.object in SHAPES and b.object in SHAPES
     return not (name == "background" and "chalk" in (a.style, b.style))
 
 
+def markdown(results: dict[str, dict[str, object]]) -> str:
+    """The figures as the tables of the model card."""
+    lines = []
+    for name in (name for name in miniature.PIPELINES if name in results):
+        part = results[name]
+        base = ", ".join(f"{key} {share:.1%}" for key, share in part["base"].items())
+        lines += [
+            f"### {name}",
+            "",
+            f"200 prompts of held-out combinations: {base}. Eight images of 20 steps: "
+            f"{part['seconds for 8 images']:.1f} s ({part['threads']} threads).",
+            "",
+            "| adapter | shown when called | shown uncalled | accuracy kept uncalled | lowest of six shapes |",
+            "|---|---|---|---|---|",
+        ]
+        for adapter, row in part["adapters"].items():
+            lowest = f"{min(row['by_shape']):.0%}" if "by_shape" in row else ""
+            lines.append(f"| {adapter} | {row['shown']:.0%} | {row['uncalled']:.0%} | {row['kept']:.0%} | {lowest} |")
+        lines += ["", "| unmerged stack | subject | style | both |", "|---|---|---|---|"]
+        for pair, row in part["stacks"].items():
+            lines.append(f"| {pair} | {row['subject']:.0%} | {row['style']:.0%} | {row['both']:.0%} |")
+        lines.append("")
+    if "metrics" in results:
+        lines += ["### Judge, CLIP and LPIPS, on drawn images", "", "| | |", "|---|---|"]
+        lines += [f"| {key} | {value:.3f} |" for key, value in results["metrics"].items()]
+    return "\n".join(lines).strip()
+
+
 def main(parts: Sequence[str]) -> None:
-    """Measures the named parts and keeps those of earlier runs."""
+    """Measures the named parts, keeps those of earlier runs, and writes the tables into the model card."""
     path = RUNS / "measured.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for part in parts or ("metrics", *miniature.PIPELINES):
         results[part] = measure_metrics() if part == "metrics" else measure_pipeline(part)
         path.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
+    tables = markdown(results)
+    print(tables)
+    before, rest = CARD.read_text().split("<!-- measured -->\n")
+    _, after = rest.split("<!-- end -->")
+    CARD.write_text(f"{before}<!-- measured -->\n{tables}\n<!-- end -->{after}")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ def train() -> Path:
     torch.manual_seed(0)
     model = Classifier()
     scenes = sample(PICTURES, seed=6, objects=OBJECTS, styles=[None] * len(STYLES) + [*STYLES])
-    pictures = torch.cat([draw(scenes[i : i + 1000]).mul(255).round().to(torch.uint8) for i in range(0, PICTURES, 1000)])
+    pictures = torch.cat(
+        [draw(scenes[i : i + 1000]).mul(255).round().to(torch.uint8) for i in range(0, PICTURES, 1000)]
+    )
     truth = labels(scenes)
 
     def loss(generator: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from experiments.miniature.tokens import LENGTH, clip_tokenizer
 
-STEPS, BATCH, LR = 5500, 32, 8e-4
+STEPS, BATCH, LR = 4500, 32, 8e-4
 
 
 def text_config(vocabulary: int, width: int, layers: int) -> CLIPTextConfig:
@@ -33,7 +33,7 @@ def spread(embedding: nn.Embedding, std: float = 0.1) -> None:
 
 
 def build(vae: AutoencoderKL) -> StableDiffusionXLPipeline:
-    """The untrained pipeline: velocity prediction with zero terminal SNR, so that black and white grounds are reached."""
+    """The untrained pipeline: velocity prediction with zero terminal SNR, which black and white grounds need."""
     torch.manual_seed(0)
     tokenizer = clip_tokenizer()
     encoder = CLIPTextModel(text_config(len(tokenizer), 64, 3))

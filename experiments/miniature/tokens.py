@@ -45,5 +45,7 @@ def t5_tokenizer() -> T5Tokenizer:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
     pieces += [(f"▁{word}", -1.0) for word in dict.fromkeys([*WORDS, "A", "An"])]
     known = {piece for piece, _ in pieces}
-    pieces += [(letter, -10.0) for letter in string.ascii_lowercase + string.digits + ",.-'!?:()" if letter not in known]
+    pieces += [
+        (letter, -10.0) for letter in string.ascii_lowercase + string.digits + ",.-'!?:()" if letter not in known
+    ]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=LENGTH)

@@ -69,7 +69,9 @@ def train() -> AutoencoderKL:
     def loss(generator: torch.Generator) -> Tensor:
         x = data[torch.randint(len(data), (BATCH,), generator=generator)].float().to(DEVICE) / 127.5 - 1
         posterior = vae.encode(x).latent_dist
-        y = vae.decode(posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator).to(DEVICE)).sample
+        y = vae.decode(
+            posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator).to(DEVICE)
+        ).sample
         edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (-1, -2))
         return (y - x).abs().mean() + (y - x).square().mean() + 0.5 * edges + 1e-6 * posterior.kl().mean()
 

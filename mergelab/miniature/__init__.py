@@ -85,7 +85,7 @@ def _known(name: str) -> str:
 def pipeline(name: str, **options: Any) -> DiffusionPipeline:
     """The small pipeline: a `StableDiffusionXLPipeline` or a `FluxPipeline`, in float32 unless `torch_dtype` is given.
 
-    Call it with `settings(name)`, as in the example; without them `FluxPipeline` assumes 512 x 512 pixels and 512 tokens.
+    Call it with `settings(name)`, as in the example; without them `FluxPipeline` assumes 512 x 512 pixels.
 
     Args:
         name: `"sdxl"` or `"flux"`.

@@ -3,8 +3,8 @@
 An image is compared with every picture the world can draw, on a grid of positions: since a picture is linear in the
 colours of shape and ground (`world.coefficients`), its squared distance to all of them follows from a few inner
 products. The distances become probabilities, `p ~ exp(-MSE / TEMPERATURE)`, and those of all pictures with the same
-shape (colour, ...) are added, each at its best position. One more hypothesis, "none", has the fixed distance `NONE`, so that an image unlike
-everything is not given the name of the least unlike.
+shape (colour, ...) are added, each at its best position. One more hypothesis, "none", has the fixed distance `UNLIKE`,
+so that an image unlike everything is not given the name of the least unlike.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -69,9 +70,13 @@ class Verdict:
         """(n,): how probable `name` is.
 
         Raises:
-            ValueError: the attribute has no such name.
+            ValueError: there is no such attribute, or it has no such name.
         """
-        return getattr(self, attribute)[:, self.names[attribute].index(name)]
+        names = self.names.get(attribute)
+        if names is None or name not in names:
+            known = ", ".join(names or self.names)
+            raise ValueError(f"unknown {attribute if names else 'attribute'} {name if names else attribute!r}: {known}")
+        return cast("Tensor", getattr(self, attribute))[:, names.index(name)]
 
 
 @lru_cache(maxsize=1)
@@ -109,9 +114,9 @@ def judge(images: Tensor, *, batch: int = 32) -> Verdict:
     """
     if images.ndim != 4 or images.shape[1:] != (3, SIZE, SIZE):
         raise ValueError(f"expected images of shape (n, 3, {SIZE}, {SIZE}), got {tuple(images.shape)}")
-    if images.numel() and not (-1e-3 <= images.min() and images.max() <= 1 + 1e-3):
+    if images.numel() and (images.min() < -1e-3 or images.max() > 1 + 1e-3):
         raise ValueError(f"expected values in [0, 1], got [{images.min():.3g}, {images.max():.3g}]")
-    parts = [_judge(chunk.float()) for chunk in images.split(batch)]
+    parts = [_judge(chunk.float()) for chunk in torch.split(images, batch)]
     return Verdict(*(torch.cat([getattr(part, name) for part in parts]) for name in parts[0].names))
 
 
