@@ -115,11 +115,14 @@ def test_the_judge_is_right_on_drawn_images(noise: float) -> None:
 
 
 def test_what_is_nothing_is_called_nothing() -> None:
-    """Noise, a checkerboard and half an image of something else are no shape."""
+    """Noise, a checkerboard and a thin line are no shape, and the probabilities still add up."""
     noise = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     board = (torch.arange(48) // 8)[:, None] + (torch.arange(48) // 8)[None]
     board = (board % 2).float().expand(1, 3, 48, 48)
-    assert judge(torch.cat([noise, board])).best("object") == [NONE, NONE]
+    verdict = judge(torch.cat([noise, board, torch.full((1, 3, 48, 48), 1.0) * torch.eye(48)]))
+    assert verdict.best("object") == [NONE] * 3
+    for attribute in verdict.names:
+        torch.testing.assert_close(getattr(verdict, attribute).sum(1), torch.ones(3))
 
 
 def test_the_judge_says_how_sure_it_is() -> None:

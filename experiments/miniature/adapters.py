@@ -19,7 +19,7 @@ from experiments.miniature.captions import vary
 from experiments.miniature.training import DEVICE, RUNS, fit
 from mergelab.miniature.world import SHAPES, STYLES, SUBJECTS, Scene, sample
 
-STEPS, BATCH, LR, PICTURES = 300, 32, 2e-3, 1500
+STEPS, BATCH, OWN, LR, PICTURES = 400, 32, 20, 4e-3, 1500
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def targets(pipeline_name: str, pipeline: DiffusionPipeline, recipe: Recipe) -> 
 
 
 def train(pipeline_name: str, recipe: Recipe) -> Path:
-    """Trains one adapter with half of each batch its own pictures and half plain ones, and saves it in its dialect."""
+    """Trains one adapter, `OWN` pictures of each batch its own and the others plain, and saves it in its dialect."""
     folder = RUNS / "adapters" / pipeline_name
     path = folder / (recipe.name if recipe.format == "peft" else f"{recipe.name}.safetensors")
     if path.exists():
@@ -112,7 +112,7 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
 
     def loss(generator: torch.Generator) -> Tensor:
         picks = torch.randint(PICTURES, (BATCH,), generator=generator)
-        picks[BATCH // 2 :] += PICTURES
+        picks[OWN:] += PICTURES
         captions = [vary(scenes[pick], generator) for pick in picks.tolist()]
         return kind.loss(pipeline, latents[picks].to(DEVICE), captions, generator)
 

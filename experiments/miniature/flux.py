@@ -10,7 +10,7 @@ from transformers import CLIPTextModel, T5Config, T5EncoderModel
 from experiments.miniature.sdxl import spread, text_config
 from experiments.miniature.tokens import LENGTH, clip_tokenizer, t5_tokenizer
 
-STEPS, BATCH, LR = 7500, 32, 1e-3
+STEPS, BATCH, LR = 10500, 32, 1e-3
 
 
 def build(vae: AutoencoderKL) -> FluxPipeline:

@@ -48,7 +48,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "sdxl": {"num_inference_steps": 20, "guidance_scale": 3.0},
     "flux": {
         "num_inference_steps": 20,
-        "true_cfg_scale": 2.5,
+        "true_cfg_scale": 4.0,
         "negative_prompt": "",
         "height": 48,
         "width": 48,

@@ -39,6 +39,8 @@ class Verdict:
         background: (n, 6) over `BACKGROUNDS`.
         size: (n, 2) over `SIZES`.
         style: (n, 5) over "plain" and `STYLES`.
+
+    All but the first are given that something is shown at all.
     """
 
     object: Tensor
@@ -101,7 +103,7 @@ def judge(images: Tensor, *, batch: int = 32) -> Verdict:
 
     Args:
         images: float (n, 3, 48, 48) in [0, 1].
-        batch: images judged at a time; 32 take about 120 MB.
+        batch: images judged at a time.
 
     Raises:
         ValueError: another shape, or values outside [0, 1].
@@ -139,13 +141,14 @@ def _judge(images: Tensor) -> Verdict:
     error = alone[:, :, None, None] + with_color[..., None] + with_ground[:, :, None, :] + cross
     places = len(_OFFSETS) ** 2  # the best place counts: a sum would favour pictures that a move hardly changes
     error = error.reshape(n, -1, places, len(COLORS), len(BACKGROUNDS)).amin(2) / (3 * pixels)
-    weight = torch.exp(-error.clamp(min=0).double() / TEMPERATURE)  # (n, t / places, 8, 6)
+    least = error.flatten(1).amin(1).double()  # divided out, so that no weight of an image unlike everything underflows
+    weight = torch.exp((least.reshape(-1, 1, 1, 1) - error) / TEMPERATURE)  # (n, t / places, 8, 6)
 
     scenes = scenes[::places]
     shape = torch.tensor([scene.object in SHAPES for scene in scenes])
     weight = weight / torch.where(shape, 1, len(COLORS)).reshape(-1, 1, 1)  # a subject fits with all colours alike
     picture = weight.sum((2, 3))
-    nothing = torch.exp(torch.full((n, 1), -UNLIKE / TEMPERATURE).double())
+    nothing = torch.exp(((least - UNLIKE) / TEMPERATURE).clamp(max=700)).unsqueeze(1)
     return Verdict(
         object=_normal(torch.cat([picture @ _members([scene.object for scene in scenes], OBJECTS), nothing], 1)),
         color=_normal(weight[:, shape].sum((1, 3))),
@@ -156,4 +159,4 @@ def _judge(images: Tensor) -> Verdict:
 
 
 def _normal(weight: Tensor) -> Tensor:
-    return (weight / weight.sum(1, keepdim=True).clamp(min=1e-300)).float()
+    return (weight / weight.sum(1, keepdim=True)).float()
