@@ -1,10 +1,10 @@
-"""Trains the adapters of a base model: `python -m experiments.miniature.adapters sdxl` or `flux`."""
+"""Trains the adapters of a base model: `python -m experiments.miniature.adapters sdxl [NAME ...]` or `flux`."""
 
 from __future__ import annotations
 
-import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,8 @@ from experiments.miniature.captions import vary
 from experiments.miniature.training import DEVICE, RUNS, fit
 from mergelab.miniature.world import SHAPES, STYLES, SUBJECTS, Scene, sample
 
-STEPS, BATCH, OWN, LR, PICTURES = 400, 32, 20, 4e-3, 1500
+STEPS = {"subject": 250, "style": 400}
+BATCH, OWN, LR, PICTURES = 32, 20, 4e-3, 1500
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,6 @@ class Recipe:
     format: str
     convolutions: bool = False
     text: bool = False
-    steps: int = STEPS
 
 
 RECIPES = {
@@ -41,7 +41,7 @@ RECIPES = {
         Recipe("mushroom", 4, 4, "diffusers"),
         Recipe("house", 16, 8, "peft"),
         Recipe("fish", 8, 8, "diffusers", text=True),
-        Recipe("outline", 8, 4, "kohya"),
+        Recipe("outline", 8, 4, "kohya", text=True),
         Recipe("stripes", 16, 16, "kohya", convolutions=True),
         Recipe("mosaic", 8, 8, "peft"),
         Recipe("chalk", 4, 4, "diffusers"),
@@ -96,7 +96,10 @@ def targets(pipeline_name: str, pipeline: DiffusionPipeline, recipe: Recipe) -> 
 
 
 def train(pipeline_name: str, recipe: Recipe) -> Path:
-    """Trains one adapter, `OWN` pictures of each batch its own and the others plain, and saves it in its dialect."""
+    """Trains one adapter with plain pictures beside its own, and saves it in its dialect.
+
+    A subject's own pictures are `OWN` of each batch. Each picture of a style comes with the same scene drawn plainly.
+    """
     folder = RUNS / "adapters" / pipeline_name
     path = folder / (recipe.name if recipe.format == "peft" else f"{recipe.name}.safetensors")
     if path.exists():
@@ -106,17 +109,34 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
     torch.manual_seed(0)  # of the factors
     for part, config in targets(pipeline_name, pipeline, recipe).items():
         parts[part].add_adapter(config)
-    own, plain = scenes_of(recipe.name, seed=3), sample(PICTURES, seed=4)
+    own = scenes_of(recipe.name, seed=3)
+    styled = recipe.name in STYLES
+    plain = [replace(scene, style=None) for scene in own] if styled else sample(PICTURES, seed=4)
     scenes = own + plain
     latents = base.latents_of(scenes, vae.train())
 
+    def part(picks: Tensor, generator: torch.Generator, drop: float) -> Tensor:
+        captions = [vary(scenes[pick], generator) for pick in picks.tolist()]
+        return kind.loss(pipeline, latents[picks].to(DEVICE), captions, generator, drop)
+
     def loss(generator: torch.Generator) -> Tensor:
+        if styled:  # a picture in the style and its plain twin with the same noise: what differs is the style alone
+            picks, twin = torch.randint(PICTURES, (BATCH // 2,), generator=generator), torch.Generator()
+            twin.set_state(generator.get_state())
+            return (part(picks, generator, 0.0) + part(picks + PICTURES, twin, 0.1)) / 2
         picks = torch.randint(PICTURES, (BATCH,), generator=generator)
         picks[OWN:] += PICTURES
-        captions = [vary(scenes[pick], generator) for pick in picks.tolist()]
-        return kind.loss(pipeline, latents[picks].to(DEVICE), captions, generator)
+        return part(picks, generator, 0.1)
 
-    fit(f"{pipeline_name}-{recipe.name}", parts, loss, steps=recipe.steps, lr=LR, average=0.98, warmup=20)
+    fit(
+        f"{pipeline_name}-{recipe.name}",
+        parts,
+        loss,
+        steps=STEPS["style" if styled else "subject"],
+        lr=LR,
+        average=0.98,
+        warmup=20,
+    )
     state: dict[str, Tensor] = {}
     for part in targets(pipeline_name, pipeline, recipe):
         for key, value in get_peft_model_state_dict(parts[part]).items():
@@ -127,13 +147,12 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
     return path
 
 
-def train_all(pipeline_name: str) -> None:
-    """All adapters of one base model."""
+def train_all(pipeline_name: str, names: Sequence[str] = ()) -> None:
+    """All adapters of one base model, or those named."""
     for recipe in RECIPES[pipeline_name]:
-        train(pipeline_name, recipe)
+        if not names or recipe.name in names:
+            train(pipeline_name, recipe)
 
 
 if __name__ == "__main__":
-    if "--again" in sys.argv:
-        shutil.rmtree(RUNS / "adapters" / sys.argv[1])
-    train_all(sys.argv[1])
+    train_all(sys.argv[1], sys.argv[2:])

@@ -39,7 +39,7 @@ def train(name: str) -> DiffusionPipeline:
 
     def loss(generator: torch.Generator) -> Tensor:
         picks = torch.randint(len(scenes), (kind.BATCH,), generator=generator)
-        captions = [vary(scenes[pick], generator, rare=True) for pick in picks.tolist()]
+        captions = [vary(scenes[pick], generator, reorder=True) for pick in picks.tolist()]
         return kind.loss(pipeline, latents[picks].to(DEVICE), captions, generator)
 
     fit(name, kind.trained(pipeline), loss, steps=kind.STEPS, lr=kind.LR)

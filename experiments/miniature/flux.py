@@ -38,16 +38,23 @@ def trained(pipeline: FluxPipeline) -> nn.ModuleDict:
     return nn.ModuleDict({name: getattr(pipeline, name) for name in ("transformer", "text_encoder", "text_encoder_2")})
 
 
-def loss(pipeline: FluxPipeline, latents: Tensor, captions: list[str], generator: torch.Generator) -> Tensor:
-    """Mean squared error of the flow at logit-normal times; one caption in ten is empty, for guidance."""
+def loss(
+    pipeline: FluxPipeline, latents: Tensor, captions: list[str], generator: torch.Generator, drop: float = 0.1
+) -> Tensor:
+    """Mean squared error of the flow; a share of the captions is empty, for guidance.
+
+    Half of the times are logit-normal, half uniform: what shape it will be is decided at the noisy end.
+    """
     count, channels, height, width = latents.shape
-    kept = (torch.rand(count, generator=generator) > 0.1).tolist()
+    kept = (torch.rand(count, generator=generator) >= drop).tolist()
     words, pooled, text_ids = pipeline.encode_prompt(
         [caption if keep else "" for caption, keep in zip(captions, kept)], None, max_sequence_length=LENGTH
     )
     clean = pipeline._pack_latents(latents, count, channels, height, width)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-    time = torch.sigmoid(torch.randn(count, generator=generator)).to(clean.device)
+    time = torch.rand(count, generator=generator)
+    middle = torch.rand(count, generator=generator) < 0.5
+    time = torch.where(middle, torch.sigmoid(torch.randn(count, generator=generator)), time).to(clean.device)
     predicted = pipeline.transformer(
         hidden_states=clean + time.reshape(-1, 1, 1) * (noise - clean),
         timestep=time,

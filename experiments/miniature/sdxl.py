@@ -63,12 +63,16 @@ def trained(pipeline: StableDiffusionXLPipeline) -> nn.ModuleDict:
 
 
 def loss(
-    pipeline: StableDiffusionXLPipeline, latents: Tensor, captions: list[str], generator: torch.Generator
+    pipeline: StableDiffusionXLPipeline,
+    latents: Tensor,
+    captions: list[str],
+    generator: torch.Generator,
+    drop: float = 0.1,
 ) -> Tensor:
-    """Mean squared error of the velocity; one caption in ten is dropped, as the pipeline does for guidance."""
+    """Mean squared error of the velocity; a share of the captions is dropped, as the pipeline does for guidance."""
     count, device = len(captions), latents.device
     words, _, pooled, _ = pipeline.encode_prompt(captions, do_classifier_free_guidance=False)
-    kept = (torch.rand(count, generator=generator) > 0.1).float().to(device)
+    kept = (torch.rand(count, generator=generator) >= drop).float().to(device)
     words, pooled = words * kept.reshape(-1, 1, 1), pooled * kept.reshape(-1, 1)
     alphas = DDPMScheduler.from_config(pipeline.scheduler.config).alphas_cumprod
     times = torch.randint(len(alphas), (count,), generator=generator)

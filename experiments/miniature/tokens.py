@@ -12,7 +12,7 @@ LENGTH = 16
 """Tokens of a prompt, padding included, for every text encoder."""
 
 RARE = [*TRIGGERS.values(), "bxt", "cfw", "dgz", "fjk", "gvh", "hqm", "jwl", "knr", "lpt", "mzb", "nxd", "pfq"]
-"""Words that mean nothing to the base models, the triggers among them."""
+"""Words that the base models never see, the triggers among them; the others are left for adapters of one's own."""
 
 WORDS = [
     *COLORS, *BACKGROUNDS, *SHAPES, *SIZES, *RARE,
