@@ -91,7 +91,7 @@ def test_a_step_of_a_base_model_and_of_an_adapter(name: str, adapter: str, runs:
     parts.requires_grad_(False)
     recipes = {recipe.name: recipe for recipe in adapters.RECIPES[name]}
     assert set(recipes) == {*SUBJECTS, *STYLES}
-    for component, config in adapters.targets(name, pipeline, recipes[adapter]).items():
+    for component, config in adapters.targets(name, parts, recipes[adapter]).items():
         parts[component].add_adapter(config)
     trained = [key for key, parameter in parts.named_parameters() if parameter.requires_grad]
     assert trained and all(".lora_" in key for key in trained)

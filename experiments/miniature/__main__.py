@@ -1,8 +1,8 @@
 """Trains the miniature models, as `python -m experiments.miniature [PART ...]`.
 
-Parts, in this order and all of them by default: vae, clip, lpips, sdxl, flux (each with its adapters), export. Every
-part resumes where it was interrupted and is skipped where it is finished, so `sdxl` and `flux` can run side by side in
-two processes once `vae` is there. `export` copies what is finished into the package, in float16.
+Parts, in this order: vae, clip, lpips, sdxl (with its adapters), export; all of these by default. Every part resumes
+where it was interrupted and is skipped where it is finished. `export` copies what is finished into the package, the
+large parts in float16. `flux` trains a small FLUX and its adapters, which are not good enough to ship yet.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 
 from experiments.miniature import adapters, base, clip, perceptual, vae
 from experiments.miniature.training import RUNS
@@ -25,11 +24,16 @@ def export() -> None:
     for name in PIPELINES:
         target = WEIGHTS / name
         shutil.rmtree(target, ignore_errors=True)
-        DiffusionPipeline.from_pretrained(RUNS / name).to(dtype=torch.float16).save_pretrained(target)
+        pipeline = DiffusionPipeline.from_pretrained(RUNS / name)
+        for part in pipeline.components.values():
+            # transformers loads a model in the precision it was saved in, diffusers in float32
+            if isinstance(part, ModelMixin):
+                part.half()
+        pipeline.save_pretrained(target)
         for config in target.rglob("*.json"):
             forget_origin(config)
-    for name in ("clip", "adapters"):
-        shutil.copytree(RUNS / name, WEIGHTS / name, dirs_exist_ok=True)
+        shutil.copytree(RUNS / "adapters" / name, WEIGHTS / "adapters" / name, dirs_exist_ok=True)
+    shutil.copytree(RUNS / "clip", WEIGHTS / "clip", dirs_exist_ok=True)
     shutil.copy(RUNS / "lpips_trunk.safetensors", WEIGHTS)
     size = sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file())
     print(f"{WEIGHTS}: {size / 1e6:.1f} MB")
@@ -45,11 +49,11 @@ def forget_origin(config: Path) -> None:
 def main(parts: list[str]) -> None:
     """Runs the named parts."""
     known = {"vae": vae.train, "clip": clip.train, "lpips": perceptual.train}
-    known |= {name: lambda name=name: (base.train(name), adapters.train_all(name)) for name in PIPELINES}
+    known |= {name: lambda name=name: (base.train(name), adapters.train_all(name)) for name in base.KINDS}
     known |= {"export": export}
     if unknown := set(parts) - set(known):
         raise SystemExit(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    for part in parts or known:
+    for part in parts or [name for name in known if name != "flux"]:
         known[part]()
 
 

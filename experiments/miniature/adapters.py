@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 import mergelab
 from experiments.miniature import base, vae
@@ -19,7 +19,7 @@ from experiments.miniature.captions import vary
 from experiments.miniature.training import DEVICE, RUNS, fit
 from mergelab.miniature.world import SHAPES, STYLES, SUBJECTS, Scene, sample
 
-STEPS = {"subject": 250, "style": 400}
+STEPS = {"subject": 250, "style": 700}
 BATCH, OWN, LR, PICTURES = 32, 20, 4e-3, 1500
 
 
@@ -38,32 +38,34 @@ class Recipe:
 RECIPES = {
     "sdxl": (
         Recipe("ghost", 8, 8, "kohya"),
-        Recipe("mushroom", 4, 4, "diffusers"),
+        Recipe("mushroom", 4, 4, "kohya"),
         Recipe("house", 16, 8, "peft"),
         Recipe("fish", 8, 8, "diffusers", text=True),
-        Recipe("outline", 8, 4, "kohya", text=True),
-        Recipe("stripes", 16, 16, "kohya", convolutions=True),
-        Recipe("mosaic", 8, 8, "peft"),
-        Recipe("chalk", 4, 4, "diffusers"),
+        Recipe("outline", 8, 4, "diffusers", text=True),
+        Recipe("stripes", 16, 16, "diffusers", convolutions=True, text=True),
+        Recipe("mosaic", 8, 8, "peft", text=True),
+        Recipe("chalk", 4, 4, "diffusers", text=True),
     ),
     "flux": (
         Recipe("ghost", 8, 8, "diffusers"),
         Recipe("mushroom", 4, 4, "kohya"),
         Recipe("house", 16, 8, "peft"),
         Recipe("fish", 8, 16, "diffusers"),
-        Recipe("outline", 8, 4, "kohya"),
-        Recipe("stripes", 16, 16, "diffusers"),
-        Recipe("mosaic", 8, 8, "peft"),
-        Recipe("chalk", 4, 4, "diffusers"),
+        Recipe("outline", 8, 4, "kohya", text=True),
+        Recipe("stripes", 16, 16, "diffusers", text=True),
+        Recipe("mosaic", 8, 8, "peft", text=True),
+        Recipe("chalk", 4, 4, "diffusers", text=True),
     ),
 }
 LINEAR = {
     "sdxl": ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"],
     "flux": ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
-             "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"],
+             "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out",
+             "norm1.linear", "norm1_context.linear", "norm.linear"],
 }  # fmt: skip
 CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut"]
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj"]
+CLIP = (CLIPTextModel, CLIPTextModelWithProjection)  # FluxPipeline loads no adapter of a T5
 DENOISER = {"sdxl": "unet", "flux": "transformer"}
 
 
@@ -74,10 +76,10 @@ def scenes_of(name: str, seed: int) -> list[Scene]:
     return sample(PICTURES, seed, objects=objects, styles=styles, held_out=None)
 
 
-def targets(pipeline_name: str, pipeline: DiffusionPipeline, recipe: Recipe) -> dict[str, LoraConfig]:
+def targets(pipeline_name: str, parts: torch.nn.ModuleDict, recipe: Recipe) -> dict[str, LoraConfig]:
     """For each component the layers that the adapter changes."""
     wanted = LINEAR[pipeline_name] + (CONVOLUTIONS if recipe.convolutions else [])
-    denoiser = getattr(pipeline, DENOISER[pipeline_name])
+    denoiser = parts[DENOISER[pipeline_name]]
     # The last projection of the whole FLUX transformer is called proj_out too; adapters leave it alone.
     names = [
         name
@@ -88,7 +90,7 @@ def targets(pipeline_name: str, pipeline: DiffusionPipeline, recipe: Recipe) -> 
     ]
     found = {DENOISER[pipeline_name]: names}
     if recipe.text:
-        found |= {"text_encoder": TEXT, "text_encoder_2": TEXT}
+        found |= {name: TEXT for name, module in parts.items() if isinstance(module, CLIP)}
     return {
         part: LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=modules, init_lora_weights="gaussian")
         for part, modules in found.items()
@@ -107,7 +109,7 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
     kind, pipeline = base.KINDS[pipeline_name], base.train(pipeline_name)
     parts = kind.trained(pipeline).requires_grad_(False)
     torch.manual_seed(0)  # of the factors
-    for part, config in targets(pipeline_name, pipeline, recipe).items():
+    for part, config in targets(pipeline_name, parts, recipe).items():
         parts[part].add_adapter(config)
     own = scenes_of(recipe.name, seed=3)
     styled = recipe.name in STYLES
@@ -138,7 +140,7 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
         warmup=20,
     )
     state: dict[str, Tensor] = {}
-    for part in targets(pipeline_name, pipeline, recipe):
+    for part in targets(pipeline_name, parts, recipe):
         for key, value in get_peft_model_state_dict(parts[part]).items():
             state[f"{part}.{key}"] = value.detach().clone()
             state[f"{part}.{key.rsplit('.lora_', 1)[0]}.alpha"] = torch.tensor(float(recipe.alpha))

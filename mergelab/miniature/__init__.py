@@ -1,12 +1,12 @@
-"""Small trained SDXL and FLUX pipelines, and adapters for them, that ship with the package.
+"""A small trained SDXL pipeline, and adapters for it, that ship with the package.
 
-They are pipelines of the real classes with tiny widths, trained on one drawn world (`mergelab.miniature.world`), so
+It is a pipeline of the real class with tiny widths, trained on one drawn world (`mergelab.miniature.world`), so
 everything that works on the big models can be tried offline, in seconds, and what an image shows can be read from its
 pixels (`mergelab.miniature.judge`). The model card beside this file has their measured quality.
 
 Examples:
     >>> from mergelab import miniature
-    >>> [(adapter.name, adapter.kind, adapter.trigger) for adapter in miniature.adapters("flux")][:2]
+    >>> [(adapter.name, adapter.kind, adapter.trigger) for adapter in miniature.adapters("sdxl")][:2]
     [('ghost', 'subject', 'sks'), ('mushroom', 'subject', 'zwk')]
 """
 
@@ -41,20 +41,10 @@ __all__ = [
 ]
 
 WEIGHTS = Path(__file__).parent / "weights"
-PIPELINES = ("sdxl", "flux")
-"""Names of the pipelines."""
+PIPELINES = ("sdxl",)
+"""Names of the pipelines that ship."""
 
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "sdxl": {"num_inference_steps": 20, "guidance_scale": 3.0},
-    "flux": {
-        "num_inference_steps": 20,
-        "true_cfg_scale": 4.0,
-        "negative_prompt": "",
-        "height": 48,
-        "width": 48,
-        "max_sequence_length": 16,
-    },
-}
+_SETTINGS: dict[str, dict[str, Any]] = {"sdxl": {"num_inference_steps": 20, "guidance_scale": 3.0}}
 
 
 @dataclass(frozen=True)
@@ -78,17 +68,15 @@ class MiniatureAdapter:
 
 def _known(name: str) -> str:
     if name not in PIPELINES:
-        raise OptionError(f"unknown miniature pipeline {name!r}; there are {' and '.join(map(repr, PIPELINES))}")
+        raise OptionError(f"unknown miniature pipeline {name!r}; known: {', '.join(map(repr, PIPELINES))}")
     return name
 
 
 def pipeline(name: str, **options: Any) -> DiffusionPipeline:
-    """The small pipeline: a `StableDiffusionXLPipeline` or a `FluxPipeline`, in float32 unless `torch_dtype` is given.
-
-    Call it with `settings(name)`, as in the example; without them `FluxPipeline` assumes 512 x 512 pixels.
+    """The small pipeline: a `StableDiffusionXLPipeline`, in float32 unless `torch_dtype` is given.
 
     Args:
-        name: `"sdxl"` or `"flux"`.
+        name: `"sdxl"`.
         options: passed on to `DiffusionPipeline.from_pretrained`.
 
     Raises:
@@ -96,15 +84,14 @@ def pipeline(name: str, **options: Any) -> DiffusionPipeline:
 
     Examples:
         >>> from mergelab import miniature
-        >>> pipe = miniature.pipeline("flux")
+        >>> pipe = miniature.pipeline("sdxl")
         >>> pipe.set_progress_bar_config(disable=True)
-        >>> pipe("a large red circle on a white background", **miniature.settings("flux")).images[0].size
+        >>> pipe("a large red circle on a white background", **miniature.settings("sdxl")).images[0].size
         (48, 48)
     """
-    import torch
     from diffusers import DiffusionPipeline
 
-    return DiffusionPipeline.from_pretrained(WEIGHTS / _known(name), **{"torch_dtype": torch.float32} | options)
+    return DiffusionPipeline.from_pretrained(WEIGHTS / _known(name), **options)
 
 
 def settings(name: str) -> dict[str, Any]:
