@@ -44,7 +44,7 @@ RECIPES = {
         Recipe("outline", 8, 4, "diffusers", text=True),
         Recipe("stripes", 16, 16, "diffusers", convolutions=True, text=True),
         Recipe("mosaic", 8, 8, "peft", text=True),
-        Recipe("chalk", 4, 4, "diffusers", text=True),
+        Recipe("chalk", 16, 16, "diffusers", convolutions=True, text=True),
     ),
     "flux": (
         Recipe("ghost", 8, 8, "diffusers"),

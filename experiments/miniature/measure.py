@@ -116,7 +116,8 @@ def measure_pipeline(name: str, count: int = 200, each: int = 48, pair: int = 16
         } | ({"by_shape": [float(hits[i::6].mean()) for i in range(6)]} if adapter.kind == "style" else {})
 
     stacks = {}
-    for subject, style in product(known[:4], known[4:]):
+    kinds = {kind: [adapter for adapter in known if adapter.kind == kind] for kind in ("subject", "style")}
+    for subject, style in product(kinds["subject"], kinds["style"]):
         load(pipeline, [subject, style])
         scenes_of = [replace(scene, style=style.name) for scene in triggered(subject, pair)[0]]
         images = generate(name, pipeline, [caption(s) for s in scenes_of], f"{name}: {subject.name} + {style.name}")

@@ -31,12 +31,12 @@ def grid(rows: list[tuple[str, Tensor]], titles: list[str], path: str) -> None:
         axis.text(0.5, 1.4, title, transform=axis.transAxes, ha="center", fontsize=7)
     figure.tight_layout(pad=0.3)
     FOLDER.mkdir(exist_ok=True)
-    figure.savefig(FOLDER / path, dpi=90)
+    figure.savefig(FOLDER / path, dpi=90, bbox_inches="tight")
     plt.close(figure)
 
 
 def sheets(name: str) -> None:
-    """base.png: held-out prompts; adapters.png: each adapter called and not; stacks.png: each subject in each style."""
+    """base.png: held-out prompts; adapters.png: each adapter called and not; stacks.png: subjects in styles."""
     pipeline = miniature.pipeline(name)
     pipeline.set_progress_bar_config(disable=True)
     prompts = [prompt for _, prompt in held_out(200)[::4]][:48]
@@ -58,13 +58,14 @@ def sheets(name: str) -> None:
     grid(rows, [], f"{name}-adapters.png")
 
     rows = []
-    for subject in known[:4]:
+    styles = [adapter for adapter in known if adapter.kind == "style"]
+    for subject in (adapter for adapter in known if adapter.kind == "subject"):
         pictures = []
-        for style in known[4:]:
+        for style in styles:
             load(pipeline, [subject, style])
             prompt = f"a {subject.trigger} on a gray background in {TRIGGERS[style.name]} style"
             pictures.append(generate(name, pipeline, [prompt] * 3, f"{subject.name} + {style.name}"))
-        rows.append((f"{subject.name} in {', '.join(style.name for style in known[4:])}", torch.cat(pictures)))
+        rows.append((f"{subject.name} in {', '.join(style.name for style in styles)}", torch.cat(pictures)))
     grid(rows, [], f"{name}-stacks.png")
 
 

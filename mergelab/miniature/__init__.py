@@ -104,7 +104,7 @@ def settings(name: str) -> dict[str, Any]:
 
 
 def adapters(name: str) -> list[MiniatureAdapter]:
-    """The adapters trained on a pipeline: four subjects, then four styles, in several dialects.
+    """The adapters of a pipeline, subjects first, in several dialects.
 
     Raises:
         OptionError: another name.
@@ -116,11 +116,12 @@ def adapters(name: str) -> list[MiniatureAdapter]:
         ('ghost', 'sks', 'a sks', 'subject', 'ghost.safetensors')
     """
     folder = WEIGHTS / "adapters" / _known(name)
+    paths = {path.stem: path for path in folder.iterdir()}
     found = []
-    for adapter in (*SUBJECTS, *STYLES):
-        file, trigger = folder / f"{adapter}.safetensors", TRIGGERS[adapter]
+    for adapter in (adapter for adapter in (*SUBJECTS, *STYLES) if adapter in paths):
+        trigger = TRIGGERS[adapter]
         kind, prompt = ("subject", f"a {trigger}") if adapter in SUBJECTS else ("style", f"in {trigger} style")
-        found.append(MiniatureAdapter(adapter, file if file.exists() else folder / adapter, trigger, prompt, kind))
+        found.append(MiniatureAdapter(adapter, paths[adapter], trigger, prompt, kind))
     return found
 
 
