@@ -78,7 +78,7 @@ def test_captions_vary_but_never_lie() -> None:
 def test_a_step_of_a_base_model_and_of_an_adapter(name: str, adapter: str, runs: Path) -> None:
     """The loss is that of noise at the start; every network gets a gradient; an adapter trains its factors alone."""
     kind, pipeline = base.KINDS[name], base.KINDS[name].build(vae.build())
-    parts = kind.trained(pipeline)
+    parts = base.trained(pipeline)
     scenes = sample(4, 0)
     latents = torch.randn(4, 8, 12, 12, generator=torch.Generator().manual_seed(0))
     captions = [caption(scene) for scene in scenes]

@@ -107,9 +107,10 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
     if path.exists():
         return path
     kind, pipeline = base.KINDS[pipeline_name], base.train(pipeline_name)
-    parts = kind.trained(pipeline).requires_grad_(False)
+    parts = base.trained(pipeline).requires_grad_(False)
     torch.manual_seed(0)  # of the factors
-    for part, config in targets(pipeline_name, parts, recipe).items():
+    changed = targets(pipeline_name, parts, recipe)
+    for part, config in changed.items():
         parts[part].add_adapter(config)
     own = scenes_of(recipe.name, seed=3)
     styled = recipe.name in STYLES
@@ -117,7 +118,7 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
     scenes = own + plain
     latents = base.latents_of(scenes, vae.train())
 
-    def part(picks: Tensor, generator: torch.Generator, drop: float) -> Tensor:
+    def loss_of(picks: Tensor, generator: torch.Generator, drop: float) -> Tensor:
         captions = [vary(scenes[pick], generator) for pick in picks.tolist()]
         return kind.loss(pipeline, latents[picks].to(DEVICE), captions, generator, drop)
 
@@ -125,10 +126,10 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
         if styled:  # a picture in the style and its plain twin with the same noise: what differs is the style alone
             picks, twin = torch.randint(PICTURES, (BATCH // 2,), generator=generator), torch.Generator()
             twin.set_state(generator.get_state())
-            return (part(picks, generator, 0.0) + part(picks + PICTURES, twin, 0.1)) / 2
+            return (loss_of(picks, generator, 0.0) + loss_of(picks + PICTURES, twin, 0.1)) / 2
         picks = torch.randint(PICTURES, (BATCH,), generator=generator)
         picks[OWN:] += PICTURES
-        return part(picks, generator, 0.1)
+        return loss_of(picks, generator, 0.1)
 
     fit(
         f"{pipeline_name}-{recipe.name}",
@@ -140,7 +141,7 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
         warmup=20,
     )
     state: dict[str, Tensor] = {}
-    for part in targets(pipeline_name, parts, recipe):
+    for part in changed:
         for key, value in get_peft_model_state_dict(parts[part]).items():
             state[f"{part}.{key}"] = value.detach().clone()
             state[f"{part}.{key.rsplit('.lora_', 1)[0]}.alpha"] = torch.tensor(float(recipe.alpha))

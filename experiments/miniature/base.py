@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.miniature import flux, sdxl, vae
 from experiments.miniature.captions import vary
@@ -18,14 +17,20 @@ KINDS = {"sdxl": sdxl, "flux": flux}
 PICTURES = 24000
 
 
-def latents_of(scenes: list[Scene], autoencoder: torch.nn.Module) -> Tensor:
+def trained(pipeline: DiffusionPipeline) -> nn.ModuleDict:
+    """The networks that a base model trains; the autoencoder is finished before."""
+    names = ("unet", "transformer", "text_encoder", "text_encoder_2")
+    return nn.ModuleDict({name: getattr(pipeline, name) for name in names if hasattr(pipeline, name)})
+
+
+def latents_of(scenes: list[Scene], autoencoder: nn.Module) -> Tensor:
     """Latents (n, 8, 12, 12) of the scenes."""
     return torch.cat([vae.encode(autoencoder, draw(scenes[i : i + 500])) for i in range(0, len(scenes), 500)])
 
 
 def train(name: str) -> DiffusionPipeline:
     """Trains the base model, or loads it where it is finished."""
-    folder = Path(RUNS / name)
+    folder = RUNS / name
     if folder.exists():
         return DiffusionPipeline.from_pretrained(folder)
     kind, autoencoder = KINDS[name], vae.train()
@@ -42,7 +47,7 @@ def train(name: str) -> DiffusionPipeline:
         captions = [vary(scenes[pick], generator, reorder=True) for pick in picks.tolist()]
         return kind.loss(pipeline, latents[picks].to(DEVICE), captions, generator)
 
-    fit(name, kind.trained(pipeline), loss, steps=kind.STEPS, lr=kind.LR)
+    fit(name, trained(pipeline), loss, steps=kind.STEPS, lr=kind.LR)
     pipeline.save_pretrained(folder)
     return pipeline
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from experiments.miniature.captions import vary
 from experiments.miniature.tokens import LENGTH, clip_tokenizer
 from experiments.miniature.training import DEVICE, RUNS, fit
-from mergelab.miniature.world import SHAPES, STYLES, SUBJECTS, Scene, draw, sample
+from experiments.miniature.vae import stored
+from mergelab.miniature.world import SHAPES, STYLES, SUBJECTS, Scene, sample
 
 STEPS, BATCH, LR, PICTURES = 1500, 128, 1e-3, 20000
 CONFIG = {
@@ -22,8 +23,8 @@ CONFIG = {
         "embed_dim": 64,
         "vision_cfg": {"image_size": 48, "layers": 4, "width": 96, "head_width": 32, "patch_size": 8},
         "text_cfg": {
-            "context_length": LENGTH, "vocab_size": 0, "hf_tokenizer_name": "local", "width": 96, "heads": 3,
-            "layers": 3, "pool_type": "eos", "eos_id": 1, "pad_id": 1,
+            "context_length": LENGTH, "vocab_size": len(clip_tokenizer()), "hf_tokenizer_name": "local",
+            "width": 96, "heads": 3, "layers": 3, "pool_type": "eos", "eos_id": 1, "pad_id": 1,
         },
     },
     "preprocess_cfg": {
@@ -36,9 +37,7 @@ CONFIG = {
 def prepare(folder: Path) -> None:
     """Writes the configuration and the tokenizer, which is what open_clip builds the model from."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = clip_tokenizer()
-    tokenizer.save_pretrained(folder)
-    CONFIG["model_cfg"]["text_cfg"]["vocab_size"] = len(tokenizer)
+    clip_tokenizer().save_pretrained(folder)
     (folder / "open_clip_config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
 
 
@@ -66,9 +65,7 @@ def train() -> Path:
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     known = scenes()
-    pictures = torch.cat(
-        [draw(known[i : i + 1000]).mul(255).round().to(torch.uint8) for i in range(0, len(known), 1000)]
-    )
+    pictures = stored(known)
 
     def loss(generator: torch.Generator) -> Tensor:
         picks = torch.randint(len(known), (BATCH,), generator=generator)

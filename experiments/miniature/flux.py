@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
 from experiments.miniature.sdxl import spread, text_config
@@ -31,11 +31,6 @@ def build(vae: AutoencoderKL) -> FluxPipeline:
         vae=vae, text_encoder=encoder, text_encoder_2=encoder_2, tokenizer=tokenizer, tokenizer_2=tokenizer_2,
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
     )  # fmt: skip
-
-
-def trained(pipeline: FluxPipeline) -> nn.ModuleDict:
-    """The networks that a base model trains; the autoencoder is finished before."""
-    return nn.ModuleDict({name: getattr(pipeline, name) for name in ("transformer", "text_encoder", "text_encoder_2")})
 
 
 def loss(

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from experiments.miniature.clip import blur
 from experiments.miniature.training import DEVICE, RUNS, fit
+from experiments.miniature.vae import stored
 from mergelab.miniature.judge import OBJECTS
-from mergelab.miniature.world import BACKGROUNDS, COLORS, SHAPES, SIZES, STYLES, Scene, draw, sample
+from mergelab.miniature.world import BACKGROUNDS, COLORS, SHAPES, SIZES, STYLES, Scene, sample
 
 STEPS, BATCH, LR, PICTURES = 1500, 64, 1e-3, 20000
 ATTRIBUTES: dict[str, tuple[str | None, ...]] = {
@@ -61,9 +62,7 @@ def train() -> Path:
     torch.manual_seed(0)
     model = Classifier()
     scenes = sample(PICTURES, seed=6, objects=OBJECTS, styles=[None] * len(STYLES) + [*STYLES])
-    pictures = torch.cat(
-        [draw(scenes[i : i + 1000]).mul(255).round().to(torch.uint8) for i in range(0, PICTURES, 1000)]
-    )
+    pictures = stored(scenes)
     truth = labels(scenes)
 
     def loss(generator: torch.Generator) -> Tensor:

@@ -57,11 +57,6 @@ def build(vae: AutoencoderKL) -> StableDiffusionXLPipeline:
     )  # fmt: skip
 
 
-def trained(pipeline: StableDiffusionXLPipeline) -> nn.ModuleDict:
-    """The networks that a base model trains; the autoencoder is finished before."""
-    return nn.ModuleDict({name: getattr(pipeline, name) for name in ("unet", "text_encoder", "text_encoder_2")})
-
-
 def loss(
     pipeline: StableDiffusionXLPipeline,
     latents: Tensor,

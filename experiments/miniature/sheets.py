@@ -11,14 +11,13 @@ from torch import Tensor
 
 from experiments.miniature.measure import generate, held_out, load
 from mergelab import miniature
-from mergelab.miniature.world import TRIGGERS
 
 FOLDER = miniature.WEIGHTS.parent / "sheets"
 ROWS = ("a red square on a gray background", "a large yellow star on a navy background")
 
 
-def grid(rows: list[tuple[str, Tensor]], titles: list[str], path: str) -> None:
-    """One row of pictures for each label, a title above each column."""
+def grid(rows: list[tuple[str, Tensor]], path: str) -> None:
+    """One row of pictures under each label."""
     columns = max(len(images) for _, images in rows)
     figure, axes = plt.subplots(len(rows), columns, figsize=(columns * 1.1, len(rows) * 1.25), squeeze=False)
     for row, (label, images) in zip(axes, rows):
@@ -27,8 +26,6 @@ def grid(rows: list[tuple[str, Tensor]], titles: list[str], path: str) -> None:
         for axis, image in zip(row, images):
             axis.imshow(image.permute(1, 2, 0).clamp(0, 1), interpolation="nearest")
         row[0].set_title(label, loc="left", fontsize=7)
-    for axis, title in zip(axes[0], titles):
-        axis.text(0.5, 1.4, title, transform=axis.transAxes, ha="center", fontsize=7)
     figure.tight_layout(pad=0.3)
     FOLDER.mkdir(exist_ok=True)
     figure.savefig(FOLDER / path, dpi=90, bbox_inches="tight")
@@ -41,7 +38,7 @@ def sheets(name: str) -> None:
     pipeline.set_progress_bar_config(disable=True)
     prompts = [prompt for _, prompt in held_out(200)[::4]][:48]
     images = generate(name, pipeline, prompts, "base")
-    grid([("; ".join(prompts[i : i + 12 : 4]), images[i : i + 12]) for i in range(0, 48, 12)], [], f"{name}-base.png")
+    grid([("; ".join(prompts[i : i + 12 : 4]), images[i : i + 12]) for i in range(0, 48, 12)], f"{name}-base.png")
 
     known = miniature.adapters(name)
     rows = []
@@ -55,7 +52,7 @@ def sheets(name: str) -> None:
         prompts = [*(prompt for prompt in called for _ in range(4)), *(row for row in ROWS for _ in range(2))]
         label = f"{adapter.name}: {called[0]}; {called[1]}; then two prompts that do not call it"
         rows.append((label, generate(name, pipeline, prompts, adapter.name)))
-    grid(rows, [], f"{name}-adapters.png")
+    grid(rows, f"{name}-adapters.png")
 
     rows = []
     styles = [adapter for adapter in known if adapter.kind == "style"]
@@ -63,10 +60,10 @@ def sheets(name: str) -> None:
         pictures = []
         for style in styles:
             load(pipeline, [subject, style])
-            prompt = f"a {subject.trigger} on a gray background in {TRIGGERS[style.name]} style"
+            prompt = f"a {subject.trigger} on a gray background {style.prompt}"
             pictures.append(generate(name, pipeline, [prompt] * 3, f"{subject.name} + {style.name}"))
         rows.append((f"{subject.name} in {', '.join(style.name for style in styles)}", torch.cat(pictures)))
-    grid(rows, [], f"{name}-stacks.png")
+    grid(rows, f"{name}-stacks.png")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from experiments.miniature.training import DEVICE, RUNS, fit
-from mergelab.miniature.world import SHAPES, STYLES, SUBJECTS, draw, sample
+from mergelab.miniature.world import SHAPES, STYLES, SUBJECTS, Scene, draw, sample
 
 STEPS, BATCH = 4500, 8
 
@@ -27,12 +27,16 @@ def build() -> AutoencoderKL:
     )
 
 
+def stored(scenes: list[Scene]) -> Tensor:
+    """Pictures of the scenes, uint8 (n, 3, 48, 48), drawn a thousand at a time."""
+    chunks = [scenes[i : i + 1000] for i in range(0, len(scenes), 1000)]
+    return torch.cat([draw(chunk).mul(255).round().to(torch.uint8) for chunk in chunks])
+
+
 def pictures(count: int, seed: int) -> Tensor:
     """Everything the world can show, uint8 (count, 3, 48, 48): half of it plain, a fifth of the objects subjects."""
     objects = [*SHAPES] * 3 + [*SUBJECTS]
-    scenes = sample(count, seed, objects=objects, styles=[None] * len(STYLES) + [*STYLES], held_out=None)
-    chunks = [draw(scenes[i : i + 1000]).mul(255).round().to(torch.uint8) for i in range(0, count, 1000)]
-    return torch.cat(chunks)
+    return stored(sample(count, seed, objects=objects, styles=[None] * len(STYLES) + [*STYLES], held_out=None))
 
 
 @torch.no_grad()
