@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         OutputError,
         SourceError,
     )
+    from mergelab.evaluation import evaluate, register_metric
     from mergelab.layer import LoraLayer
     from mergelab.merging import merge
     from mergelab.ranks import RankBudget
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "adapter": ("Adapter", "load"),
     "comparing": ("Comparison", "compare"),
+    "evaluation": ("evaluate", "register_metric"),
     "errors": (
         "ArchitectureError",
         "FormatError",
@@ -52,6 +54,8 @@ __all__ = [  # noqa: RUF022 - in the order of the table above
     "load",
     "Comparison",
     "compare",
+    "evaluate",
+    "register_metric",
     "ArchitectureError",
     "FormatError",
     "LayerError",

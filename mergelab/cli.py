@@ -33,7 +33,9 @@ Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; d
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output (never an input).")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin, .pt and .ckpt too (tensors only).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Import = Annotated[list[str] | None, typer.Option("--import", help="Python file or module that registers methods.")]
+Import = Annotated[
+    list[str] | None, typer.Option("--import", help="Python file or module that registers methods or metrics.")
+]
 
 
 @app.command(
@@ -154,6 +156,34 @@ def methods(as_json: Json = False, plugins: Import = None) -> None:
     for name, options in table.items():
         print(f"{name}: {summary_of(name)}")
         print("    " + ", ".join(f"--{key.replace('_', '-')} {value}" for key, value in options.items()))
+
+
+@app.command(epilog="Example: mergelab evaluate config.yaml -o run --set seeds=4")
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="A YAML file: pipeline, loras, merges, prompts, seeds, metrics.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The run folder; an earlier run in it goes on.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE, such as seeds=4 or clip.model=RN50; as often as needed."),
+    ] = None,
+    plugins: Import = None,
+) -> None:
+    """Generate with a model, its adapters and their merges, score them, and write a report."""
+    from mergelab.evaluation import evaluate as evaluate_config
+
+    _import(plugins)
+    print(evaluate_config(config, output, overrides=overrides or ()))
+
+
+@app.command(epilog="Example: mergelab demo --pipeline sdxl -o mergelab-demo")
+def demo(
+    pipeline: Annotated[str, typer.Option(help="sdxl or flux: the small models that ship with the package.")] = "sdxl",
+    output: Annotated[Path, typer.Option("-o", "--output", help="The run folder.")] = Path("mergelab-demo"),
+) -> None:
+    """Merge a subject and a style five ways on a small model, and show what each kept: numbers, pictures, a report."""
+    from mergelab.evaluation.demo import demo as run_demo
+
+    print(run_demo(pipeline, output))
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ ORDER = (
     "merging",
     "comparing",
     "miniature",
+    "evaluation",
     "cli",
     "__main__",
 )

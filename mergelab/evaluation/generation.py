@@ -1,0 +1,175 @@
+"""Images from a diffusers pipeline: one at a time, adapters swapped in and out without a trace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mergelab.adapter import Adapter
+from mergelab.errors import LayerError, OptionError, SourceError
+from mergelab.evaluation.config import Config, Memory
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+def open_pipeline(config: Config) -> DiffusionPipeline:
+    """The pipeline of a configuration, on its device, with its memory options.
+
+    Raises:
+        SourceError: there is no such pipeline, or diffusers cannot read it.
+    """
+    from diffusers import DiffusionPipeline
+
+    from mergelab import miniature
+
+    dtype = {} if config.dtype is None else {"torch_dtype": getattr(torch, config.dtype)}
+    if config.miniature:
+        pipeline = miniature.pipeline(config.miniature, **dtype)
+    else:
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(config.pipeline, **dtype)
+        except (OSError, ValueError) as error:
+            raise SourceError(f"pipeline {config.pipeline}: diffusers cannot load it: {error}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _spare_memory(pipeline, config.memory, device)
+    return pipeline
+
+
+def _spare_memory(pipeline: DiffusionPipeline, memory: Memory, device: str) -> None:
+    if memory.offload != "none" and device == "cpu":
+        raise OptionError(f"memory.offload={memory.offload!r} moves layers to a GPU, and device is 'cpu'")
+    if memory.offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif memory.offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+    else:
+        pipeline.to(device)
+    if memory.vae_tiling:
+        pipeline.vae.enable_tiling()
+    if memory.compile:
+        denoiser(pipeline).compile_repeated_blocks()
+
+
+def denoiser(pipeline: DiffusionPipeline) -> nn.Module:
+    """The transformer or the UNet."""
+    for name in ("transformer", "unet"):
+        if isinstance(getattr(pipeline, name, None), nn.Module):
+            return getattr(pipeline, name)
+    raise SourceError(
+        f"{type(pipeline).__name__} has neither a transformer nor a unet: it is no text-to-image pipeline"
+    )
+
+
+def fingerprint(pipeline: DiffusionPipeline) -> str:
+    """A hash of what a pipeline computes: class, configurations, and a sample of every tensor.
+
+    Reading every byte of FLUX would take a minute at each start; 64 values of every tensor tell models apart.
+    """
+    digest = hashlib.sha256(type(pipeline).__name__.encode())
+    for name, part in sorted(pipeline.components.items()):
+        config = getattr(part, "config", None)
+        config = config.to_dict() if hasattr(config, "to_dict") else dict(config) if isinstance(config, Mapping) else {}
+        settings = {key: value for key, value in config.items() if not key.startswith("_") and "version" not in key}
+        digest.update(f"{name} {type(part).__name__} {json.dumps(settings, sort_keys=True, default=str)}".encode())
+        if isinstance(part, nn.Module):
+            for key, tensor in sorted(part.state_dict().items()):
+                flat = tensor.detach().flatten()
+                sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
+                digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def adapter_hash(adapter: Adapter) -> str:
+    """A hash of the change that an adapter makes, factors and scalings."""
+    digest = hashlib.sha256()
+    for name, layer in sorted(adapter.layers.items()):
+        factors = adapter.matrices(name)
+        digest.update(f"{name} {tuple(layer.shape)}".encode())
+        for factor in factors:
+            digest.update(torch.as_tensor(factor).detach().float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def swap(pipeline: DiffusionPipeline, adapters: Mapping[str, Adapter]) -> list[str]:
+    """Makes these adapters, and no others, active at strength 1, unmerged; none of them: the base model again.
+
+    Returns what the pipeline does not load, in words.
+
+    Raises:
+        LayerError: the pipeline loads none of an adapter's layers.
+    """
+    pipeline.unload_lora_weights()
+    if not adapters:
+        return []
+    notes = [
+        f"{name}: {len(a.extras)} tensors that are no layers are not loaded" for name, a in adapters.items() if a.extras
+    ]
+    active = []
+    with tempfile.TemporaryDirectory() as folder:
+        for index, (name, adapter) in enumerate(adapters.items()):
+            if not adapter.norm():
+                continue  # nothing to load: a weight of zero
+            file = adapter.without_extras().save(Path(folder) / f"{index}.safetensors")
+            with _quiet_transformers():
+                pipeline.load_lora_weights(str(file), adapter_name=f"adapter_{index}")
+            missing = [layer for layer in adapter.layers if not _is_loaded(pipeline, layer, f"adapter_{index}")]
+            if len(missing) == len(adapter.layers):
+                raise LayerError(f"{name}: {type(pipeline).__name__} loads none of its layers, {missing[0]} the first")
+            if missing:
+                notes.append(
+                    f"{name}: {type(pipeline).__name__} does not load {len(missing)} of {len(adapter.layers)} layers, "
+                    f"{missing[0]} the first"
+                )
+            active.append(f"adapter_{index}")
+    if active:
+        pipeline.set_adapters(active, [1.0] * len(active))
+    return notes
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its table of weights that an adapter's file lacks: those of the model, which keep their values."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _is_loaded(pipeline: DiffusionPipeline, layer: str, adapter: str) -> bool:
+    """Whether a layer of the pipeline carries factors of the adapter."""
+    component, _, path = layer.partition(".")
+    model = getattr(pipeline, component, None)
+    for candidate in (path, path.removeprefix("text_model."), f"text_model.{path}"):
+        try:
+            module = model.get_submodule(candidate) if model is not None else None
+        except AttributeError:
+            continue
+        return module is not None and adapter in getattr(module, "lora_A", {})
+    return False
+
+
+def draw(pipeline: DiffusionPipeline, prompt: str, seed: int, keywords: Mapping[str, Any]) -> Tensor:
+    """One image, uint8 (3, h, w): its own CPU generator, seeded by its seed alone, and no other image beside it.
+
+    Raises:
+        LayerError: the pipeline returned NaN.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    image = pipeline(prompt, generator=generator, output_type="pt", **keywords).images[0].detach().float().cpu()
+    if not torch.isfinite(image).all():
+        raise LayerError("the pipeline returned NaN; float16 overflows in some models: try dtype: bfloat16 or float32")
+    return image.clamp(0, 1).mul(255).round().to(torch.uint8)

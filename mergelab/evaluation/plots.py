@@ -1,0 +1,87 @@
+"""Small SVG figures for the report: they scale, follow light and dark, and need no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from html import escape
+
+WIDTH, HEIGHT, LEFT, BOTTOM = 640, 360, 56, 44
+
+
+def _scale(values: Sequence[float], low: float, high: float) -> tuple[float, float]:
+    """Limits that hold the values and `low`, `high`, with a little room."""
+    low, high = min([low, *values]), max([high, *values])
+    room = 0.04 * (high - low or 1)
+    return low - room, high + room
+
+
+def _frame(x: tuple[float, float], y: tuple[float, float], labels: tuple[str, str], ticks_x: bool = True) -> list[str]:
+    """Axes with five ticks each, in the units of the data."""
+    parts = [f'<rect class="frame" x="{LEFT}" y="8" width="{WIDTH - LEFT - 8}" height="{HEIGHT - BOTTOM - 8}"/>']
+    for i in range(6):
+        share = i / 5
+        px, py = LEFT + share * (WIDTH - LEFT - 8), 8 + (1 - share) * (HEIGHT - BOTTOM - 8)
+        if ticks_x:
+            parts.append(f'<text class="tick" x="{px:.0f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">'
+                         f"{x[0] + share * (x[1] - x[0]):.2g}</text>")  # fmt: skip
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{py + 4:.0f}" text-anchor="end">'
+                     f"{y[0] + share * (y[1] - y[0]):.2g}</text>")  # fmt: skip
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 8}" y1="{py:.1f}" y2="{py:.1f}"/>')
+    middle = (WIDTH + LEFT) / 2
+    parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(labels[0])}</text>')
+    parts.append(f'<text class="label" transform="translate(14 {(HEIGHT - BOTTOM) / 2}) rotate(-90)" '
+                 f'text-anchor="middle">{escape(labels[1])}</text>')  # fmt: skip
+    return parts
+
+
+def _place(value: float, limits: tuple[float, float], start: float, length: float) -> float:
+    return start + (value - limits[0]) / (limits[1] - limits[0]) * length
+
+
+def _svg(parts: Sequence[str], title: str) -> str:
+    return (f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+            f"<title>{escape(title)}</title>{''.join(parts)}</svg>")  # fmt: skip
+
+
+def scatter(points: Mapping[str, tuple[float, float]], front: Set[str], labels: tuple[str, str]) -> str:
+    """Named points; those of the Pareto front are filled and joined."""
+    xs, ys = [p[0] for p in points.values()], [p[1] for p in points.values()]
+    x, y = _scale(xs, 0.0, 1.0), _scale(ys, 0.0, 1.0)
+    width, height = WIDTH - LEFT - 8, HEIGHT - BOTTOM - 8
+    place = {name: (_place(a, x, LEFT, width), 8 + height - _place(b, y, 0, height)) for name, (a, b) in points.items()}
+    parts = _frame(x, y, labels)
+    joined = sorted(place[name] for name in front)
+    if len(joined) > 1:
+        parts.append(f'<polyline class="front" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in joined)}"/>')
+    taken: list[tuple[float, float]] = []
+    for name, (a, b) in place.items():
+        below = b
+        while any(abs(below - other) < 12 and abs(a - at) < 150 for at, other in taken):
+            below += 12
+        taken.append((a, below))
+        end = a > WIDTH * 0.7
+        kind = "dot on" if name in front else "dot"
+        parts.append(f'<circle class="{kind}" cx="{a:.1f}" cy="{b:.1f}" r="5"><title>{escape(name)}</title></circle>')
+        parts.append(f'<text class="name" x="{a + (-9 if end else 9):.1f}" y="{below + 4:.1f}" '
+                     f'text-anchor="{"end" if end else "start"}">{escape(name)}</text>')  # fmt: skip
+    return _svg(parts, f"{labels[1]} against {labels[0]}")
+
+
+def lines(series: Mapping[str, Sequence[float | None]], labels: tuple[str, str], low: float, high: float) -> str:
+    """One line for each series along the layers; a missing value breaks the line."""
+    values = [value for line in series.values() for value in line if value is not None]
+    longest = max((len(line) for line in series.values()), default=0)
+    x, y = (0.0, float(max(longest - 1, 1))), _scale(values, low, high)
+    width, height = WIDTH - LEFT - 8, HEIGHT - BOTTOM - 8
+    parts = _frame(x, y, labels, ticks_x=False)
+    for index, (name, line) in enumerate(series.items()):
+        path, pen = [], "M"
+        for i, value in enumerate(line):
+            if value is None:
+                pen = "M"
+                continue
+            path.append(f"{pen}{_place(i, x, LEFT, width):.1f} {8 + height - _place(value, y, 0, height):.1f}")
+            pen = "L"
+        parts.append(f'<path class="line c{index % 8}" d="{" ".join(path)}"><title>{escape(name)}</title></path>')
+    legend = "".join(f'<span><i class="c{i % 8}"></i>{escape(name)}</span>' for i, name in enumerate(series))
+    return f'{_svg(parts, f"{labels[1]} along the layers")}<p class="legend">{legend}</p>'

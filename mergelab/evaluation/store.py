@@ -1,0 +1,132 @@
+"""The run folder: what is finished in it is never computed again, and what is half written never counts.
+
+config.yaml  images/<hash>.png  adapters/<label>.safetensors + .json  scores.jsonl
+scores.parquet  summary.json  report.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from PIL import Image
+from torch import Tensor
+
+from mergelab.errors import OutputError
+
+
+def hash_of(request: Mapping[str, Any]) -> str:
+    """A hash of a JSON-ready request, the same for the same content."""
+    return hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a file beside its target and renames it, so that it is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.replace(path)
+
+
+def to_json(content: Any) -> str:
+    """JSON that any reader takes: NaN and infinity become null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        if isinstance(value, (float, np.floating)):
+            return float(value) if math.isfinite(value) else None
+        return bool(value) if isinstance(value, np.bool_) else value
+
+    return json.dumps(plain(content), indent=1)
+
+
+def file_name(label: str) -> str:
+    """A label as a file's name: "ties density=0.3" becomes "ties-density-0.3"."""
+    return re.sub(r"[^\w.]+", "-", label).strip("-")
+
+
+class Store:
+    """One run folder, open for one process at a time; use it as a context."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.images = folder / "images"
+        self.adapters = folder / "adapters"
+        self._scores: dict[str, dict[str, float]] = {}
+
+    @contextmanager
+    def open(self) -> Iterator[Store]:
+        """Takes the folder, or says who has it.
+
+        Raises:
+            OutputError: the folder is in use, or is none.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OutputError(f"{self.folder}: expected a folder for the run, found a file")
+        for folder in (self.images, self.adapters):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                self._scores = self._read_scores()
+                yield self
+        except Timeout:
+            raise OutputError(f"{self.folder}: another run is writing into this folder; choose another") from None
+
+    # Images.
+
+    def image_path(self, key: str) -> Path:
+        """Where the image of a request lies."""
+        return self.images / f"{key}.png"
+
+    def save_image(self, key: str, pixels: Tensor) -> None:
+        """Keeps an image, uint8 (3, h, w)."""
+        partial = self.images / f".{key}.partial"
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(partial, format="PNG")
+        partial.replace(self.image_path(key))
+
+    def load_image(self, key: str) -> Tensor:
+        """float32 (3, h, w) in [0, 1]."""
+        with Image.open(self.image_path(key)) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+
+    # Scores, one line for every metric of every image, appended as they come.
+
+    @property
+    def _journal(self) -> Path:
+        return self.folder / "scores.jsonl"
+
+    def _read_scores(self) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        if self._journal.exists():
+            for line in self._journal.read_text().splitlines():
+                try:
+                    key, values = json.loads(line)
+                except ValueError:  # the line that a killed run was writing
+                    continue
+                found[key] = values
+        return found
+
+    def score(self, key: str) -> dict[str, float] | None:
+        """Reference -> value, if this request has been scored."""
+        return self._scores.get(key)
+
+    def save_score(self, key: str, values: Mapping[str, float]) -> None:
+        """Keeps the values of one metric for one image."""
+        self._scores[key] = dict(values)
+        with self._journal.open("a") as journal:
+            # A killed run may have left half a line: a line break before each keeps it from spoiling this one.
+            journal.write(f"\n{json.dumps([key, dict(values)])}")
+            journal.flush()
+            os.fsync(journal.fileno())
