@@ -34,7 +34,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing output
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin, .pt and .ckpt too (tensors only).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Import = Annotated[
-    list[str] | None, typer.Option("--import", help="Python file or module that registers methods or metrics.")
+    list[str] | None, typer.Option("--import", help="Python file or module that registers methods, metrics.")
 ]
 
 
@@ -164,7 +164,7 @@ def evaluate(
     output: Annotated[Path, typer.Option("-o", "--output", help="The run folder; an earlier run in it goes on.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", help="KEY=VALUE, such as seeds=4 or clip.model=RN50; as often as needed."),
+        typer.Option("--set", help="KEY=VALUE: seeds=4, clip.model=RN50; as often as needed."),
     ] = None,
     plugins: Import = None,
 ) -> None:

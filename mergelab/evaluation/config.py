@@ -243,7 +243,7 @@ def _named(loras: list[Lora], folder: Path) -> list[Lora]:
     """With a name for each, and paths that no longer depend on where the file lies."""
     named = []
     for lora in (_shipped(lora) for lora in loras):
-        path = lora.path if not (folder / lora.path).exists() else os.path.abspath(folder / lora.path)
+        path = lora.path if not (folder / lora.path).exists() else str((folder / lora.path).resolve())
         named.append(lora.model_copy(update={"name": lora.name or short_name(lora.path), "path": path}))
     names = [lora.name for lora in named]
     if double := next((name for name in names if names.count(name) > 1), None):

@@ -70,7 +70,7 @@ def _columns(result: Result, metric: str | None) -> list[dict[str, str]]:
         if metric
     ]
     pair = _pair_metric(result)
-    columns += [{"head": f"{pair} to {name}", "help": f"image distance or likeness to {name} alone, same prompt and seed"}
+    columns += [{"head": f"{pair} to {name}", "help": f"against {name} alone, same prompt and seed"}
                 for name in names if pair]  # fmt: skip
     columns.append({"head": "without a trigger", "help": "change of the prompt's score where no adapter is called"})
     columns += [
