@@ -43,7 +43,7 @@ class Finding:
 class Anchor:
     """What a metric can say about one adapter: floor (base), ceiling (the adapter alone), noise (other seeds).
 
-    `blind` says that the metric does not move between floor and ceiling, so that nothing it says counts.
+    `blind`: the metric does not move between floor and ceiling, so nothing it says counts.
     """
 
     metric: str
@@ -134,14 +134,13 @@ def anchors(scores: Scores, adapters: Sequence[str], calling: Mapping[str, set[s
         for metric in CONCEPT_METRICS:
             table = scores.aligned([(single, metric, single), ("base", metric, single)], prompts)
             if len(table):
-                means = _clusters(table)
-                found.append(_anchor(metric, single, means[:, 1], means[:, 0], _spread(table)))
+                found.append(_anchor(metric, single, table.iloc[:, 1], table.iloc[:, 0], _spread(table)))
         for metric in PAIR_METRICS:
             table = scores.aligned([("base", metric, single)], prompts)
             if len(table):
                 best = 0.0 if metric == "lpips" else 1.0
-                means = _clusters(table)[:, 0]
-                found.append(_anchor(metric, single, means, np.full_like(means, best), scores.noise(single, metric)))
+                ceiling = pd.Series(best, index=table.index)
+                found.append(_anchor(metric, single, table.iloc[:, 0], ceiling, scores.noise(single, metric)))
     return found
 
 
@@ -151,10 +150,11 @@ def _spread(table: pd.DataFrame) -> float:
     return float(deviations.mean())
 
 
-def _anchor(metric: str, single: str, floor: Array, ceiling: Array, noise: float) -> Anchor:
-    """Blind: what lies between floor and ceiling is not told from zero, or is below a thousandth."""
-    difference = interval(ceiling - floor)
-    blind = not abs(difference.estimate) > 1e-3 or (len(floor) > 1 and difference.low <= 0 <= difference.high)
+def _anchor(metric: str, single: str, floor: pd.Series, ceiling: pd.Series, noise: float) -> Anchor:
+    """Blind: over all images, what lies between floor and ceiling is within two standard errors of zero."""
+    difference = (ceiling - floor).to_numpy(float)
+    error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    blind = abs(difference.mean()) <= max(2 * error, 1e-3)
     return Anchor(metric, single, float(floor.mean()), float(ceiling.mean()), noise, bool(blind))
 
 

@@ -111,7 +111,6 @@ class Config(_Strict):
     memory: Memory = Memory()
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device: str | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
 
     @property
     def miniature(self) -> str | None:

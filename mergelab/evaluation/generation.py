@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,7 +121,7 @@ def swap(pipeline: DiffusionPipeline, adapters: Mapping[str, Adapter]) -> list[s
             if not adapter.norm():
                 continue  # nothing to load: a weight of zero
             file = adapter.without_extras().save(Path(folder) / f"{index}.safetensors")
-            with _quiet_transformers():
+            with _quietly():
                 pipeline.load_lora_weights(str(file), adapter_name=f"adapter_{index}")
             missing = [layer for layer in adapter.layers if not _is_loaded(pipeline, layer, f"adapter_{index}")]
             if len(missing) == len(adapter.layers):
@@ -137,14 +138,16 @@ def swap(pipeline: DiffusionPipeline, adapters: Mapping[str, Adapter]) -> list[s
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without its table of weights that an adapter's file lacks: those of the model, which keep their values."""
+def _quietly() -> Iterator[None]:
+    """Without two notes on what is meant: several adapters, and model weights that an adapter's file lacks."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            yield
     finally:
         logging.set_verbosity(before)
 

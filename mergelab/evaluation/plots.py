@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from html import escape
 
+from matplotlib.ticker import MaxNLocator
+
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 360, 56, 44
 
 
@@ -16,22 +18,25 @@ def _scale(values: Sequence[float], low: float, high: float) -> tuple[float, flo
 
 
 def _frame(x: tuple[float, float], y: tuple[float, float], labels: tuple[str, str], ticks_x: bool = True) -> list[str]:
-    """Axes with five ticks each, in the units of the data."""
-    parts = [f'<rect class="frame" x="{LEFT}" y="8" width="{WIDTH - LEFT - 8}" height="{HEIGHT - BOTTOM - 8}"/>']
-    for i in range(6):
-        share = i / 5
-        px, py = LEFT + share * (WIDTH - LEFT - 8), 8 + (1 - share) * (HEIGHT - BOTTOM - 8)
-        if ticks_x:
-            parts.append(f'<text class="tick" x="{px:.0f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">'
-                         f"{x[0] + share * (x[1] - x[0]):.2g}</text>")  # fmt: skip
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{py + 4:.0f}" text-anchor="end">'
-                     f"{y[0] + share * (y[1] - y[0]):.2g}</text>")  # fmt: skip
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 8}" y1="{py:.1f}" y2="{py:.1f}"/>')
+    """Axes with a few round ticks each, in the units of the data."""
+    width, height = WIDTH - LEFT - 8, HEIGHT - BOTTOM - 8
+    parts = [f'<rect class="frame" x="{LEFT}" y="8" width="{width}" height="{height}"/>']
+    for value in _ticks(x) if ticks_x else ():
+        parts.append(f'<text class="tick" x="{_place(value, x, LEFT, width):.0f}" y="{HEIGHT - BOTTOM + 16}" '
+                     f'text-anchor="middle">{value:g}</text>')  # fmt: skip
+    for value in _ticks(y):
+        at = 8 + height - _place(value, y, 0, height)
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.0f}" text-anchor="end">{value:g}</text>')
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 8}" y1="{at:.1f}" y2="{at:.1f}"/>')
     middle = (WIDTH + LEFT) / 2
     parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(labels[0])}</text>')
     parts.append(f'<text class="label" transform="translate(14 {(HEIGHT - BOTTOM) / 2}) rotate(-90)" '
                  f'text-anchor="middle">{escape(labels[1])}</text>')  # fmt: skip
     return parts
+
+
+def _ticks(limits: tuple[float, float]) -> list[float]:
+    return [round(float(v), 10) for v in MaxNLocator(5).tick_values(*limits) if limits[0] <= v <= limits[1]]
 
 
 def _place(value: float, limits: tuple[float, float], start: float, length: float) -> float:

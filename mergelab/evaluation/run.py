@@ -163,7 +163,7 @@ def _variants(
 ) -> list[Variant]:
     """Base, singles, stack and merges; a merge that fails is recorded and left out."""
     weights = {lora.name: lora.weight for lora in config.loras}
-    scaled = {name: merge([adapter], [weights[name]], method="cat") for name, adapter in loras.items()}
+    scaled = {name: _at(adapter, weights[name]) for name, adapter in loras.items()}
     found = [Variant("base", {}), *(Variant(f"single:{name}", {name: a}) for name, a in scaled.items())]
     if len(loras) > 1:
         found.append(Variant("stack", scaled))
@@ -177,6 +177,11 @@ def _variants(
     return found
 
 
+def _at(adapter: Adapter, weight: float | dict[str, float]) -> Adapter:
+    """The adapter at a weight, with one for each part or one for all."""
+    return merge([adapter], [weight], method="cat") if isinstance(weight, dict) else weight * adapter
+
+
 def _merged(
     label: str,
     keywords: Mapping[str, Any],
@@ -187,14 +192,14 @@ def _merged(
 ) -> Variant:
     """Merges once: the file of an earlier run is used again if it was made from the same inputs in the same way."""
     weights = [lora.weight for lora in config.loras]
-    request = {"inputs": inputs, "weights": weights, "keywords": dict(keywords), "seed": config.seed}
+    request = {"inputs": inputs, "weights": weights, "keywords": dict(keywords)}
     key = hash_of(request | {"version": package_version()})
     path = store.adapters / f"{file_name(label)}.safetensors"
     record = path.with_suffix(".json")
     known = json.loads(record.read_text()) if record.exists() and path.exists() else {}
     if known.get("key") != key:
         start = time.perf_counter()
-        merged = merge(list(loras.values()), weights, **({"seed": config.seed} | dict(keywords)))
+        merged = merge(list(loras.values()), weights, **keywords)
         seconds = time.perf_counter() - start
         merged.save(path)
         frame = merged.report.to_frame()

@@ -1,0 +1,116 @@
+"""Configurations: what they mean, and one clear sentence for what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mergelab as ml
+from mergelab import miniature
+from mergelab.evaluation.config import expanded_merges, read
+
+USUAL: dict[str, Any] = {
+    "pipeline": "miniature/sdxl",
+    "loras": [{"path": "subject.safetensors", "concept": "a sks"}, {"path": "style.safetensors", "weight": 0.7}],
+    "merges": [
+        {"method": "svd", "rank": [8, 16]},
+        {"method": "ties", "density": [0.3, 0.5], "space": ["delta", "core"]},
+    ],
+    "prompts": ["a sks in szn style", "a red square"],
+    "seeds": 3,
+}  # fmt: skip
+
+
+def test_axes_span_a_grid() -> None:
+    """A list is an axis; the label says which point it is."""
+    labels = list(expanded_merges(read(USUAL)))
+    assert labels == [
+        "svd rank=8",
+        "svd rank=16",
+        "ties density=0.3 space=delta",
+        "ties density=0.3 space=core",
+        "ties density=0.5 space=delta",
+        "ties density=0.5 space=core",
+    ]
+
+
+def test_defaults_and_short_forms() -> None:
+    """A number of seeds counts from zero; names come from the files; a budget of ranks can be written."""
+    config = read(USUAL)
+    assert config.seeds == [0, 1, 2] and read(USUAL | {"seeds": [5, 7]}).seeds == [5, 7]
+    assert [lora.name for lora in config.loras] == ["subject", "style"]
+    assert config.metrics == ["clip_text", "clip_image", "lpips"]
+    budget = expanded_merges(read(USUAL | {"merges": [{"method": "svd", "rank": "mean=4"}]}))
+    assert budget["svd rank=mean=4"]["rank"] == ml.RankBudget(mean=4)
+
+
+def test_entries_of_ai_toolkit_work() -> None:
+    """Its lora_paths hold a path and a weight."""
+    loras = [{"path": "/models/a.safetensors", "weight": 0.8}, {"path": "/models/b.safetensors"}]
+    assert [lora.weight for lora in read(USUAL | {"loras": loras}).loras] == [0.8, 1.0]
+
+
+def test_adapters_of_the_miniature_bring_their_concept() -> None:
+    """Their path, name, concept and trigger word are known."""
+    ghost = read(USUAL | {"loras": [{"path": "miniature/sdxl/ghost"}]}).loras[0]
+    known = miniature.adapters("sdxl")[0]
+    assert (ghost.name, ghost.path) == ("ghost", str(known.path))
+    assert (ghost.concept, ghost.trigger) == ("a sks", "sks")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"sedes": 2}, "unknown key 'sedes'; did you mean 'seeds'"),
+        ({"loras": [{"path": "a", "wieght": 1}]}, "unknown key 'loras.0.wieght'; did you mean 'weight'"),
+        ({"generation": {"stepps": 3}}, "unknown key 'generation.stepps'; did you mean 'steps'"),
+        ({"zebra": 1}, "unknown key 'zebra'; known: pipeline, loras"),
+        ({"seeds": "many"}, "seeds: input should be a valid list, got 'many'"),
+        ({"seeds": [-1]}, "seeds.0: input should be greater than or equal to 0, got -1"),
+        ({"prompts": []}, "prompts: list should have at least 1 item"),
+        ({"loras": [{"path": "a", "weight": "1"}]}, "loras.0.weight.float: input should be a valid number, got '1'"),
+        ({"dtype": "int8"}, "dtype: input should be 'float32', 'float16' or 'bfloat16', got 'int8'"),
+        ({"loras": [{"path": "x/a.safetensors"}, {"path": "y/a.safetensors"}]}, "two are called 'a'"),
+        ({"loras": [{"path": "miniature/sdxl/gost"}]}, "no miniature adapter 'miniature/sdxl/gost'; known: ghost"),
+        ({"merges": [{"method": "tise"}]}, "'tise'"),
+        ({"merges": [{"method": "ties", "densty": 0.3}]}, "method 'ties' has no option 'densty'; its options: density"),
+        ({"merges": [{"rank": 8}]}, "has no method"),
+        ({"merges": [{"method": "cat"}, {"method": "cat"}]}, "'cat' is given twice"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_sentence(change: dict[str, Any], sentence: str) -> None:
+    """The key, what was expected, what was found."""
+    with pytest.raises(ml.OptionError) as error:
+        read(USUAL | change)
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_with_overrides(tmp_path: Path) -> None:
+    """Dotted keys reach into mappings and lists; paths are relative to the file."""
+    (tmp_path / "style.safetensors").write_bytes(b"")
+    file = tmp_path / "config.yaml"
+    file.write_text("pipeline: p\nloras: [{path: style.safetensors}]\nprompts: [a]\n")
+    config = read(file, ["seeds=4", "clip.model=RN50", "loras.0.weight=0.5", "prompts=[b, c]", "generation.steps=3"])
+    assert config.seeds == [0, 1, 2, 3] and config.clip is not None and config.clip.model == "RN50"
+    assert config.loras[0].weight == 0.5 and config.loras[0].path == str(tmp_path / "style.safetensors")
+    assert config.prompts == ["b", "c"] and config.generation.keywords() == {"num_inference_steps": 3}
+    for override, sentence in (
+        ("seeds", "expected KEY=VALUE"),
+        ("loras.7.weight=1", "no '7' to go into"),
+        ("sedes=4", "did you mean 'seeds'"),
+        ("pipeline.x=1", "no 'x' to set"),
+    ):
+        with pytest.raises(ml.OptionError, match=sentence):
+            read(file, [override])
+
+
+def test_what_is_no_configuration(tmp_path: Path) -> None:
+    """A missing file, broken YAML, a list."""
+    with pytest.raises(ml.SourceError, match="no such file"):
+        read(tmp_path / "none.yaml")
+    for content, sentence in (("{", "this is no YAML"), ("- 1", "expected a mapping")):
+        (tmp_path / "bad.yaml").write_text(content)
+        with pytest.raises(ml.OptionError, match=sentence):
+            read(tmp_path / "bad.yaml")
