@@ -93,7 +93,7 @@ class Scores:
         own_seed = frame["reference_seed"] == frame["seed"]
         self.frame = frame
         self._tables = {
-            key: part.set_index(["set", "prompt_id", "seed"])["value"]
+            key: part.set_index(["set", "prompt", "seed"])["value"]
             for key, part in frame[own_seed].groupby(["variant", "metric", "reference"])
         }
         self._noise = {
@@ -111,11 +111,11 @@ class Scores:
         table = pd.concat(parts, axis=1, join="inner") if all(len(p) for p in parts) else pd.DataFrame()
         if not len(table):
             return table
-        return table[[unit in prompts for unit in table.index.get_level_values("prompt_id")]]
+        return table[[unit in prompts for unit in table.index.get_level_values("prompt")]]
 
 
 def _clusters(table: pd.DataFrame) -> Array:
-    prompts = table.index.get_level_values("prompt_id")
+    prompts = table.index.get_level_values("prompt")
     return cluster_means(table.to_numpy(float), list(prompts), list(table.index.get_level_values("set")))
 
 
@@ -146,7 +146,7 @@ def anchors(scores: Scores, adapters: Sequence[str], calling: Mapping[str, set[s
 
 def _spread(table: pd.DataFrame) -> float:
     """Deviation of the single's score between seeds of a prompt."""
-    deviations = table.iloc[:, 0].groupby(level=["set", "prompt_id"]).std()
+    deviations = table.iloc[:, 0].groupby(level=["set", "prompt"]).std()
     return float(deviations.mean())
 
 

@@ -34,7 +34,8 @@ def open_pipeline(config: Config) -> DiffusionPipeline:
 
     dtype = {} if config.dtype is None else {"torch_dtype": getattr(torch, config.dtype)}
     if config.miniature:
-        pipeline = miniature.pipeline(config.miniature, **dtype)
+        with _quietly():
+            pipeline = miniature.pipeline(config.miniature, **dtype)
     else:
         try:
             pipeline = DiffusionPipeline.from_pretrained(config.pipeline, **dtype)
@@ -139,17 +140,20 @@ def swap(pipeline: DiffusionPipeline, adapters: Mapping[str, Adapter]) -> list[s
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without two notes on what is meant: several adapters, and model weights that an adapter's file lacks."""
+    """Without bars of a moment, and notes on what is meant: several adapters, files without the model's weights."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             yield
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _is_loaded(pipeline: DiffusionPipeline, layer: str, adapter: str) -> bool:

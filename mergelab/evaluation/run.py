@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -307,14 +308,16 @@ def _score(
     total = sum(len(variant.requests) for variant in variants) * len(scorers)
     names = "+".join(lora.name for lora in config.loras)
     with tqdm(total=total, desc="scores", disable=_hidden(progress)) as bar:
-        for variant in variants:
-            for (prompt, seed), key in variant.requests.items():
+        for prompt, seed in product(config.prompts, config.seeds):
+            for variant in variants:
                 comparisons = _comparisons(config, variants, variant, prompt, seed, store)
+                key = variant.requests[prompt, seed]
+                cell = {"set": names, "variant": variant.name, "prompt_id": config.prompts.index(prompt)}
+                cell |= {"prompt": prompt, "seed": seed, "image": f"{key}.png"}
                 for metric in scorers:
                     bar.update()
                     if not store.image_path(key).exists():
                         continue
-                    cell = {"set": names, "variant": variant.name, "prompt_id": prompt, "prompt": prompt, "seed": seed}
                     try:
                         values = _scored(metric, key, prompt, comparisons, store)
                     except Exception as error:  # a metric, perhaps the user's own, that fails on one image
@@ -323,11 +326,8 @@ def _score(
                         continue
                     for reference, value in values.items():
                         name, _, other = reference.partition("@")
-                        rows.append(
-                            cell
-                            | {"metric": metric.name, "reference": name, "value": value, "image": f"{key}.png"}
-                            | {"reference_seed": int(other) if other else seed}
-                        )
+                        row = {"metric": metric.name, "reference": name, "value": value}
+                        rows.append(cell | row | {"reference_seed": int(other) if other else seed})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from mergelab.errors import OutputError
+
+RECENT = 24
+"""Images that stay in memory: each is compared with several others of the same prompt and seed."""
 
 
 def hash_of(request: Mapping[str, Any]) -> str:
@@ -65,6 +67,7 @@ class Store:
         self.images = folder / "images"
         self.adapters = folder / "adapters"
         self._scores: dict[str, dict[str, float]] = {}
+        self._recent: dict[str, Tensor] = {}
 
     @contextmanager
     def open(self) -> Iterator[Store]:
@@ -97,7 +100,14 @@ class Store:
         partial.replace(self.image_path(key))
 
     def load_image(self, key: str) -> Tensor:
-        """float32 (3, h, w) in [0, 1]."""
+        """float32 (3, h, w) in [0, 1]; the last few are kept."""
+        if key not in self._recent:
+            while len(self._recent) >= RECENT:
+                del self._recent[next(iter(self._recent))]
+            self._recent[key] = self._read_image(key)
+        return self._recent[key]
+
+    def _read_image(self, key: str) -> Tensor:
         with Image.open(self.image_path(key)) as image:
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
 
@@ -128,5 +138,3 @@ class Store:
         with self._journal.open("a") as journal:
             # A killed run may have left half a line: a line break before each keeps it from spoiling this one.
             journal.write(f"\n{json.dumps([key, dict(values)])}")
-            journal.flush()
-            os.fsync(journal.fileno())
