@@ -20,8 +20,10 @@ import yaml
 from torch import Tensor
 
 import mergelab as ml
-from mergelab import miniature
+from mergelab import cli, miniature
+from mergelab.evaluation import demo
 from mergelab.evaluation import metrics as metric_table
+from mergelab.evaluation.analysis import calls, triggers_of
 from mergelab.evaluation.config import read
 from mergelab.evaluation.generation import draw, fingerprint, swap
 from mergelab.evaluation.metrics import Picture
@@ -376,3 +378,65 @@ def test_text_of_the_user_is_escaped(pipeline: Any, tmp_path: Path) -> None:
     ml.evaluate(small, tmp_path, pipeline=pipeline)
     text = (tmp_path / "report.html").read_text()
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text
+
+
+@pytest.mark.parametrize("name", miniature.PIPELINES)
+def test_the_demo(name: str, tmp_path: Path) -> None:
+    """With few steps: base, both alone, stack and five merges for three prompts and four seeds or more."""
+    config = demo.config(name)
+    assert len(config["prompts"]) >= 3 and config["seeds"] >= 4
+    result = ml.evaluate(config | {"generation": {"steps": 2}, "seeds": 1}, tmp_path)
+    assert len(set(result.scores.variant)) == 4 + 5 and not result.failures
+    assert "report.html" in str(result) and "adapters" in str(result)
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`mergelab evaluate` prints the verdict and says where the report is; what is wrong is one line and exit code 2."""
+    small = SMALL | {"seeds": 1, "prompts": PROMPTS[:1], "metrics": ["judge"], "merges": [{"method": "cat"}]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(small))
+    command = ["evaluate", str(tmp_path / "config.yaml"), "-o", str(tmp_path / "run")]
+    assert cli.run([*command, "--set", "generation.steps=2"]) == 0
+    assert str(tmp_path / "run" / "report.html") in capsys.readouterr().out
+    assert cli.run([*command, "--set", "sedes=2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mergelab: error: ") and "did you mean 'seeds'" in error and error.count("\n") == 1
+    assert cli.run(["demo", "--pipeline", "sd3", "-o", str(tmp_path / "demo")]) == 2
+    assert "unknown miniature pipeline 'sd3'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "experiments" / "evaluation").glob("*.yaml")))
+def test_configurations_for_the_real_models(path: Path) -> None:
+    """They are valid, and their prompts call each adapter alone, both and none."""
+    config = read(path)
+    triggers = triggers_of(
+        {lora.name: lora.concept for lora in config.loras}, {x.name: x.trigger for x in config.loras}
+    )
+    counts = {len(called) for called in calls(config.prompts, triggers).values()}
+    assert counts == {0, 1, 2}
+
+
+@pytest.mark.parametrize("memory", [{"vae_tiling": True}, {"compile": True}])
+def test_memory_options(memory: dict[str, Any], tmp_path: Path) -> None:
+    """Each draws the same picture as without it, up to rounding."""
+    small = SMALL | {"seeds": 1, "prompts": PROMPTS[:1], "metrics": ["judge"], "merges": [], "generation": {"steps": 2}}
+    plain = ml.evaluate(small, tmp_path / "plain")
+    other = ml.evaluate(small | {"memory": memory}, tmp_path / "other")
+    assert not other.failures
+    stores = [Store(result.folder) for result in (plain, other)]
+    for a, b in zip(plain.scores.image.unique(), other.scores.image.unique()):
+        images = [store.load_image(name.removesuffix(".png")) for store, name in zip(stores, (a, b))]
+        assert (images[0] - images[1]).abs().max() <= 2 / 255
+
+
+def test_offload_needs_a_gpu(tmp_path: Path) -> None:
+    """It says so instead of failing somewhere in accelerate."""
+    with pytest.raises(ml.OptionError, match="moves layers to a GPU, and device is 'cpu'"):
+        ml.evaluate(SMALL | {"memory": {"offload": "model"}, "device": "cpu"}, tmp_path)
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    """bfloat16 is a dtype of the pipeline, and another request."""
+    small = SMALL | {"seeds": 1, "prompts": PROMPTS[:1], "metrics": ["judge"], "merges": [], "generation": {"steps": 2}}
+    first = ml.evaluate(small, tmp_path)
+    second = ml.evaluate(small | {"dtype": "bfloat16"}, tmp_path)
+    assert not second.failures and not set(first.scores.image) & set(second.scores.image)

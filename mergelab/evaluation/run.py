@@ -84,7 +84,8 @@ class Result:
     def __repr__(self) -> str:
         from mergelab.evaluation.verdict import table
 
-        return "\n".join([*self.verdict, "", table(self), "", f"report: {self.folder / 'report.html'}"])
+        places = [f"merged adapters: {self.folder / 'adapters'}", f"report: {self.folder / 'report.html'}"]
+        return "\n".join([*self.verdict, "", table(self), "", *places])
 
 
 def evaluate(
