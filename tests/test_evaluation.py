@@ -391,7 +391,7 @@ def test_the_demo(name: str, tmp_path: Path) -> None:
 
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`mergelab evaluate` prints the verdict and says where the report is; what is wrong is one line and exit code 2."""
+    """The verdict and where the report is; what is wrong is one line and exit code 2."""
     small = SMALL | {"seeds": 1, "prompts": PROMPTS[:1], "metrics": ["judge"], "merges": [{"method": "cat"}]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(small))
     command = ["evaluate", str(tmp_path / "config.yaml"), "-o", str(tmp_path / "run")]
@@ -408,9 +408,8 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_configurations_for_the_real_models(path: Path) -> None:
     """They are valid, and their prompts call each adapter alone, both and none."""
     config = read(path)
-    triggers = triggers_of(
-        {lora.name: lora.concept for lora in config.loras}, {x.name: x.trigger for x in config.loras}
-    )
+    concepts, given = ({lora.name: getattr(lora, key) for lora in config.loras} for key in ("concept", "trigger"))
+    triggers = triggers_of(concepts, given)
     counts = {len(called) for called in calls(config.prompts, triggers).values()}
     assert counts == {0, 1, 2}
 
