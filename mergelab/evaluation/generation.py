@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,11 @@ from mergelab.adapter import Adapter
 from mergelab.errors import LayerError, OptionError, SourceError
 from mergelab.evaluation.config import Config, Memory
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+Pipeline = Any
+"""A text-to-image pipeline of diffusers: their methods differ, and no class declares them all."""
 
 
-def open_pipeline(config: Config) -> DiffusionPipeline:
+def open_pipeline(config: Config) -> Pipeline:
     """The pipeline of a configuration, on its device, with its memory options.
 
     Raises:
@@ -32,6 +32,7 @@ def open_pipeline(config: Config) -> DiffusionPipeline:
 
     from mergelab import miniature
 
+    pipeline: Pipeline
     dtype = {} if config.dtype is None else {"torch_dtype": getattr(torch, config.dtype)}
     if config.miniature:
         with _quietly():
@@ -47,7 +48,7 @@ def open_pipeline(config: Config) -> DiffusionPipeline:
     return pipeline
 
 
-def _spare_memory(pipeline: DiffusionPipeline, memory: Memory, device: str) -> None:
+def _spare_memory(pipeline: Pipeline, memory: Memory, device: str) -> None:
     if memory.offload != "none" and device == "cpu":
         raise OptionError(f"memory.offload={memory.offload!r} moves layers to a GPU, and device is 'cpu'")
     if memory.offload == "model":
@@ -59,10 +60,11 @@ def _spare_memory(pipeline: DiffusionPipeline, memory: Memory, device: str) -> N
     if memory.vae_tiling:
         pipeline.vae.enable_tiling()
     if memory.compile:
-        denoiser(pipeline).compile_repeated_blocks()
+        compiled: Any = denoiser(pipeline)
+        compiled.compile_repeated_blocks()
 
 
-def denoiser(pipeline: DiffusionPipeline) -> nn.Module:
+def denoiser(pipeline: Pipeline) -> nn.Module:
     """The transformer or the UNet."""
     for name in ("transformer", "unet"):
         if isinstance(getattr(pipeline, name, None), nn.Module):
@@ -72,16 +74,16 @@ def denoiser(pipeline: DiffusionPipeline) -> nn.Module:
     )
 
 
-def fingerprint(pipeline: DiffusionPipeline) -> str:
+def fingerprint(pipeline: Pipeline) -> str:
     """A hash of what a pipeline computes: class, configurations, and a sample of every tensor.
 
     Reading every byte of FLUX would take a minute at each start; 64 values of every tensor tell models apart.
     """
     digest = hashlib.sha256(type(pipeline).__name__.encode())
     for name, part in sorted(pipeline.components.items()):
-        config = getattr(part, "config", None)
-        config = config.to_dict() if hasattr(config, "to_dict") else dict(config) if isinstance(config, Mapping) else {}
-        settings = {key: value for key, value in config.items() if not key.startswith("_") and "version" not in key}
+        config: Any = getattr(part, "config", {})
+        config = config.to_dict() if hasattr(config, "to_dict") else config
+        settings = {key: value for key, value in dict(config).items() if key[0] != "_" and "version" not in key}
         digest.update(f"{name} {type(part).__name__} {json.dumps(settings, sort_keys=True, default=str)}".encode())
         if isinstance(part, nn.Module):
             for key, tensor in sorted(part.state_dict().items()):
@@ -102,7 +104,7 @@ def adapter_hash(adapter: Adapter) -> str:
     return digest.hexdigest()
 
 
-def swap(pipeline: DiffusionPipeline, adapters: Mapping[str, Adapter]) -> list[str]:
+def swap(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> list[str]:
     """Makes these adapters, and no others, active at strength 1, unmerged; none of them: the base model again.
 
     Returns what the pipeline does not load, in words.
@@ -156,7 +158,7 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _is_loaded(pipeline: DiffusionPipeline, layer: str, adapter: str) -> bool:
+def _is_loaded(pipeline: Pipeline, layer: str, adapter: str) -> bool:
     """Whether a layer of the pipeline carries factors of the adapter."""
     component, _, path = layer.partition(".")
     model = getattr(pipeline, component, None)
@@ -169,7 +171,7 @@ def _is_loaded(pipeline: DiffusionPipeline, layer: str, adapter: str) -> bool:
     return False
 
 
-def draw(pipeline: DiffusionPipeline, prompt: str, seed: int, keywords: Mapping[str, Any]) -> Tensor:
+def draw(pipeline: Pipeline, prompt: str, seed: int, keywords: Mapping[str, Any]) -> Tensor:
     """One image, uint8 (3, h, w): its own CPU generator, seeded by its seed alone, and no other image beside it.
 
     Raises:

@@ -32,12 +32,14 @@ class Metric(Protocol):
     Attributes:
         name: in tables and in `scores.parquet`.
         higher_is_better: the direction.
-        settings: whatever else its scores depend on; a change of it scores again.
     """
 
     name: str
     higher_is_better: bool
-    settings: Mapping[str, Any]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Whatever else its scores depend on; a change of it scores again."""
 
     def score(self, picture: Picture, prompt: str, references: Mapping[str, Picture]) -> Mapping[str, float]:
         """Reference -> value; the reference of a score that needs none is ""."""

@@ -109,11 +109,11 @@ def _row(result: Result, variant: Variant, metric: str | None) -> dict[str, Any]
 
 
 def _cell(interval: Any, percent: bool = False) -> dict[str, Any]:
-    show = (lambda v: f"{v:.0%}") if percent else (lambda v: f"{v:.3f}")
+    form = "{:.0%}" if percent else "{:.3f}"
     if not math.isfinite(interval.estimate):
         return _nothing()
-    bounds = f"{show(interval.low)} to {show(interval.high)}" if math.isfinite(interval.low) else ""
-    return {"text": show(interval.estimate), "bounds": bounds, "value": interval.estimate}
+    bounds = f"{form.format(interval.low)} to {form.format(interval.high)}" if math.isfinite(interval.low) else ""
+    return {"text": form.format(interval.estimate), "bounds": bounds, "value": interval.estimate}
 
 
 def _number(value: float | None, form: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -23,14 +23,11 @@ from mergelab.errors import MergelabError, OutputError
 from mergelab.evaluation import metrics as metric_table
 from mergelab.evaluation.analysis import COLUMNS, Anchor, Finding, Scores, anchors, calls, findings, triggers_of
 from mergelab.evaluation.config import Config, expanded_merges, read
-from mergelab.evaluation.generation import adapter_hash, draw, fingerprint, open_pipeline, swap
+from mergelab.evaluation.generation import Pipeline, adapter_hash, draw, fingerprint, open_pipeline, swap
 from mergelab.evaluation.metrics import Metric, Picture
 from mergelab.evaluation.store import Store, file_name, hash_of, to_json, write
 from mergelab.merging import merge
 from mergelab.provenance import package_version
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +89,7 @@ def evaluate(
     config: str | os.PathLike[str] | Mapping[str, Any] | Config,
     out: str | os.PathLike[str],
     *,
-    pipeline: DiffusionPipeline | None = None,
+    pipeline: Pipeline | None = None,
     overrides: Iterable[str] = (),
     progress: bool | None = None,
 ) -> Result:
@@ -121,7 +118,7 @@ def evaluate(
         return _run(settings, store, pipeline, progress)
 
 
-def _run(config: Config, store: Store, pipeline: DiffusionPipeline | None, progress: bool | None) -> Result:
+def _run(config: Config, store: Store, pipeline: Pipeline | None, progress: bool | None) -> Result:
     clock = {"start": time.perf_counter()}
     write(store.folder / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
     failures: list[dict[str, Any]] = []
@@ -222,7 +219,7 @@ def _merged(
 def _generate(
     config: Config,
     variants: list[Variant],
-    pipeline: DiffusionPipeline,
+    pipeline: Pipeline,
     store: Store,
     failures: list[dict[str, Any]],
     progress: bool | None,
@@ -255,7 +252,7 @@ def _generate(
 def _draw_all(
     variant: Variant,
     todo: Mapping[tuple[str, int], str],
-    pipeline: DiffusionPipeline,
+    pipeline: Pipeline,
     keywords: Mapping[str, Any],
     store: Store,
     failures: list[dict[str, Any]],
