@@ -10,7 +10,9 @@ from transformers import CLIPTextModel, T5Config, T5EncoderModel
 from experiments.miniature.sdxl import spread, text_config
 from experiments.miniature.tokens import LENGTH, clip_tokenizer, t5_tokenizer
 
-STEPS, BATCH, LR = 10500, 32, 1e-3
+STEPS, BATCH, LR = 12000, 32, 2e-3
+COARSE = 0.75
+"""Above this time, of 1, the noise hides all but the coarse layout."""
 
 
 def build(vae: AutoencoderKL) -> FluxPipeline:
@@ -34,11 +36,17 @@ def build(vae: AutoencoderKL) -> FluxPipeline:
 
 
 def loss(
-    pipeline: FluxPipeline, latents: Tensor, captions: list[str], generator: torch.Generator, drop: float = 0.1
+    pipeline: FluxPipeline,
+    latents: Tensor,
+    captions: list[str],
+    generator: torch.Generator,
+    drop: float = 0.1,
+    coarse: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error of the flow; a share of the captions is empty, for guidance.
 
     Half of the times are logit-normal, half uniform: what shape it will be is decided at the noisy end.
+    Above the time `COARSE` the latents `coarse` stand in for the others, where they are given.
     """
     count, channels, height, width = latents.shape
     kept = (torch.rand(count, generator=generator) >= drop).tolist()
@@ -50,6 +58,9 @@ def loss(
     time = torch.rand(count, generator=generator)
     middle = torch.rand(count, generator=generator) < 0.5
     time = torch.where(middle, torch.sigmoid(torch.randn(count, generator=generator)), time).to(clean.device)
+    if coarse is not None:
+        plain = pipeline._pack_latents(coarse, count, channels, height, width)
+        clean = torch.where((time > COARSE).reshape(-1, 1, 1), plain, clean)
     predicted = pipeline.transformer(
         hidden_states=clean + time.reshape(-1, 1, 1) * (noise - clean),
         timestep=time,

@@ -16,6 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from experiments.miniature.tokens import LENGTH, clip_tokenizer
 
 STEPS, BATCH, LR = 4500, 32, 8e-4
+COARSE = 700
+"""Above this time step, of 1000, the noise hides all but the coarse layout."""
 
 
 def text_config(vocabulary: int, width: int, layers: int) -> CLIPTextConfig:
@@ -63,14 +65,20 @@ def loss(
     captions: list[str],
     generator: torch.Generator,
     drop: float = 0.1,
+    coarse: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error of the velocity; a share of the captions is dropped, as the pipeline does for guidance."""
+    """Mean squared error of the velocity; a share of the captions is dropped, as the pipeline does for guidance.
+
+    Above the time `COARSE` the latents `coarse` stand in for the others, where they are given.
+    """
     count, device = len(captions), latents.device
     words, _, pooled, _ = pipeline.encode_prompt(captions, do_classifier_free_guidance=False)
     kept = (torch.rand(count, generator=generator) >= drop).float().to(device)
     words, pooled = words * kept.reshape(-1, 1, 1), pooled * kept.reshape(-1, 1)
     alphas = DDPMScheduler.from_config(pipeline.scheduler.config).alphas_cumprod
     times = torch.randint(len(alphas), (count,), generator=generator)
+    if coarse is not None:
+        latents = torch.where((times > COARSE).reshape(-1, 1, 1, 1).to(device), coarse, latents)
     alpha = alphas[times].reshape(-1, 1, 1, 1).to(device)
     noise = torch.randn(latents.shape, generator=generator).to(device)
     side = float(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
