@@ -163,6 +163,8 @@ def generate(pipe: tuple[str, object], prompts: list[str], **options: object) ->
     """Images in [0, 1], the i-th with seed i."""
     name, pipeline = pipe
     settings = miniature.settings(name)
+    if "negative_prompt" in settings:
+        settings["negative_prompt"] = [settings["negative_prompt"]] * len(prompts)
     seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
     return pipeline(prompts, generator=seeds, output_type="pt", **(settings | options)).images
 
@@ -170,7 +172,7 @@ def generate(pipe: tuple[str, object], prompts: list[str], **options: object) ->
 def test_they_are_of_the_real_classes(pipe: tuple[str, object]) -> None:
     """Ordinary diffusers folders with every component in place."""
     name, pipeline = pipe
-    assert type(pipeline).__name__ == {"sdxl": "StableDiffusionXLPipeline"}[name]
+    assert type(pipeline).__name__ == {"sdxl": "StableDiffusionXLPipeline", "flux": "FluxPipeline"}[name]
     for part in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"):
         assert getattr(pipeline, part) is not None
     assert {parameter.dtype for parameter in pipeline.vae.parameters()} == {torch.float32}
@@ -197,7 +199,7 @@ def test_both_text_encoders_are_used(pipe: tuple[str, object]) -> None:
 def test_a_wrong_name_is_one_sentence() -> None:
     """It names those that exist."""
     for function in (miniature.pipeline, miniature.adapters, miniature.settings):
-        with pytest.raises(ml.MergelabError, match="unknown miniature pipeline 'sd3'; known: 'sdxl'"):
+        with pytest.raises(ml.MergelabError, match="unknown miniature pipeline 'sd3'; known: 'sdxl', 'flux'"):
             function("sd3")
 
 
@@ -218,14 +220,18 @@ def dialect(path: Path) -> str:
 def test_the_adapters_are_as_mixed_as_real_ones(name: str) -> None:
     """Subjects and styles; three dialects, three ranks, alpha apart from rank in some."""
     known = miniature.adapters(name)
-    assert [adapter.kind for adapter in known] == ["subject"] * 4 + ["style"]
+    assert [adapter.kind for adapter in known] == ["subject"] * 4 + ["style"] * 4
     loaded = [ml.load(adapter.path) for adapter in known]
     assert {dialect(adapter.path) for adapter in known} == {"diffusers", "kohya", "peft"}
     assert {max(adapter.ranks.values()) for adapter in loaded} >= {4, 8, 16}
     assert any(layer.scaling != 1 for adapter in loaded for layer in adapter.layers.values())
     assert all(adapter.norm() > 0 for adapter in loaded)
-    assert any(".conv1" in key for adapter in loaded for key in adapter.layers)
-    assert any(key.startswith("text_encoder_2.") for adapter in loaded for key in adapter.layers)
+    if name == "sdxl":
+        assert any(".conv1" in key for adapter in loaded for key in adapter.layers)
+        assert any(key.startswith("text_encoder_2.") for adapter in loaded for key in adapter.layers)
+    else:
+        kinds = {key.split(".")[1] for adapter in loaded for key in adapter.layers}
+        assert kinds >= {"transformer_blocks", "single_transformer_blocks"}
 
 
 def test_an_adapter_shows_its_concept_and_a_merge_of_two_both(pipe: tuple[str, object], tmp_path: Path) -> None:

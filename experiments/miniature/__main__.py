@@ -1,8 +1,9 @@
 """Trains the miniature models, as `python -m experiments.miniature [PART ...]`.
 
-Parts, in this order: vae, clip, lpips, sdxl (with its adapters), export; all of these by default. Every part resumes
-where it was interrupted and is skipped where it is finished. `export` copies what is finished into the package, the
-large parts in float16. `flux` trains a small FLUX and its adapters, which are not good enough to ship yet.
+Parts, in this order and all of them by default: vae, clip, lpips, sdxl, flux (each with its adapters), export. Every
+part resumes where it was interrupted and is skipped where it is finished, so `sdxl` and `flux` can run side by side in
+two processes once `vae` is there. `export` copies what is finished into the package, the large parts in float16;
+`restore` copies what the package has into the folder, so that only what is missing there is trained.
 """
 
 from __future__ import annotations
@@ -39,6 +40,17 @@ def export() -> None:
     print(f"{WEIGHTS}: {size / 1e6:.1f} MB")
 
 
+def restore() -> None:
+    """Copies the parts that ship into the folder, as if they had been trained there."""
+    for name in PIPELINES:
+        pipeline = DiffusionPipeline.from_pretrained(WEIGHTS / name)
+        pipeline.save_pretrained(RUNS / name)
+        pipeline.vae.save_pretrained(RUNS / "vae")
+    for part in ("adapters", "clip"):
+        shutil.copytree(WEIGHTS / part, RUNS / part, dirs_exist_ok=True)
+    shutil.copy(WEIGHTS / "lpips_trunk.safetensors", RUNS)
+
+
 def forget_origin(config: Path) -> None:
     """Removes the folder a configuration was loaded from."""
     content = json.loads(config.read_text())
@@ -50,10 +62,10 @@ def main(parts: list[str]) -> None:
     """Runs the named parts."""
     known = {"vae": vae.train, "clip": clip.train, "lpips": perceptual.train}
     known |= {name: lambda name=name: (base.train(name), adapters.train_all(name)) for name in base.KINDS}
-    known |= {"export": export}
+    known |= {"export": export, "restore": restore}
     if unknown := set(parts) - set(known):
         raise SystemExit(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    for part in parts or [name for name in known if name != "flux"]:
+    for part in parts or [name for name in known if name != "restore"]:
         known[part]()
 
 

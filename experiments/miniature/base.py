@@ -7,6 +7,7 @@ import sys
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from experiments.miniature import flux, sdxl, vae
 from experiments.miniature.captions import vary
@@ -45,7 +46,7 @@ def train(name: str) -> DiffusionPipeline:
     def loss(generator: torch.Generator) -> Tensor:
         picks = torch.randint(len(scenes), (kind.BATCH,), generator=generator)
         captions = [vary(scenes[pick], generator, reorder=True) for pick in picks.tolist()]
-        return kind.loss(pipeline, latents[picks].to(DEVICE), captions, generator)
+        return mse_loss(*kind.predict(pipeline, latents[picks].to(DEVICE), captions, generator))
 
     fit(name, trained(pipeline), loss, steps=kind.STEPS, lr=kind.LR)
     pipeline.save_pretrained(folder)

@@ -38,6 +38,8 @@ def generate(name: str, pipeline: DiffusionPipeline, prompts: Sequence[str], lab
     for start in tqdm(range(0, len(prompts), BATCH), desc=label, mininterval=5):
         chunk = list(prompts[start : start + BATCH])
         options = miniature.settings(name)
+        if "negative_prompt" in options:
+            options["negative_prompt"] = [options["negative_prompt"]] * len(chunk)
         seeds = [torch.Generator().manual_seed(start + i) for i in range(len(chunk))]
         images.append(pipeline(chunk, generator=seeds, output_type="pt", **options).images)
     return torch.cat(images).float()

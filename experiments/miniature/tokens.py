@@ -11,8 +11,10 @@ from mergelab.miniature.world import BACKGROUNDS, COLORS, SHAPES, SIZES, TRIGGER
 LENGTH = 16
 """Tokens of a prompt, padding included, for every text encoder."""
 
-RARE = [*TRIGGERS.values(), "bxt", "cfw", "dgz", "fjk", "gvh", "hqm", "jwl", "knr", "lpt", "mzb", "nxd", "pfq"]
-"""Words that the base models never see, the triggers among them; the others are left for adapters of one's own."""
+SPARE = ["bxt", "cfw", "dgz", "fjk", "gvh", "hqm", "jwl", "knr", "lpt", "mzb", "nxd", "pfq"]
+"""Words that call nothing, left for adapters of one's own."""
+RARE = [*TRIGGERS.values(), *SPARE]
+"""Words that the base models never see."""
 
 WORDS = [
     *COLORS, *BACKGROUNDS, *SHAPES, *SIZES, *RARE,

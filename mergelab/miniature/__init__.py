@@ -1,6 +1,6 @@
-"""A small trained SDXL pipeline, and adapters for it, that ship with the package.
+"""Small trained SDXL and FLUX pipelines, and adapters for them, that ship with the package.
 
-It is a pipeline of the real class with tiny widths, trained on one drawn world (`mergelab.miniature.world`), so
+They are pipelines of the real classes with tiny widths, trained on one drawn world (`mergelab.miniature.world`), so
 everything that works on the big models can be tried offline, in seconds, and what an image shows can be read from its
 pixels (`mergelab.miniature.judge`). The model card beside this file has their measured quality.
 
@@ -41,10 +41,20 @@ __all__ = [
 ]
 
 WEIGHTS = Path(__file__).parent / "weights"
-PIPELINES = ("sdxl",)
-"""Names of the pipelines that ship."""
+PIPELINES = ("sdxl", "flux")
+"""Names of the pipelines."""
 
-_SETTINGS: dict[str, dict[str, Any]] = {"sdxl": {"num_inference_steps": 20, "guidance_scale": 3.0}}
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "sdxl": {"num_inference_steps": 20, "guidance_scale": 3.0},
+    "flux": {
+        "num_inference_steps": 20,
+        "true_cfg_scale": 4.0,
+        "negative_prompt": "",
+        "height": 48,
+        "width": 48,
+        "max_sequence_length": 16,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -73,10 +83,12 @@ def _known(name: str) -> str:
 
 
 def pipeline(name: str, **options: Any) -> DiffusionPipeline:
-    """The small pipeline: a `StableDiffusionXLPipeline`, in float32 unless `torch_dtype` is given.
+    """The small pipeline: a `StableDiffusionXLPipeline` or a `FluxPipeline`, in float32 unless `torch_dtype` is given.
+
+    Call it with `settings(name)`, as in the example; without them `FluxPipeline` assumes 512 x 512 pixels.
 
     Args:
-        name: `"sdxl"`.
+        name: `"sdxl"` or `"flux"`.
         options: passed on to `DiffusionPipeline.from_pretrained`.
 
     Raises:
@@ -84,9 +96,9 @@ def pipeline(name: str, **options: Any) -> DiffusionPipeline:
 
     Examples:
         >>> from mergelab import miniature
-        >>> pipe = miniature.pipeline("sdxl")
+        >>> pipe = miniature.pipeline("flux")
         >>> pipe.set_progress_bar_config(disable=True)
-        >>> pipe("a large red circle on a white background", **miniature.settings("sdxl")).images[0].size
+        >>> pipe("a large red circle on a white background", **miniature.settings("flux")).images[0].size
         (48, 48)
     """
     from diffusers import DiffusionPipeline
