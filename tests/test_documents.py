@@ -52,10 +52,12 @@ def test_command_lines_of_the_documents(folder: Path, capsys: pytest.CaptureFixt
     (folder / "median.py").write_text(next(b for b in blocks(CONTRIBUTING, "python") if "register" in b))
     lines = [line for block in blocks(README, "console") for line in block.splitlines()]
     lines += re.findall(r"`(mergelab merge[^`]+--import[^`]+)`", CONTRIBUTING.replace("\n", " "))
+    (folder / "config.yaml").write_text(*blocks(README, "yaml"))
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("mergelab ")]
     assert len(commands) >= 6
     for command in commands:
-        assert run([*command, "--force"] if "-o" in command else command) == 0, capsys.readouterr().err
+        force = ["--force"] if "-o" in command and command[0] != "evaluate" else []
+        assert run([*command, *force]) == 0, capsys.readouterr().err
 
 
 def test_the_readme_lists_every_method_and_every_name_of_peft() -> None:

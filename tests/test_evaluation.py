@@ -59,7 +59,7 @@ def run(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> ml.evaluatio
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Records every image that is drawn from now on."""
-    from mergelab.evaluation import run as run_module
+    from mergelab.evaluation import cells as run_module
 
     drawn: list[tuple[str, int]] = []
 
@@ -151,7 +151,7 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(
     pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One image, one metric; the report names them, and the next run tries again."""
-    from mergelab.evaluation import run as run_module
+    from mergelab.evaluation import cells as run_module
 
     def failing(pipe: Any, prompt: str, seed: int, keywords: Mapping[str, Any]) -> Tensor:
         if prompt == PROMPTS[1]:

@@ -171,6 +171,16 @@ def _is_loaded(pipeline: Pipeline, layer: str, adapter: str) -> bool:
     return False
 
 
+def check_empty(pipeline: Pipeline) -> None:
+    """Raises if a pipeline that was handed in already carries adapters: they would be unloaded.
+
+    Raises:
+        OptionError: so.
+    """
+    if any(pipeline.get_list_adapters().values()):
+        raise OptionError("the pipeline already carries adapters: unload them first (pipeline.unload_lora_weights())")
+
+
 def draw(pipeline: Pipeline, prompt: str, seed: int, keywords: Mapping[str, Any]) -> Tensor:
     """One image, uint8 (3, h, w): its own CPU generator, seeded by its seed alone, and no other image beside it.
 

@@ -18,7 +18,8 @@ from mergelab.evaluation import plots
 from mergelab.evaluation.verdict import found, front, main_metric, recoveries, variants_of
 
 if TYPE_CHECKING:
-    from mergelab.evaluation.run import Result, Variant
+    from mergelab.evaluation.run import Result
+    from mergelab.evaluation.variants import Variant
 
 THUMBNAIL = 256
 """Longer side, in pixels, of the images inside the report; the run folder has them whole."""

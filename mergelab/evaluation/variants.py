@@ -1,0 +1,102 @@
+"""The columns of the grid: base, singles, stack and merges, each with the adapters that are active for it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergelab.adapter import Adapter, load
+from mergelab.evaluation.config import Config, expanded_merges
+from mergelab.evaluation.generation import adapter_hash
+from mergelab.evaluation.store import Store, file_name, hash_of, to_json, write
+from mergelab.merging import merge
+from mergelab.provenance import package_version
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Variant:
+    """One column of the grid: the adapters that are active for it, and what they cost.
+
+    Attributes:
+        name: `base`, `single:<name>`, `stack` or `merge:<label>`.
+        adapters: active together at strength 1; the weights are in them already.
+        requests: (prompt, seed) -> key of the image.
+        cost: seconds to merge, bytes of the file; seconds per image.
+        layers: the report of a merge, one row for each layer.
+    """
+
+    name: str
+    adapters: dict[str, Adapter]
+    requests: dict[tuple[str, int], str] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+
+
+def failure(variant: str, error: Exception, prompt: str | None = None, seed: int | None = None) -> dict[str, Any]:
+    """A cell that failed, or with neither prompt nor seed a whole variant, as the summary records it."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    log.warning("%s: %s", ", ".join(str(part) for part in (variant, prompt, seed) if part is not None), said)
+    return {"variant": variant, "prompt": prompt, "seed": seed, "error": said}
+
+
+def make(config: Config, loras: Mapping[str, Adapter], store: Store, failures: list[dict[str, Any]]) -> list[Variant]:
+    """Base, singles, stack and merges; a merge that fails is recorded and left out."""
+    scaled = {lora.name: _at(loras[lora.name], lora.weight) for lora in config.loras}
+    found = [Variant("base", {}), *(Variant(f"single:{name}", {name: one}) for name, one in scaled.items())]
+    if len(loras) > 1:
+        found.append(Variant("stack", scaled))
+    inputs = {name: adapter_hash(adapter) for name, adapter in loras.items()}
+    for label, keywords in expanded_merges(config).items():
+        try:
+            found.append(_merged(label, keywords, config, loras, inputs, store))
+        except Exception as error:  # out of memory, a rule of the user's own: this merge alone
+            failures.append(failure(f"merge:{label}", error))
+    return found
+
+
+def _at(adapter: Adapter, weight: float | dict[str, float]) -> Adapter:
+    """The adapter at a weight, with one for each part or one for all."""
+    return merge([adapter], [weight], method="cat") if isinstance(weight, dict) else weight * adapter
+
+
+def _merged(
+    label: str,
+    keywords: Mapping[str, Any],
+    config: Config,
+    loras: Mapping[str, Adapter],
+    inputs: Mapping[str, str],
+    store: Store,
+) -> Variant:
+    """Merges once: the file of an earlier run is used again if it was made from the same inputs in the same way."""
+    weights = [lora.weight for lora in config.loras]
+    key = hash_of({"inputs": inputs, "weights": weights, "keywords": keywords, "version": package_version()})
+    path = store.adapters / f"{file_name(label)}.safetensors"
+    record = path.with_suffix(".json")
+    known = json.loads(record.read_text()) if record.exists() and path.exists() else {}
+    if known.get("key") != key:
+        start = time.perf_counter()
+        merged = merge(list(loras.values()), weights, **keywords)
+        seconds = time.perf_counter() - start
+        record.unlink(missing_ok=True)  # a kill between the two files must not leave the new one under the old record
+        merged.save(path)
+        known = {
+            "key": key,
+            "seconds": seconds,
+            "retained_energy": merged.report.retained_energy,
+            "shares": merged.report.shares,
+            "layers": json.loads(merged.report.to_frame().to_json(orient="records")),
+        }
+        write(record, to_json(known))
+    cost = {"seconds to merge": known["seconds"], "bytes": path.stat().st_size}
+    return Variant(
+        f"merge:{label}",
+        {label: load(path)},
+        cost=cost | {"retained energy": known["retained_energy"]},
+        layers=known["layers"],
+    )
