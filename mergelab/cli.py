@@ -218,7 +218,12 @@ def run(arguments: list[str]) -> int:
             f"internal error, {type(error).__name__}: {error} (MERGELAB_DEBUG=1 shows where; please report it)"
         )
     if code == 130:
-        print("\nmergelab: interrupted; nothing was written", file=sys.stderr)
+        kept = (
+            "what is finished is kept; run it again to go on"
+            if arguments[:1] in (["evaluate"], ["demo"])
+            else "nothing was written"
+        )
+        print(f"\nmergelab: interrupted; {kept}", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

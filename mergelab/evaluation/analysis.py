@@ -14,6 +14,7 @@ CONCEPT_METRICS = ("judge", "clip_text")
 """Metrics with a score for an adapter's concept, the sharper first."""
 PAIR_METRICS = ("lpips", "clip_image", "dino")
 """Metrics that compare two images."""
+NAN = float("nan")
 COLUMNS = ("set", "variant", "prompt_id", "prompt", "seed", "metric", "reference", "reference_seed", "value", "image")
 """Of `scores.parquet`."""
 
@@ -23,7 +24,9 @@ class Finding:
     """One estimate: of what, for which variant and adapter, by which metric.
 
     Attributes:
-        quantity: "recovery", "similarity", "leakage", "preservation" or "win rate".
+        quantity: "recovery" (0 as the base model, 1 as the adapter alone), "similarity" (to an image), "leakage"
+            (change of an adapter's score where it is not called), "preservation" (change of the prompt's own score, or
+            distance from the base model's image, where no adapter is called), "wins over the stack" (share of images).
         variant: `stack` or `merge:<label>`; also `base` and `single:<name>` where they are anchors.
         metric: its metric.
         reference: the adapter it is about, as `single:<name>`, or the image it is compared with.
@@ -151,10 +154,12 @@ def _spread(table: pd.DataFrame) -> float:
 
 
 def _anchor(metric: str, single: str, floor: pd.Series, ceiling: pd.Series, noise: float) -> Anchor:
-    """Blind: over all images, what lies between floor and ceiling is within two standard errors of zero."""
-    difference = (ceiling - floor).to_numpy(float)
-    error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    blind = abs(difference.mean()) <= max(2 * error, 1e-3)
+    """Blind: the ceiling is not above the floor (LPIPS: below) by two standard errors, over prompts or else seeds."""
+    difference = (ceiling - floor) * (-1 if metric == "lpips" else 1)
+    means = _clusters(difference.to_frame())[:, 0]
+    sample = means if len(means) > 1 else difference.to_numpy(float)
+    error = sample.std(ddof=1) / np.sqrt(len(sample)) if len(sample) > 1 else 0.0
+    blind = sample.mean() <= max(2 * error, 1e-3)
     return Anchor(metric, single, float(floor.mean()), float(ceiling.mean()), noise, bool(blind))
 
 
@@ -177,6 +182,10 @@ def findings(
             if len(against):
                 pair = _clusters(against)
                 tests.append((len(rows) - 1, sign_flip(pair[:, 0] - pair[:, 1])))
+                if quantity in ("recovery", "similarity"):
+                    mine, other = (against.iloc[:, i].to_numpy(float) for i in (0, 1))
+                    share = win_rate(mine, other, higher_is_better=metric != "lpips")
+                    rows.append(Finding("wins over the stack", variant, metric, reference, Interval(share, NAN, NAN)))
 
     untriggered = {prompt for prompt, called in calling.items() if not called}
     for variant in variants:
@@ -209,13 +218,3 @@ def _first(means: Array) -> Array:
 
 def _difference(means: Array) -> Array:
     return means[..., 0] - means[..., 1]
-
-
-def wins(scores: Scores, merges: Sequence[str], metric: str, reference: str, prompts: set[str]) -> dict[str, float]:
-    """Share of the images in which a merge scores higher than the stack."""
-    found = {}
-    for variant in merges:
-        table = scores.aligned([(variant, metric, reference), ("stack", metric, reference)], prompts)
-        if len(table):
-            found[variant] = win_rate(table.iloc[:, 0].to_numpy(float), table.iloc[:, 1].to_numpy(float))
-    return found

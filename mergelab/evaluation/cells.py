@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -14,10 +16,14 @@ from tqdm import tqdm
 from mergelab import miniature
 from mergelab.evaluation.analysis import COLUMNS
 from mergelab.evaluation.config import Config
-from mergelab.evaluation.generation import Pipeline, adapter_hash, draw, fingerprint, swap
+from mergelab.evaluation.generation import Pipeline, adapter_hash, draw, swap
 from mergelab.evaluation.metrics import Metric, Picture
 from mergelab.evaluation.store import Store, hash_of
 from mergelab.evaluation.variants import Variant, failure
+from mergelab.provenance import package_version
+
+OTHER_SEED = " at seed "
+"""In a reference: the same variant and prompt with another seed, which is what noise looks like."""
 
 
 @dataclass
@@ -45,18 +51,17 @@ class Job:
         return tqdm(total=total, desc=label, disable=None if self.progress is None else not self.progress)
 
 
-def generate(job: Job, pipeline: Pipeline) -> str:
-    """Draws what is missing, variant by variant, and returns the fingerprint of the model."""
+def generate(job: Job, pipeline: Pipeline, identity: str) -> None:
+    """Draws what is missing, variant by variant, from the model with this fingerprint."""
     config, store = job.config, job.store
-    swap(pipeline, {})
-    identity = fingerprint(pipeline)
     keywords = miniature.settings(config.miniature) if config.miniature else {}
     keywords |= config.generation.keywords()
     for variant in job.variants:
-        adapters = sorted(adapter_hash(adapter) for adapter in variant.adapters.values())
+        adapters = _identity(variant)
         for prompt, seed in product(config.prompts, config.seeds):
             request = {"model": identity, "adapters": adapters, "prompt": prompt, "seed": seed, "keywords": keywords}
-            variant.requests[prompt, seed] = hash_of(request | {"memory": config.memory.model_dump()})
+            request |= {"vae_tiling": config.memory.vae_tiling, "compile": config.memory.compile}
+            variant.requests[prompt, seed] = hash_of(request)
     missing = sum(not store.image_path(key).exists() for v in job.variants for key in v.requests.values())
     with job.bar(missing, "images") as bar:
         try:
@@ -67,7 +72,16 @@ def generate(job: Job, pipeline: Pipeline) -> str:
                     _draw_all(job, variant, todo, pipeline, keywords, bar)
         finally:
             swap(pipeline, {})
-    return identity
+    for variant in job.variants:
+        job.notes += store.recall(f"notes of {_identity(variant)}") or []
+        seconds = [store.recall(f"seconds of {key}") for key in variant.requests.values()]
+        if known := [value for value in seconds if value is not None]:
+            variant.cost["seconds per image"] = median(known)
+
+
+def _identity(variant: Variant) -> str:
+    """A hash of what is active in a variant."""
+    return hash_of({"adapters": sorted(adapter_hash(adapter) for adapter in variant.adapters.values())})
 
 
 def _draw_all(
@@ -79,12 +93,11 @@ def _draw_all(
     bar: Any,
 ) -> None:
     try:
-        job.notes += swap(pipeline, variant.adapters)
+        job.store.keep(f"notes of {_identity(variant)}", swap(pipeline, variant.adapters))
     except Exception as error:  # whatever diffusers or PEFT find wrong with a file concerns this variant alone
         job.failures.append(failure(variant.name, error))
         bar.update(len(todo))
         return
-    before = job.spent["pipeline"]
     for (prompt, seed), key in todo.items():
         start = time.perf_counter()
         try:
@@ -92,10 +105,11 @@ def _draw_all(
         except Exception as error:  # out of memory, a NaN: this cell alone
             job.failures.append(failure(variant.name, error, prompt, seed))
         else:
-            job.spent["pipeline"] += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            job.spent["pipeline"] += seconds
             job.store.save_image(key, pixels)
+            job.store.keep(f"seconds of {key}", seconds)
         bar.update()
-    variant.cost["seconds per image"] = (job.spent["pipeline"] - before) / len(todo)
 
 
 def score(job: Job, scorers: list[Metric]) -> pd.DataFrame:
@@ -120,14 +134,14 @@ def score(job: Job, scorers: list[Metric]) -> pd.DataFrame:
                         job.failures.append(failure(f"{metric.name} of {variant.name}", error, prompt, seed))
                         continue
                     for reference, value in values.items():
-                        name, _, other = reference.partition("@")
+                        name, _, other = reference.partition(OTHER_SEED)
                         row = {"metric": metric.name, "reference": name, "value": value}
                         rows.append(cell | row | {"reference_seed": int(other) if other else seed})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _comparisons(job: Job, variant: Variant, prompt: str, seed: int) -> dict[str, str]:
-    """Reference -> key of the image it is compared with; "single:x@1" is the same variant and prompt with seed 1."""
+    """Reference -> key of the image it is compared with; "single:x at seed 1" has another seed."""
     found = {
         other.name: other.requests[prompt, seed]
         for other in job.variants
@@ -136,20 +150,23 @@ def _comparisons(job: Job, variant: Variant, prompt: str, seed: int) -> dict[str
     seeds = job.config.seeds
     if len(seeds) > 1 and not variant.name.startswith("merge:"):
         after = seeds[(seeds.index(seed) + 1) % len(seeds)]
-        found[f"{variant.name}@{after}"] = variant.requests[prompt, after]
+        found[f"{variant.name}{OTHER_SEED}{after}"] = variant.requests[prompt, after]
     return {reference: key for reference, key in found.items() if job.store.image_path(key).exists()}
 
 
 def _scored(job: Job, metric: Metric, key: str, prompt: str, comparisons: Mapping[str, str]) -> Mapping[str, float]:
     """The values of one metric for one image, from an earlier run where it has them."""
+    comparisons = comparisons if metric.compares else {}
     request = {"metric": metric.name, "settings": dict(metric.settings), "image": key, "prompt": prompt}
-    request_key = hash_of(request | {"references": dict(comparisons)})
-    values = job.store.score(request_key)
+    request_key = hash_of(request | {"references": dict(comparisons), "version": package_version()})
+    values = job.store.recall(request_key)
     if values is None:
         references = {name: Picture(other, job.store.load_image(other)) for name, other in comparisons.items()}
         picture = Picture(key, job.store.load_image(key))
         start = time.perf_counter()
         values = dict(metric.score(picture, prompt, references))
         job.spent["metrics"] += time.perf_counter() - start
-        job.store.save_score(request_key, values)
-    return values
+        if bad := [reference for reference, value in values.items() if not math.isfinite(value)]:
+            raise ValueError(f"the score is not finite (reference {bad[0]!r})")
+        job.store.keep(request_key, values)
+    return dict(values)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from mergelab.errors import OptionError, SourceError
 from mergelab.layer import short_name
-from mergelab.ranks import RankBudget
+from mergelab.ranks import RankBudget, check_rank
 from mergelab.strategies import make
 
 MINIATURE = "miniature/"
@@ -103,7 +103,7 @@ class Config(_Strict):
     merges: list[dict[str, Any]] = []
     prompts: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_seeds), Field(min_length=1)] = [0, 1, 2, 3]
-    metrics: list[str] = ["clip_text", "clip_image", "lpips"]
+    metrics: Annotated[list[str], Field(min_length=1)] = ["clip_text", "clip_image", "lpips"]
     clip: Clip | None = None
     lpips: Literal["alex", "vgg", "squeeze", "miniature"] | None = None
     dino: str = "facebook/dinov2-base"
@@ -137,7 +137,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any] | Config, overrides:
         content: Any = source.model_dump()
         where = "config"
     elif isinstance(source, Mapping):
-        content, where = dict(source), "config"
+        content, where = _plain(source), "config"
     else:
         content, where = _yaml(Path(source)), str(source)
     if not isinstance(content, dict):
@@ -149,7 +149,12 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any] | Config, overrides:
     except ValidationError as error:
         raise OptionError(f"{where}: {_sentence(error)}") from None
     folder = Path() if isinstance(source, (Mapping, Config)) else Path(source).parent
-    config = config.model_copy(update={"loras": _named(config.loras, folder)})
+    pipeline = str((folder / config.pipeline).resolve()) if (folder / config.pipeline).is_dir() else config.pipeline
+    config = config.model_copy(update={"loras": _named(config.loras, folder), "pipeline": pipeline})
+    lists: dict[str, list[Any]] = {"prompts": config.prompts, "seeds": config.seeds}
+    for key, values in lists.items():
+        if len(set(values)) < len(values):
+            raise OptionError(f"{where}: {key}: {max(values, key=values.count)!r} is given twice")
     expanded_merges(config)  # a wrong method or option is found before anything is computed
     return config
 
@@ -172,12 +177,30 @@ def expanded_merges(config: Config) -> dict[str, dict[str, Any]]:
             label = " ".join([str(keywords["method"]), *(f"{k}={v}" for k, v in keywords.items() if k != "method")])
             if label in found:
                 raise OptionError(f"merges: {label!r} is given twice")
-            rank = keywords.get("rank")
-            if isinstance(rank, str) and rank.startswith("mean="):
-                keywords["rank"] = RankBudget(mean=int(rank.removeprefix("mean=")))
+            if "rank" in keywords:
+                keywords["rank"] = _rank(keywords["rank"])
             make(str(keywords["method"]), {k: v for k, v in keywords.items() if k not in ("method", "rank", "seed")})
             found[label] = keywords
     return found
+
+
+def _rank(value: Any) -> Any:
+    """As `merge` takes it: "mean=8" is a budget."""
+    if isinstance(value, str) and value.startswith("mean="):
+        text = value.removeprefix("mean=")
+        if not text.isdigit():
+            raise OptionError(f"rank={value!r}: expected a whole number after mean=")
+        value = RankBudget(mean=int(text))
+    return check_rank(value)
+
+
+def _plain(value: Any) -> Any:
+    """A copy in the types that YAML has: numbers of NumPy become numbers, tuples lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") and hasattr(value, "dtype") else value
 
 
 def _yaml(path: Path) -> Any:

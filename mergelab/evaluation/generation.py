@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import tempfile
 import warnings
@@ -22,8 +23,8 @@ Pipeline = Any
 """A text-to-image pipeline of diffusers: their methods differ, and no class declares them all."""
 
 
-def open_pipeline(config: Config) -> Pipeline:
-    """The pipeline of a configuration, on its device, with its memory options.
+def open_pipeline(config: Config) -> tuple[Pipeline, str]:
+    """The pipeline of a configuration, on its device, with its memory options; and its fingerprint.
 
     Raises:
         SourceError: there is no such pipeline, or diffusers cannot read it.
@@ -43,9 +44,9 @@ def open_pipeline(config: Config) -> Pipeline:
         except (OSError, ValueError) as error:
             raise SourceError(f"pipeline {config.pipeline}: diffusers cannot load it: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _spare_memory(pipeline, config.memory, device)
-    return pipeline
+    identity = fingerprint(pipeline)  # before offloading moves the weights away
+    _spare_memory(pipeline, config.memory, config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipeline, identity
 
 
 def _spare_memory(pipeline: Pipeline, memory: Memory, device: str) -> None:
@@ -80,6 +81,10 @@ def fingerprint(pipeline: Pipeline) -> str:
     Reading every byte of FLUX would take a minute at each start; 64 values of every tensor tell models apart.
     """
     digest = hashlib.sha256(type(pipeline).__name__.encode())
+    own = {
+        key: value for key, value in pipeline.config.items() if not isinstance(value, (list, tuple)) and key[0] != "_"
+    }
+    digest.update(json.dumps(own, sort_keys=True, default=str).encode())
     for name, part in sorted(pipeline.components.items()):
         config: Any = getattr(part, "config", {})
         config = config.to_dict() if hasattr(config, "to_dict") else config
@@ -87,9 +92,10 @@ def fingerprint(pipeline: Pipeline) -> str:
         digest.update(f"{name} {type(part).__name__} {json.dumps(settings, sort_keys=True, default=str)}".encode())
         if isinstance(part, nn.Module):
             for key, tensor in sorted(part.state_dict().items()):
-                flat = tensor.detach().flatten()
-                sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
-                digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode() + sample.numpy().tobytes())
+                digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                if not tensor.is_meta:  # as with layers that are offloaded one by one
+                    flat = tensor.detach().flatten()
+                    digest.update(flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -112,7 +118,10 @@ def swap(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> list[str]:
     Raises:
         LayerError: the pipeline loads none of an adapter's layers.
     """
-    pipeline.unload_lora_weights()
+    if "reset_to_overwritten_params" in inspect.signature(pipeline.unload_lora_weights).parameters:
+        pipeline.unload_lora_weights(reset_to_overwritten_params=True)  # FLUX, after an adapter that widened a layer
+    else:
+        pipeline.unload_lora_weights()
     if not adapters:
         return []
     notes = [
@@ -171,12 +180,14 @@ def _is_loaded(pipeline: Pipeline, layer: str, adapter: str) -> bool:
     return False
 
 
-def check_empty(pipeline: Pipeline) -> None:
-    """Raises if a pipeline that was handed in already carries adapters: they would be unloaded.
+def check_given(pipeline: Pipeline, config: Config) -> None:
+    """Raises unless a pipeline that was handed in can be used as it is.
 
     Raises:
-        OptionError: so.
+        OptionError: it carries adapters, which would be unloaded; or the configuration says how to load one.
     """
+    if config.dtype is not None or config.memory != Memory():
+        raise OptionError("dtype and memory say how a pipeline is loaded; the one handed in is used as it is")
     if any(pipeline.get_list_adapters().values()):
         raise OptionError("the pipeline already carries adapters: unload them first (pipeline.unload_lora_weights())")
 

@@ -5,6 +5,9 @@ A metric scores one picture at a time, so that no score depends on what else is 
 
 from __future__ import annotations
 
+import inspect
+import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -32,10 +35,12 @@ class Metric(Protocol):
     Attributes:
         name: in tables and in `scores.parquet`.
         higher_is_better: the direction.
+        compares: whether it looks at references at all.
     """
 
     name: str
     higher_is_better: bool
+    compares: bool
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -66,9 +71,11 @@ class _ClipModel:
         import open_clip
 
         try:
-            self.model, self.preprocess = open_clip.create_model_from_pretrained(
-                self.name, pretrained=self.pretrained, device=self.device
-            )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message="QuickGELU mismatch")  # other scores than its authors'
+                self.model, self.preprocess = open_clip.create_model_from_pretrained(
+                    self.name, pretrained=self.pretrained, device=self.device
+                )
             self.tokenizer = open_clip.get_tokenizer(self.name)
         except Exception as error:  # open_clip raises whatever its parts raise
             raise OptionError(f"clip: open_clip cannot load {self.name!r} ({self.pretrained}): {error}") from error
@@ -100,6 +107,7 @@ class ClipText:
     concepts: Mapping[str, str]
     name: str = "clip_text"
     higher_is_better: bool = True
+    compares: bool = False
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -119,6 +127,7 @@ class ClipImage:
     clip: _ClipModel
     name: str = "clip_image"
     higher_is_better: bool = True
+    compares: bool = True
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -138,10 +147,9 @@ class Lpips:
     device: str
     name: str = "lpips"
     higher_is_better: bool = False
+    compares: bool = True
 
     def __post_init__(self) -> None:
-        import warnings
-
         import lpips
 
         if self.net == "miniature":
@@ -174,6 +182,7 @@ class Dino:
     device: str
     name: str = "dino"
     higher_is_better: bool = True
+    compares: bool = True
     _features: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -215,6 +224,7 @@ class Judge:
     concepts: Mapping[str, str]
     name: str = "judge"
     higher_is_better: bool = True
+    compares: bool = False
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -248,6 +258,7 @@ class _Registered:
     name: str
     higher_is_better: bool
     settings: Mapping[str, Any]
+    compares: bool = True
 
     def score(self, picture: Picture, prompt: str, references: Mapping[str, Picture]) -> dict[str, float]:
         """A bare number has no reference."""
@@ -278,9 +289,11 @@ def register_metric(name: str, *, higher_is_better: bool = True) -> Callable[[Us
         raise OptionError(f"metric {name!r} comes with mergelab; register yours under another name")
 
     def add(function: UserMetric) -> UserMetric:
-        code = getattr(function, "__code__", None)
-        settings = {"code": code.co_code.hex(), "constants": repr(code.co_consts)} if code else {}
-        _REGISTERED[name] = _Registered(function, name, higher_is_better, settings)
+        try:
+            source = inspect.getsource(function)
+        except (OSError, TypeError):  # typed at a prompt, or no function: scored again in every run
+            source = str(time.time_ns())
+        _REGISTERED[name] = _Registered(function, name, higher_is_better, {"source": source})
         return function
 
     return add
@@ -304,6 +317,8 @@ def check_names(config: Config) -> None:
             near = get_close_matches(name, metric_names(), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(metric_names())}"
             raise OptionError(f"metrics: there is no {name!r}; {hint}")
+    if "judge" in config.metrics and not config.miniature:
+        raise OptionError("metrics: judge reads images of the miniature world alone; leave it out for other models")
 
 
 def build(config: Config, concepts: Mapping[str, str]) -> list[Metric]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from mergelab.comparing import Comparison
 from mergelab.evaluation import plots
+from mergelab.evaluation.analysis import Finding
 from mergelab.evaluation.verdict import found, front, main_metric, recoveries, variants_of
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def render(
         scatters=_scatters(result, metric),
         layers=_layers(variants, comparison),
         anchors=summary["anchors"],
+        findings=[_finding(row) for row in result.findings],
         failures=result.failures,
         notes=summary["notes"],
         config=yaml.safe_dump(result.config.model_dump(exclude_defaults=True), sort_keys=False, allow_unicode=True),
@@ -115,6 +117,14 @@ def _cell(interval: Any, percent: bool = False) -> dict[str, Any]:
         return _nothing()
     bounds = f"{form.format(interval.low)} to {form.format(interval.high)}" if math.isfinite(interval.low) else ""
     return {"text": form.format(interval.estimate), "bounds": bounds, "value": interval.estimate}
+
+
+def _finding(row: Finding) -> dict[str, Any]:
+    """One line of the table of all findings."""
+    p = "" if row.p is None else f"{row.p:.3f}"
+    reference = short(row.reference) if row.reference else "its prompt"
+    return {"quantity": row.quantity, "variant": short(row.variant), "metric": row.metric, "reference": reference,
+            "cell": _cell(row.interval), "p": p}  # fmt: skip
 
 
 def _number(value: float | None, form: str) -> dict[str, Any]:

@@ -15,13 +15,14 @@ import yaml
 
 from mergelab.adapter import load
 from mergelab.comparing import compare
-from mergelab.errors import OutputError
+from mergelab.errors import OptionError, OutputError
 from mergelab.evaluation import metrics as metric_table
 from mergelab.evaluation import report, variants, verdict
 from mergelab.evaluation.analysis import Anchor, Finding, Scores, anchors, calls, findings, triggers_of
 from mergelab.evaluation.cells import Job, generate, score
 from mergelab.evaluation.config import Config, read
-from mergelab.evaluation.generation import Pipeline, check_empty, open_pipeline
+from mergelab.evaluation.generation import Pipeline, check_given, fingerprint, open_pipeline
+from mergelab.evaluation.metrics import Metric
 from mergelab.evaluation.store import Store, to_json, write
 from mergelab.provenance import package_version
 
@@ -88,7 +89,7 @@ def evaluate(
     settings = read(config, overrides)
     metric_table.check_names(settings)
     if pipeline is not None:
-        check_empty(pipeline)
+        check_given(pipeline, settings)
     with Store(Path(out)).open() as store:
         return _run(settings, store, pipeline, progress)
 
@@ -97,15 +98,19 @@ def _run(config: Config, store: Store, pipeline: Pipeline | None, progress: bool
     start = time.perf_counter()
     write(store.folder / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
     loras = {lora.name: load(lora.path) for lora in config.loras}
-    comparison = compare(list(loras.values())) if len(loras) > 1 else None
+    comparison = compare(list(variants.at_weights(config, loras).values())) if len(loras) > 1 else None
+    concepts = {lora.name: lora.concept for lora in config.loras}
+    scorers = metric_table.build(config, concepts)  # before hours of drawing
     failures: list[dict[str, Any]] = []
     job = Job(config, store, variants.make(config, loras, store, failures), progress, failures)
     merged = time.perf_counter()
-    identity = generate(job, open_pipeline(config) if pipeline is None else pipeline)
-    concepts = {lora.name: lora.concept for lora in config.loras}
-    frame = score(job, metric_table.build(config, concepts))
-    if not len(frame):
+    opened, identity = open_pipeline(config) if pipeline is None else (pipeline, fingerprint(pipeline))
+    generate(job, opened, identity)
+    frame = score(job, scorers)
+    if not len(frame) and failures:
         raise OutputError(f"{store.folder}: every cell failed, the first with: {failures[0]['error']}")
+    if not len(frame):
+        raise OptionError("no metric has anything to say: give the adapters concepts, or name other metrics")
 
     triggers = triggers_of(concepts, {lora.name: lora.trigger for lora in config.loras})
     calling = calls(config.prompts, triggers)
@@ -119,14 +124,19 @@ def _run(config: Config, store: Store, pipeline: Pipeline | None, progress: bool
     end = time.perf_counter()
     seconds = {"merging and comparing": merged - start} | job.spent
     seconds["everything else"] = end - start - sum(seconds.values())
-    summary = _summary(result, job, triggers, identity, seconds)
+    summary = _summary(result, job, scorers, triggers, identity, seconds)
     write(store.folder / "summary.json", to_json(summary))
     write(store.folder / "report.html", report.render(result, job.variants, comparison, summary))
     return result
 
 
 def _summary(
-    result: Result, job: Job, triggers: Mapping[str, list[str]], identity: str, seconds: Mapping[str, float]
+    result: Result,
+    job: Job,
+    scorers: list[Metric],
+    triggers: Mapping[str, list[str]],
+    identity: str,
+    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """What summary.json holds."""
     packages = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "lpips", "numpy")
@@ -137,6 +147,9 @@ def _summary(
         "failures": result.failures,
         "notes": list(dict.fromkeys(job.notes)),
         "triggers": dict(triggers),
+        "metrics": {
+            scorer.name: {"higher_is_better": scorer.higher_is_better} | dict(scorer.settings) for scorer in scorers
+        },
         "costs": {variant.name: variant.cost for variant in job.variants},
         "model": identity,
         "seeds": result.config.seeds,

@@ -102,6 +102,8 @@ def sign_flip(differences: Array, *, flips: int = 10000, seed: int = 0) -> float
         0.25
     """
     count = len(differences)
+    if not np.isfinite(differences).all():
+        return 1.0
     if not count or not np.any(differences):
         return 1.0
     exact = count <= 12

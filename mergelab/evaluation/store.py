@@ -1,6 +1,6 @@
 """The run folder: what is finished in it is never computed again, and what is half written never counts.
 
-config.yaml  images/<hash>.png  adapters/<label>.safetensors + .json  scores.jsonl
+config.yaml  images/<hash>.png  adapters/<label>.safetensors + .json  journal.jsonl
 scores.parquet  summary.json  report.html
 """
 
@@ -56,7 +56,7 @@ def to_json(content: Any) -> str:
 
 def file_name(label: str) -> str:
     """A label as a file's name: "ties density=0.3" becomes "ties-density-0.3"."""
-    return re.sub(r"[^\w.]+", "-", label).strip("-")
+    return re.sub(r"[^\w.-]+", "-", label).strip("-")
 
 
 class Store:
@@ -66,7 +66,7 @@ class Store:
         self.folder = folder
         self.images = folder / "images"
         self.adapters = folder / "adapters"
-        self._scores: dict[str, dict[str, float]] = {}
+        self._kept: dict[str, Any] = {}
         self._recent: dict[str, Tensor] = {}
 
     @contextmanager
@@ -82,7 +82,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", timeout=0):
-                self._scores = self._read_scores()
+                self._kept = self._read_journal()
                 yield self
         except Timeout:
             raise OutputError(f"{self.folder}: another run is writing into this folder; choose another") from None
@@ -111,30 +111,30 @@ class Store:
         with Image.open(self.image_path(key)) as image:
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
 
-    # Scores, one line for every metric of every image, appended as they come.
+    # Scores, what a pipeline did not load, seconds: one line each, appended as they come.
 
     @property
     def _journal(self) -> Path:
-        return self.folder / "scores.jsonl"
+        return self.folder / "journal.jsonl"
 
-    def _read_scores(self) -> dict[str, dict[str, float]]:
-        found: dict[str, dict[str, float]] = {}
+    def _read_journal(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         if self._journal.exists():
             for line in self._journal.read_text().splitlines():
                 try:
-                    key, values = json.loads(line)
+                    key, value = json.loads(line)
                 except ValueError:  # the line that a killed run was writing
                     continue
-                found[key] = values
+                found[key] = value
         return found
 
-    def score(self, key: str) -> dict[str, float] | None:
-        """Reference -> value, if this request has been scored."""
-        return self._scores.get(key)
+    def recall(self, key: str) -> Any:
+        """What was kept under this key, or None."""
+        return self._kept.get(key)
 
-    def save_score(self, key: str, values: Mapping[str, float]) -> None:
-        """Keeps the values of one metric for one image."""
-        self._scores[key] = dict(values)
+    def keep(self, key: str, value: Any) -> None:
+        """Keeps a JSON value."""
+        self._kept[key] = value
         with self._journal.open("a") as journal:
             # A killed run may have left half a line: a line break before each keeps it from spoiling this one.
-            journal.write(f"\n{json.dumps([key, dict(values)])}")
+            journal.write(f"\n{json.dumps([key, value])}")

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mergelab.adapter import Adapter, load
@@ -15,6 +15,7 @@ from mergelab.evaluation.generation import adapter_hash
 from mergelab.evaluation.store import Store, file_name, hash_of, to_json, write
 from mergelab.merging import merge
 from mergelab.provenance import package_version
+from mergelab.strategies import METHODS
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def failure(variant: str, error: Exception, prompt: str | None = None, seed: int
 
 def make(config: Config, loras: Mapping[str, Adapter], store: Store, failures: list[dict[str, Any]]) -> list[Variant]:
     """Base, singles, stack and merges; a merge that fails is recorded and left out."""
-    scaled = {lora.name: _at(loras[lora.name], lora.weight) for lora in config.loras}
+    scaled = at_weights(config, loras)
     found = [Variant("base", {}), *(Variant(f"single:{name}", {name: one}) for name, one in scaled.items())]
     if len(loras) > 1:
         found.append(Variant("stack", scaled))
@@ -60,9 +61,17 @@ def make(config: Config, loras: Mapping[str, Adapter], store: Store, failures: l
     return found
 
 
-def _at(adapter: Adapter, weight: float | dict[str, float]) -> Adapter:
-    """The adapter at a weight, with one for each part or one for all."""
-    return merge([adapter], [weight], method="cat") if isinstance(weight, dict) else weight * adapter
+def at_weights(config: Config, loras: Mapping[str, Adapter]) -> dict[str, Adapter]:
+    """The adapters at their weights, under their names."""
+    found = {}
+    for lora in config.loras:
+        adapter = loras[lora.name]
+        if isinstance(lora.weight, dict):
+            adapter = merge([adapter], [lora.weight], method="cat")
+        else:
+            adapter = lora.weight * adapter
+        found[lora.name] = replace(adapter, source=lora.name)
+    return found
 
 
 def _merged(
@@ -79,7 +88,7 @@ def _merged(
     path = store.adapters / f"{file_name(label)}.safetensors"
     record = path.with_suffix(".json")
     known = json.loads(record.read_text()) if record.exists() and path.exists() else {}
-    if known.get("key") != key:
+    if known.get("key") != key or keywords["method"] not in METHODS:  # a rule of the user's own may have been edited
         start = time.perf_counter()
         merged = merge(list(loras.values()), weights, **keywords)
         seconds = time.perf_counter() - start

@@ -6,19 +6,20 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mergelab.evaluation.analysis import CONCEPT_METRICS, Finding
+from mergelab.evaluation.analysis import CONCEPT_METRICS, PAIR_METRICS, Finding
 
 if TYPE_CHECKING:
     from mergelab.evaluation.run import Result
 
 
 def main_metric(result: Result) -> str | None:
-    """The sharpest concept metric that is there and not blind for every adapter."""
-    for metric in CONCEPT_METRICS:
-        about = [anchor for anchor in result.anchors if anchor.metric == metric]
-        if about and not any(anchor.blind for anchor in about):
-            return metric
-    return None
+    """The concept metric that sees most of the adapters; of equals the sharper. None where none sees any."""
+    seen = {
+        metric: sum(anchor.metric == metric and not anchor.blind for anchor in result.anchors)
+        for metric in CONCEPT_METRICS
+    }
+    best = max(seen, key=lambda metric: seen[metric])
+    return best if seen[best] else None
 
 
 def found(result: Result, quantity: str, variant: str, metric: str, reference: str) -> Finding | None:
@@ -60,22 +61,16 @@ def front(points: Mapping[str, Mapping[str, float]]) -> set[str]:
 
 
 def words(result: Result, calling: Mapping[str, set[str]]) -> list[str]:
-    """What one would tell a colleague: which merge keeps most of both, what is lost, what cannot be said."""
-    lines = []
+    """What one would tell a colleague: which merge keeps most of each, what is lost, what cannot be said."""
     metric = main_metric(result)
-    if metric is None:
-        lines.append(
-            "No verdict: no concept metric moves between the base model and the adapters alone"
-            + ("." if any(lora.concept for lora in result.config.loras) else "; give each adapter a concept prompt.")
-        )
-    else:
-        lines += _ranking(result, metric)
-        lines += _cost_of_leaks(result, metric)
+    lines = [_nothing_seen(result)] if metric is None else _ranking(result, metric) + _cost_of_leaks(result, metric)
     if result.failures:
         first = result.failures[0]
         lines.append(f"{len(result.failures)} cells failed, the first: {first['variant']}: {first['error']}")
     if len(calling) == 1:
         lines.append("One prompt gives no intervals: prompts are what varies.")
+    if all(calling.values()):
+        lines.append("No prompt is free of triggers: nothing is said about what the merges do to other prompts.")
     uncalled = [lora.name for lora in result.config.loras if not any(lora.name in names for names in calling.values())]
     if uncalled:
         lines.append(f"No prompt calls {', '.join(uncalled)}: nothing is said about what was kept of it.")
@@ -85,28 +80,43 @@ def words(result: Result, calling: Mapping[str, set[str]]) -> list[str]:
     return lines
 
 
+def _nothing_seen(result: Result) -> str:
+    if not set(CONCEPT_METRICS) & set(result.config.metrics):
+        return f"No recovery: none of the metrics looks for a concept; {' and '.join(CONCEPT_METRICS)} do."
+    if not any(lora.concept for lora in result.config.loras):
+        return "No recovery: give each adapter a concept prompt."
+    return "No recovery: no metric tells any adapter alone from the base model, on the prompts that call it."
+
+
 def _ranking(result: Result, metric: str) -> list[str]:
     table = {name: recoveries(result, name, metric) for name in variants_of(result)}
-    worst = {name: min(row.interval.estimate for row in rows.values()) for name, rows in table.items() if rows}
-    merges = {name: value for name, value in worst.items() if name != "stack"}
-    if not worst:
-        return []
+    complete = max(len(rows) for rows in table.values()) if table else 0
+    worst = {
+        name: min(min(row.interval.estimate, 1.0) for row in rows.values())
+        for name, rows in table.items()
+        if name != "stack" and rows and len(rows) == complete
+    }
     lines = []
-    for name in [max(merges, key=lambda name: merges[name])] if merges else []:
-        kept = ", ".join(f"{row.interval.estimate:.0%} of {adapter}" for adapter, row in table[name].items())
-        lines.append(f"The merge that keeps most of every adapter is {name.removeprefix('merge:')}: {kept} ({metric}).")
+    if worst:
+        name = max(worst, key=lambda name: worst[name])
+        label = name.removeprefix("merge:")
+        lines.append(f"On these prompts and seeds, {label} keeps most of the adapter it keeps least of: "
+                     f"{_kept(table[name])} ({metric}; chosen on the images it is judged by).")  # fmt: skip
     if table.get("stack"):
-        kept = ", ".join(f"{row.interval.estimate:.0%} of {adapter}" for adapter, row in table["stack"].items())
-        lines.append(f"The unmerged stack keeps {kept}.")
+        lines.append(f"The unmerged stack keeps {_kept(table['stack'])}.")
     lost = [
-        f"{name.removeprefix('merge:')} keeps {row.interval.estimate:.0%} of {adapter}"
+        f"{name.removeprefix('merge:')} keeps {_percent(row)} of {adapter}"
         for name, rows in table.items()
         for adapter, row in rows.items()
         if name != "stack" and row.interval.high < 0.5
     ]
     if lost:
-        lines.append(f"Lost, with confidence below half: {'; '.join(lost)}.")
+        lines.append(f"Lost, with the whole interval below half: {'; '.join(lost)}.")
     return lines
+
+
+def _kept(rows: Mapping[str, Finding]) -> str:
+    return ", ".join(f"{_percent(row)} of {adapter}" for adapter, row in rows.items())
 
 
 def _cost_of_leaks(result: Result, metric: str) -> list[str]:
@@ -127,11 +137,16 @@ def table(result: Result) -> str:
     """Recovery of every adapter in every variant, as text."""
     metric = main_metric(result) or next(iter(CONCEPT_METRICS))
     names = [lora.name for lora in result.config.loras]
-    rows = [["", *(f"recovery of {name}" for name in names), "without a trigger"]]
+    pair = next((name for name in PAIR_METRICS if name in result.config.metrics), None)
+    head = ["", *(f"recovery of {name}" for name in names), *(f"{pair} to {name}" for name in names if pair)]
+    rows = [[*head, "without a trigger"]]
     for variant in variants_of(result):
         kept = recoveries(result, variant, metric)
         calm = found(result, "preservation", variant, metric, "")
         cells = [_percent(kept.get(name)) for name in names]
+        for name in names if pair else ():
+            row = found(result, "similarity", variant, str(pair), f"single:{name}")
+            cells.append(f"{row.interval.estimate:.3f}" if row else "–")
         rows.append([variant.removeprefix("merge:"), *cells, f"{calm.interval.estimate:+.3f}" if calm else "–"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
