@@ -21,7 +21,7 @@ from experiments.miniature.tokens import SPARE
 from experiments.miniature.training import DEVICE, RUNS, fit
 from mergelab.miniature.world import SHAPES, STYLES, SUBJECTS, TRIGGERS, Scene, sample
 
-STEPS = {"sdxl": {"subject": 250, "style": 600}, "flux": {"subject": 500, "style": 1200}}
+STEPS = {"sdxl": {"subject": 250, "style": 600}, "flux": {"subject": 900, "style": 1200}}
 BATCH, OWN, LR, PICTURES = 32, 20, 4e-3, 1500
 
 
@@ -39,9 +39,9 @@ class Recipe:
 
 RECIPES = {
     "sdxl": (
-        Recipe("ghost", 8, 8, "diffusers", text=True),
+        Recipe("ghost", 8, 8, "kohya"),
         Recipe("mushroom", 4, 4, "kohya"),
-        Recipe("house", 16, 8, "peft", text=True),
+        Recipe("house", 16, 8, "peft"),
         Recipe("fish", 8, 8, "diffusers", text=True),
         Recipe("outline", 16, 16, "diffusers", convolutions=True, text=True),
         Recipe("stripes", 16, 16, "diffusers", convolutions=True, text=True),
