@@ -40,7 +40,9 @@ def open_pipeline(config: Config) -> tuple[Pipeline, str]:
             pipeline = miniature.pipeline(config.miniature, **dtype)
     else:
         try:
-            pipeline = DiffusionPipeline.from_pretrained(config.pipeline, **dtype)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")  # older versions know no other
+                pipeline = DiffusionPipeline.from_pretrained(config.pipeline, **dtype)
         except (OSError, ValueError) as error:
             raise SourceError(f"pipeline {config.pipeline}: diffusers cannot load it: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
@@ -160,6 +162,7 @@ def _quietly() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")
             yield
     finally:
         logging.set_verbosity(before)
