@@ -31,7 +31,7 @@ def config(pipeline: str) -> dict[str, Any]:
         ],
         "prompts": [
             *(f"a {size}{subject.trigger} on a {ground} background {style.prompt}"
-              for size, ground in (("", "gray"), ("large ", "navy"), ("small ", "white"), ("", "sand"))),
+              for size, ground in (("", "gray"), ("large ", "navy"), ("small ", "white"))),
             f"a red star on a gray background {style.prompt}",
             "a blue circle on a white background",
         ],

@@ -154,11 +154,13 @@ def swap(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> list[str]:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without bars of a moment, and notes on what is meant: several adapters, files without the model's weights."""
+    from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
@@ -168,6 +170,7 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()
+            diffusers_logging.enable_progress_bar()
 
 
 def _is_loaded(pipeline: Pipeline, layer: str, adapter: str) -> bool:
