@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mergelab import miniature
 from mergelab.evaluation.analysis import COLUMNS
 from mergelab.evaluation.config import Config
-from mergelab.evaluation.generation import Pipeline, adapter_hash, draw, swap
+from mergelab.evaluation.generation import Pipeline, draw, swap
 from mergelab.evaluation.metrics import Metric, Picture
 from mergelab.evaluation.store import Store, hash_of
 from mergelab.evaluation.variants import Variant, failure
@@ -57,10 +57,9 @@ def generate(job: Job, pipeline: Pipeline, identity: str) -> None:
     keywords = miniature.settings(config.miniature) if config.miniature else {}
     keywords |= config.generation.keywords()
     for variant in job.variants:
-        adapters = _identity(variant)
         for prompt, seed in product(config.prompts, config.seeds):
-            request = {"model": identity, "adapters": adapters, "prompt": prompt, "seed": seed, "keywords": keywords}
-            request |= {"vae_tiling": config.memory.vae_tiling, "compile": config.memory.compile}
+            request = {"model": identity, "adapters": variant.identity, "prompt": prompt, "seed": seed}
+            request |= {"keywords": keywords, "vae_tiling": config.memory.vae_tiling, "compile": config.memory.compile}
             variant.requests[prompt, seed] = hash_of(request)
     missing = sum(not store.image_path(key).exists() for v in job.variants for key in v.requests.values())
     with job.bar(missing, "images") as bar:
@@ -73,15 +72,10 @@ def generate(job: Job, pipeline: Pipeline, identity: str) -> None:
         finally:
             swap(pipeline, {})
     for variant in job.variants:
-        job.notes += store.recall(f"notes of {_identity(variant)}") or []
+        job.notes += store.recall(f"notes of {variant.identity}") or []
         seconds = [store.recall(f"seconds of {key}") for key in variant.requests.values()]
         if known := [value for value in seconds if value is not None]:
             variant.cost["seconds per image"] = median(known)
-
-
-def _identity(variant: Variant) -> str:
-    """A hash of what is active in a variant."""
-    return hash_of({"adapters": sorted(adapter_hash(adapter) for adapter in variant.adapters.values())})
 
 
 def _draw_all(
@@ -93,7 +87,7 @@ def _draw_all(
     bar: Any,
 ) -> None:
     try:
-        job.store.keep(f"notes of {_identity(variant)}", swap(pipeline, variant.adapters))
+        job.store.keep(f"notes of {variant.identity}", swap(pipeline, variant.adapters))
     except Exception as error:  # whatever diffusers or PEFT find wrong with a file concerns this variant alone
         job.failures.append(failure(variant.name, error))
         bar.update(len(todo))

@@ -8,7 +8,7 @@ from typing import Any
 from mergelab import miniature
 from mergelab.evaluation.run import Result, evaluate
 
-PAIRS = {"sdxl": ("fish", "stripes"), "flux": ("fish", "stripes")}
+PAIR = ("fish", "stripes")
 """The subject and the style that are merged."""
 
 
@@ -19,7 +19,7 @@ def config(pipeline: str) -> dict[str, Any]:
         OptionError: there is no such miniature pipeline.
     """
     known = {adapter.name: adapter for adapter in miniature.adapters(pipeline)}
-    subject, style = (known[name] for name in PAIRS[pipeline])
+    subject, style = (known[name] for name in PAIR)
     return {
         "pipeline": f"miniature/{pipeline}",
         "loras": [{"path": f"miniature/{pipeline}/{adapter.name}"} for adapter in (subject, style)],

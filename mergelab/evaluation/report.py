@@ -16,7 +16,8 @@ from PIL import Image
 from mergelab.comparing import Comparison
 from mergelab.evaluation import plots
 from mergelab.evaluation.analysis import Finding
-from mergelab.evaluation.verdict import found, front, main_metric, recoveries, variants_of
+from mergelab.evaluation.store import Store
+from mergelab.evaluation.verdict import found, front, main_metric, pair_metric, recoveries, variants_of
 
 if TYPE_CHECKING:
     from mergelab.evaluation.run import Result
@@ -72,7 +73,7 @@ def _columns(result: Result, metric: str | None) -> list[dict[str, str]]:
         for name in names
         if metric
     ]
-    pair = _pair_metric(result)
+    pair = pair_metric(result)
     columns += [{"head": f"{pair} to {name}", "help": f"against {name} alone, same prompt and seed"}
                 for name in names if pair]  # fmt: skip
     columns.append({"head": "without a trigger", "help": "change of the prompt's score where no adapter is called"})
@@ -85,10 +86,6 @@ def _columns(result: Result, metric: str | None) -> list[dict[str, str]]:
     return columns
 
 
-def _pair_metric(result: Result) -> str | None:
-    return next((name for name in ("lpips", "clip_image", "dino") if name in result.config.metrics), None)
-
-
 def _row(result: Result, variant: Variant, metric: str | None) -> dict[str, Any]:
     """Cells of one variant: what is shown and what is sorted by."""
     cells = []
@@ -96,7 +93,7 @@ def _row(result: Result, variant: Variant, metric: str | None) -> dict[str, Any]
     for lora in result.config.loras:
         if metric:
             cells.append(_cell(kept[lora.name].interval, percent=True) if lora.name in kept else _nothing())
-    pair = _pair_metric(result)
+    pair = pair_metric(result)
     for lora in result.config.loras:
         if pair:
             row = found(result, "similarity", variant.name, pair, f"single:{lora.name}")
@@ -143,7 +140,7 @@ def _grid(result: Result, variants: Sequence[Variant], prompt: str) -> dict[str,
 
 def _image(result: Result, variant: Variant, prompt: str, seed: int) -> dict[str, str]:
     key = variant.requests[prompt, seed]
-    path = result.folder / "images" / f"{key}.png"
+    path = Store(result.folder).image_path(key)
     label = f"{short(variant.name)}: {prompt}, seed {seed}"
     if not path.exists():
         return {"source": "", "full": "", "label": f"{label}: failed"}
@@ -162,7 +159,7 @@ def _image(result: Result, variant: Variant, prompt: str, seed: int) -> dict[str
 def _is_small(result: Result, variants: Sequence[Variant]) -> bool:
     """Whether the images are so small that their pixels should be seen as they are."""
     for key in (key for variant in variants for key in variant.requests.values()):
-        path = result.folder / "images" / f"{key}.png"
+        path = Store(result.folder).image_path(key)
         if path.exists():
             with Image.open(path) as image:
                 return max(image.size) <= 96

@@ -98,11 +98,12 @@ def _run(config: Config, store: Store, pipeline: Pipeline | None, progress: bool
     start = time.perf_counter()
     write(store.folder / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
     loras = {lora.name: load(lora.path) for lora in config.loras}
-    comparison = compare(list(variants.at_weights(config, loras).values())) if len(loras) > 1 else None
+    scaled = variants.at_weights(config, loras)
+    comparison = compare(list(scaled.values())) if len(scaled) > 1 else None
     concepts = {lora.name: lora.concept for lora in config.loras}
     scorers = metric_table.build(config, concepts)  # before hours of drawing
     failures: list[dict[str, Any]] = []
-    job = Job(config, store, variants.make(config, loras, store, failures), progress, failures)
+    job = Job(config, store, variants.make(config, loras, scaled, store, failures), progress, failures)
     merged = time.perf_counter()
     opened, identity = open_pipeline(config) if pipeline is None else (pipeline, fingerprint(pipeline))
     generate(job, opened, identity)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from mergelab.adapter import Adapter, load
@@ -38,6 +39,11 @@ class Variant:
     cost: dict[str, float] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
 
+    @cached_property
+    def identity(self) -> str:
+        """A hash of what is active."""
+        return hash_of({"adapters": sorted(adapter_hash(adapter) for adapter in self.adapters.values())})
+
 
 def failure(variant: str, error: Exception, prompt: str | None = None, seed: int | None = None) -> dict[str, Any]:
     """A cell that failed, or with neither prompt nor seed a whole variant, as the summary records it."""
@@ -46,9 +52,14 @@ def failure(variant: str, error: Exception, prompt: str | None = None, seed: int
     return {"variant": variant, "prompt": prompt, "seed": seed, "error": said}
 
 
-def make(config: Config, loras: Mapping[str, Adapter], store: Store, failures: list[dict[str, Any]]) -> list[Variant]:
+def make(
+    config: Config,
+    loras: Mapping[str, Adapter],
+    scaled: dict[str, Adapter],
+    store: Store,
+    failures: list[dict[str, Any]],
+) -> list[Variant]:
     """Base, singles, stack and merges; a merge that fails is recorded and left out."""
-    scaled = at_weights(config, loras)
     found = [Variant("base", {}), *(Variant(f"single:{name}", {name: one}) for name, one in scaled.items())]
     if len(loras) > 1:
         found.append(Variant("stack", scaled))

@@ -133,11 +133,16 @@ def _cost_of_leaks(result: Result, metric: str) -> list[str]:
     ]
 
 
+def pair_metric(result: Result) -> str | None:
+    """The metric between images that tables show: the first that was asked for."""
+    return next((name for name in PAIR_METRICS if name in result.config.metrics), None)
+
+
 def table(result: Result) -> str:
     """Recovery of every adapter in every variant, as text."""
     metric = main_metric(result) or next(iter(CONCEPT_METRICS))
     names = [lora.name for lora in result.config.loras]
-    pair = next((name for name in PAIR_METRICS if name in result.config.metrics), None)
+    pair = pair_metric(result)
     head = ["", *(f"recovery of {name}" for name in names), *(f"{pair} to {name}" for name in names if pair)]
     rows = [[*head, "without a trigger"]]
     for variant in variants_of(result):
