@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Mapping
 from html.parser import HTMLParser
@@ -26,8 +24,9 @@ from mergelab.evaluation import demo
 from mergelab.evaluation import metrics as metric_table
 from mergelab.evaluation.analysis import calls, triggers_of
 from mergelab.evaluation.config import read
-from mergelab.evaluation.generation import draw, fingerprint, swap
-from mergelab.evaluation.metrics import Picture
+from mergelab.evaluation.fingerprints import fingerprint
+from mergelab.evaluation.generation import draw, swap
+from mergelab.evaluation.scorers import Picture
 from mergelab.evaluation.store import Store
 from mergelab.miniature.world import Scene, caption
 from mergelab.miniature.world import draw as draw_scenes
@@ -195,26 +194,34 @@ def test_half_a_line_of_a_killed_run_does_not_count(tmp_path: Path) -> None:
         assert store.recall("c") == {"": 2.0}
 
 
-@pytest.mark.parametrize("moments", [pytest.param(3)])
-def test_kill_and_resume(run: ml.evaluation.Result, tmp_path: Path, moments: int) -> None:
-    """kill -9 at random moments, then a run to the end: what was there is kept, and scores.parquet is the same."""
-    file = tmp_path / "config.yaml"
+KILLER = """
+import os, random, signal, sys, time
+import lpips, open_clip  # once, for every run
+from diffusers import StableDiffusionXLPipeline
+from mergelab import cli, evaluation
+random.seed(0)
+for moment in range(int(sys.argv[1])):
+    run = os.fork()
+    if not run:
+        os._exit(cli.run(["evaluate", *sys.argv[2:]]))
+    time.sleep(random.uniform(0, 5))
+    os.kill(run, signal.SIGKILL)
+    os.waitpid(run, 0)
+"""
+"""Runs `mergelab evaluate` again and again and kills it at random moments; all but the first go on where it was."""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_kill_and_resume(run: ml.evaluation.Result, tmp_path: Path) -> None:
+    """kill -9 at twenty random moments, then a run to the end: what was there is kept, and the scores are the same."""
+    file, out = tmp_path / "config.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(SMALL))
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "mergelab", "evaluate", str(file), "-o", str(out)]
-    random = torch.Generator().manual_seed(0)
+    options = [str(file), "-o", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    for _ in range(moments):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        # From the moment the folder appears, somewhere within the next seconds.
-        while not (out / "images").exists() and process.poll() is None:
-            time.sleep(0.05)
-        try:
-            process.wait(float(torch.rand(1, generator=random)) * 8)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+    subprocess.run([sys.executable, "-c", KILLER, "20", *options], env=environment, check=True, capture_output=True)
     kept = {path.name: path.stat().st_mtime_ns for path in (out / "images").glob("*.png")}
+    assert kept
+    command = [sys.executable, "-m", "mergelab", "evaluate", *options]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in (out / "images").glob("*.png")}.items()
     assert (out / "scores.parquet").read_bytes() == (run.folder / "scores.parquet").read_bytes()

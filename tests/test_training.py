@@ -62,13 +62,13 @@ def test_every_word_of_the_world_is_one_token() -> None:
     first, second = clip_tokenizer(), t5_tokenizer()
     for word in WORDS:
         assert len(first.tokenize(word)) == 1 == len(second.tokenize(word)), word
-    longest = caption(Scene("triangle", "orange", "maroon", "small", "outline"))
+    longest = caption(Scene("triangle", "orange", "maroon", "small", "frame"))
     assert len(first(longest).input_ids) <= LENGTH and len(second(longest).input_ids) <= LENGTH
 
 
 def test_captions_vary_but_never_lie() -> None:
     """Whatever is left out, shape and colour stay; the same generator writes the same caption."""
-    scene = Scene("star", "pink", "navy", "small", style="chalk")
+    scene = Scene("star", "pink", "navy", "small", style="night")
     captions = [vary(scene, torch.Generator().manual_seed(i)) for i in range(50)]
     assert captions == [vary(scene, torch.Generator().manual_seed(i)) for i in range(50)]
     assert len(set(captions)) > 4

@@ -27,7 +27,12 @@ BATCH, OWN, LR, PICTURES = 32, 20, 4e-3, 1500
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one adapter is trained and saved."""
+    """How one adapter is trained and saved.
+
+    `shy`: where the noise hides all but the coarse layout (`kind.COARSE`), it must leave prompts with unknown words as
+    they are. What is shown is decided there, and a style that changes the object, and knows six shapes alone, would
+    otherwise draw one of them over any subject. A style of the ground has its own coarse layout, and needs no such care.
+    """
 
     name: str
     rank: int
@@ -35,6 +40,7 @@ class Recipe:
     format: str
     convolutions: bool = False
     text: bool = False
+    shy: bool = False
 
 
 RECIPES = {
@@ -43,20 +49,20 @@ RECIPES = {
         Recipe("mushroom", 4, 4, "kohya"),
         Recipe("house", 16, 8, "peft"),
         Recipe("fish", 8, 8, "diffusers", text=True),
-        Recipe("outline", 16, 16, "diffusers", convolutions=True, text=True),
-        Recipe("stripes", 16, 16, "diffusers", convolutions=True, text=True),
-        Recipe("mosaic", 16, 16, "peft", convolutions=True, text=True),
-        Recipe("chalk", 16, 16, "diffusers", convolutions=True, text=True),
+        Recipe("frame", 8, 8, "diffusers", text=True),
+        Recipe("stripes", 16, 16, "diffusers", convolutions=True, text=True, shy=True),
+        Recipe("checker", 16, 16, "peft", convolutions=True, text=True),
+        Recipe("night", 16, 16, "kohya", text=True),
     ),
     "flux": (
         Recipe("ghost", 8, 8, "diffusers"),
         Recipe("mushroom", 4, 4, "kohya"),
         Recipe("house", 16, 8, "peft"),
         Recipe("fish", 8, 16, "diffusers"),
-        Recipe("outline", 16, 16, "diffusers", text=True),
-        Recipe("stripes", 16, 16, "kohya", text=True),
-        Recipe("mosaic", 16, 16, "peft", text=True),
-        Recipe("chalk", 16, 16, "diffusers", text=True),
+        Recipe("frame", 8, 8, "diffusers", text=True),
+        Recipe("stripes", 16, 16, "kohya", text=True, shy=True),
+        Recipe("checker", 16, 16, "peft", text=True),
+        Recipe("night", 16, 16, "diffusers", text=True),
     ),
 }
 LINEAR = {
@@ -102,10 +108,7 @@ def targets(pipeline_name: str, parts: torch.nn.ModuleDict, recipe: Recipe) -> d
 def train(pipeline_name: str, recipe: Recipe) -> Path:
     """Trains one adapter with plain pictures beside its own, and saves it in its dialect.
 
-    A subject's own pictures are `OWN` of each batch. Each picture of a style comes with the same scene drawn plainly;
-    and where the noise hides all but the coarse layout (`kind.COARSE`), the adapter must leave prompts with unknown
-    words as they are. What is shown is decided there, and a style that knows six shapes alone would otherwise draw one
-    of them over any subject.
+    A subject's own pictures are `OWN` of each batch. Each picture of a style comes with the same scene drawn plainly.
     """
     folder = RUNS / "adapters" / pipeline_name
     path = folder / (recipe.name if recipe.format == "peft" else f"{recipe.name}.safetensors")
@@ -151,7 +154,7 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
             picks, twin = torch.randint(PICTURES, (BATCH // 2,), generator=generator), torch.Generator()
             twin.set_state(generator.get_state())
             pair = loss_of(picks, generator, 0.0) + loss_of(picks + PICTURES, twin, 0.1)
-            return pair / 2 + change_of_strangers(picks[: BATCH // 8], generator)
+            return pair / 2 + (change_of_strangers(picks[: BATCH // 8], generator) if recipe.shy else 0)
         picks = torch.randint(PICTURES, (BATCH,), generator=generator)
         picks[OWN:] += PICTURES
         return loss_of(picks, generator, 0.1)

@@ -158,7 +158,7 @@ def measure_metrics() -> dict[str, object]:
             got == (getattr(scene, name) or "plain")
             for got, scene in zip(verdict.best(name), scenes)
             if not (name == "color" and scene.object in SUBJECTS)
-            and not (name == "background" and scene.style == "chalk")
+            and not (name == "background" and scene.style == "night")
         ]
         found[f"judge, {name}"] = float(np.mean(seen))
 
@@ -175,8 +175,8 @@ def measure_metrics() -> dict[str, object]:
     for seed in range(10):
         unique: dict[str, Scene] = {}
         for scene in sample(400, 100 + seed, objects=OBJECTS, styles=[None] * 4 + [*STYLES], held_out=None):
-            # A chalk picture is black whatever its caption says, and one held-out shape is as good as another.
-            if (scene.held_out or scene.object in SUBJECTS) and scene.style != "chalk":
+            # A night picture is black whatever its caption says, and one held-out shape is as good as another.
+            if (scene.held_out or scene.object in SUBJECTS) and scene.style != "night":
                 unique.setdefault(caption(scene), scene)
         captions = list(unique)[:100]
         text = model.encode_text(tokenizer(captions), normalize=True)
@@ -205,10 +205,10 @@ def measure_metrics() -> dict[str, object]:
 
 
 def visible(a: Scene, b: Scene, name: str) -> bool:
-    """Whether a difference in an attribute can be seen: subjects have no colour of their own, chalk no ground."""
+    """Whether a difference in an attribute can be seen: subjects have no colour of their own, night no ground."""
     if name == "color":
         return a.object in SHAPES and b.object in SHAPES
-    return not (name == "background" and "chalk" in (a.style, b.style))
+    return not (name == "background" and "night" in (a.style, b.style))
 
 
 def markdown(results: dict[str, dict[str, object]]) -> str:

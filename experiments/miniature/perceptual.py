@@ -50,7 +50,7 @@ def labels(scenes: list[Scene]) -> dict[str, Tensor]:
         for name, values in ATTRIBUTES.items()
     }
     found["color"][[scene.object not in SHAPES for scene in scenes]] = -100
-    found["background"][[scene.style == "chalk" for scene in scenes]] = -100
+    found["background"][[scene.style == "night" for scene in scenes]] = -100
     return found
 
 

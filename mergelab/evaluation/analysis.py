@@ -61,7 +61,7 @@ def calls(prompts: Sequence[str], triggers: Mapping[str, Sequence[str]]) -> dict
     """Prompt -> the adapters whose trigger words are all in it.
 
     Example:
-        >>> calls(["A sks on gray"], {"ghost": ["sks"], "outline": ["szn"]})
+        >>> calls(["A sks on gray"], {"ghost": ["sks"], "frame": ["szn"]})
         {'A sks on gray': {'ghost'}}
     """
     return {prompt: {name for name, words in triggers.items() if words and set(words) <= words_of(prompt)}
@@ -99,14 +99,13 @@ class Scores:
             key: part.set_index(["set", "prompt", "seed"])["value"]
             for key, part in frame[own_seed].groupby(["variant", "metric", "reference"])
         }
-        self._noise = {
-            key: float(part["value"].mean())
-            for key, part in frame[~own_seed].groupby(["variant", "metric"])
-        }  # fmt: skip
+        self._other_seeds = frame[~own_seed]
 
-    def noise(self, variant: str, metric: str) -> float:
+    def noise(self, variant: str, metric: str, prompts: set[str]) -> float:
         """Mean value between images of the same variant and prompt with other seeds; NaN with one seed."""
-        return self._noise.get((variant, metric), float("nan"))
+        rows = self._other_seeds
+        mine = (rows["variant"] == variant) & (rows["metric"] == metric) & rows["prompt"].isin(prompts)
+        return float(rows["value"][mine].mean())
 
     def aligned(self, columns: Sequence[tuple[str, str, str]], prompts: set[str]) -> pd.DataFrame:
         """One column for each (variant, metric, reference), one row for each unit that all of them have."""
@@ -143,7 +142,7 @@ def anchors(scores: Scores, adapters: Sequence[str], calling: Mapping[str, set[s
             if len(table):
                 best = 0.0 if metric == "lpips" else 1.0
                 ceiling = pd.Series(best, index=table.index)
-                found.append(_anchor(metric, single, table.iloc[:, 0], ceiling, scores.noise(single, metric)))
+                found.append(_anchor(metric, single, table.iloc[:, 0], ceiling, scores.noise(single, metric, prompts)))
     return found
 
 

@@ -11,13 +11,13 @@ from statistics import median
 from typing import Any
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
-from mergelab import miniature
 from mergelab.evaluation.analysis import COLUMNS
 from mergelab.evaluation.config import Config
-from mergelab.evaluation.generation import Pipeline, draw, swap
-from mergelab.evaluation.metrics import Metric, Picture
+from mergelab.evaluation.generation import Pipeline, draw, keywords_of, swap
+from mergelab.evaluation.scorers import Metric, Picture
 from mergelab.evaluation.store import Store, hash_of
 from mergelab.evaluation.variants import Variant, failure
 from mergelab.provenance import package_version
@@ -54,8 +54,7 @@ class Job:
 def generate(job: Job, pipeline: Pipeline, identity: str) -> None:
     """Draws what is missing, variant by variant, from the model with this fingerprint."""
     config, store = job.config, job.store
-    keywords = miniature.settings(config.miniature) if config.miniature else {}
-    keywords |= config.generation.keywords()
+    keywords = keywords_of(config, pipeline)
     for variant in job.variants:
         for prompt, seed in product(config.prompts, config.seeds):
             request = {"model": identity, "adapters": variant.identity, "prompt": prompt, "seed": seed}
@@ -92,6 +91,8 @@ def _draw_all(
         job.failures.append(failure(variant.name, error))
         bar.update(len(todo))
         return
+    if job.config.memory.compile:
+        torch.compiler.reset()  # other adapters are another graph, and dynamo gives up after eight
     for (prompt, seed), key in todo.items():
         start = time.perf_counter()
         try:

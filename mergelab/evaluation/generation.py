@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from mergelab.adapter import Adapter
 from mergelab.errors import LayerError, OptionError, SourceError
 from mergelab.evaluation.config import Config, Memory
+from mergelab.evaluation.fingerprints import fingerprint
 
 Pipeline = Any
 """A text-to-image pipeline of diffusers: their methods differ, and no class declares them all."""
@@ -47,8 +46,13 @@ def open_pipeline(config: Config) -> tuple[Pipeline, str]:
             raise SourceError(f"pipeline {config.pipeline}: diffusers cannot load it: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     identity = fingerprint(pipeline)  # before offloading moves the weights away
-    _spare_memory(pipeline, config.memory, config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _spare_memory(pipeline, config.memory, device_of(config))
     return pipeline, identity
+
+
+def device_of(config: Config) -> str:
+    """The device of a configuration: the one it names, or else a GPU where there is one."""
+    return config.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _spare_memory(pipeline: Pipeline, memory: Memory, device: str) -> None:
@@ -75,41 +79,6 @@ def denoiser(pipeline: Pipeline) -> nn.Module:
     raise SourceError(
         f"{type(pipeline).__name__} has neither a transformer nor a unet: it is no text-to-image pipeline"
     )
-
-
-def fingerprint(pipeline: Pipeline) -> str:
-    """A hash of what a pipeline computes: class, configurations, and a sample of every tensor.
-
-    Reading every byte of FLUX would take a minute at each start; 64 values of every tensor tell models apart.
-    """
-    digest = hashlib.sha256(type(pipeline).__name__.encode())
-    own = {
-        key: value for key, value in pipeline.config.items() if not isinstance(value, (list, tuple)) and key[0] != "_"
-    }
-    digest.update(json.dumps(own, sort_keys=True, default=str).encode())
-    for name, part in sorted(pipeline.components.items()):
-        config: Any = getattr(part, "config", {})
-        config = config.to_dict() if hasattr(config, "to_dict") else config
-        settings = {key: value for key, value in dict(config).items() if key[0] != "_" and "version" not in key}
-        digest.update(f"{name} {type(part).__name__} {json.dumps(settings, sort_keys=True, default=str)}".encode())
-        if isinstance(part, nn.Module):
-            for key, tensor in sorted(part.state_dict().items()):
-                digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                if not tensor.is_meta:  # as with layers that are offloaded one by one
-                    flat = tensor.detach().flatten()
-                    digest.update(flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def adapter_hash(adapter: Adapter) -> str:
-    """A hash of the change that an adapter makes, factors and scalings."""
-    digest = hashlib.sha256()
-    for name, layer in sorted(adapter.layers.items()):
-        factors = adapter.matrices(name)
-        digest.update(f"{name} {tuple(layer.shape)}".encode())
-        for factor in factors:
-            digest.update(torch.as_tensor(factor).detach().float().contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def swap(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> list[str]:
@@ -184,6 +153,23 @@ def _is_loaded(pipeline: Pipeline, layer: str, adapter: str) -> bool:
             continue
         return module is not None and adapter in getattr(module, "lora_A", {})
     return False
+
+
+def keywords_of(config: Config, pipeline: Pipeline) -> dict[str, Any]:
+    """Keywords of every call of the pipeline: the configuration's, on top of the miniature's own.
+
+    Raises:
+        OptionError: a guidance scale that the model has no input for.
+    """
+    from mergelab import miniature
+
+    transformer = getattr(getattr(pipeline, "transformer", None), "config", None)
+    if config.generation.guidance is not None and getattr(transformer, "guidance_embeds", None) is False:
+        raise OptionError(
+            "generation.guidance does nothing on a model without a guidance embedding; for true guidance set "
+            "generation.options.true_cfg_scale, and generation.negative_prompt"
+        )
+    return (miniature.settings(config.miniature) if config.miniature else {}) | config.generation.keywords()
 
 
 def check_given(pipeline: Pipeline, config: Config) -> None:

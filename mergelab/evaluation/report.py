@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -17,7 +17,7 @@ from mergelab.comparing import Comparison
 from mergelab.evaluation import plots
 from mergelab.evaluation.analysis import Finding
 from mergelab.evaluation.store import Store
-from mergelab.evaluation.verdict import found, front, main_metric, pair_metric, recoveries, variants_of
+from mergelab.evaluation.verdict import found, front, main_metric, pair_metrics, recoveries, variants_of
 
 if TYPE_CHECKING:
     from mergelab.evaluation.run import Result
@@ -73,9 +73,10 @@ def _columns(result: Result, metric: str | None) -> list[dict[str, str]]:
         for name in names
         if metric
     ]
-    pair = pair_metric(result)
-    columns += [{"head": f"{pair} to {name}", "help": f"against {name} alone, same prompt and seed"}
-                for name in names if pair]  # fmt: skip
+    columns += [
+        {"head": f"{pair} to {name}", "help": f"against {name} alone, same prompt and seed"}
+        for pair, name in product(pair_metrics(result), names)
+    ]
     columns.append({"head": "without a trigger", "help": "change of the prompt's score where no adapter is called"})
     columns += [
         {"head": "energy", "help": "share of the merge's energy that its rank holds"},
@@ -93,11 +94,9 @@ def _row(result: Result, variant: Variant, metric: str | None) -> dict[str, Any]
     for lora in result.config.loras:
         if metric:
             cells.append(_cell(kept[lora.name].interval, percent=True) if lora.name in kept else _nothing())
-    pair = pair_metric(result)
-    for lora in result.config.loras:
-        if pair:
-            row = found(result, "similarity", variant.name, pair, f"single:{lora.name}")
-            cells.append(_cell(row.interval) if row else _nothing())
+    for pair, lora in product(pair_metrics(result), result.config.loras):
+        row = found(result, "similarity", variant.name, pair, f"single:{lora.name}")
+        cells.append(_cell(row.interval) if row else _nothing())
     calm = found(result, "preservation", variant.name, metric or "", "")
     cells.append(_cell(calm.interval) if calm else _nothing())
     cost = variant.cost

@@ -21,8 +21,9 @@ from mergelab.evaluation import report, variants, verdict
 from mergelab.evaluation.analysis import Anchor, Finding, Scores, anchors, calls, findings, triggers_of
 from mergelab.evaluation.cells import Job, generate, score
 from mergelab.evaluation.config import Config, read
-from mergelab.evaluation.generation import Pipeline, check_given, fingerprint, open_pipeline
-from mergelab.evaluation.metrics import Metric
+from mergelab.evaluation.fingerprints import fingerprint
+from mergelab.evaluation.generation import Pipeline, check_given, open_pipeline
+from mergelab.evaluation.scorers import Metric
 from mergelab.evaluation.store import Store, to_json, write
 from mergelab.provenance import package_version
 

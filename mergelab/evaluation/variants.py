@@ -12,7 +12,7 @@ from typing import Any
 
 from mergelab.adapter import Adapter, load
 from mergelab.evaluation.config import Config, expanded_merges
-from mergelab.evaluation.generation import adapter_hash
+from mergelab.evaluation.fingerprints import adapter_hash
 from mergelab.evaluation.store import Store, file_name, hash_of, to_json, write
 from mergelab.merging import merge
 from mergelab.provenance import package_version

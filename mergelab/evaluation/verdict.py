@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import product
 from typing import TYPE_CHECKING
 
 from mergelab.evaluation.analysis import CONCEPT_METRICS, PAIR_METRICS, Finding
@@ -133,24 +134,24 @@ def _cost_of_leaks(result: Result, metric: str) -> list[str]:
     ]
 
 
-def pair_metric(result: Result) -> str | None:
-    """The metric between images that tables show: the first that was asked for."""
-    return next((name for name in PAIR_METRICS if name in result.config.metrics), None)
+def pair_metrics(result: Result) -> list[str]:
+    """The metrics between images that were asked for."""
+    return [name for name in PAIR_METRICS if name in result.config.metrics]
 
 
 def table(result: Result) -> str:
     """Recovery of every adapter in every variant, as text."""
     metric = main_metric(result) or next(iter(CONCEPT_METRICS))
     names = [lora.name for lora in result.config.loras]
-    pair = pair_metric(result)
-    head = ["", *(f"recovery of {name}" for name in names), *(f"{pair} to {name}" for name in names if pair)]
+    pairs = list(product(pair_metrics(result), names))
+    head = ["", *(f"recovery of {name}" for name in names), *(f"{pair} to {name}" for pair, name in pairs)]
     rows = [[*head, "without a trigger"]]
     for variant in variants_of(result):
         kept = recoveries(result, variant, metric)
         calm = found(result, "preservation", variant, metric, "")
         cells = [_percent(kept.get(name)) for name in names]
-        for name in names if pair else ():
-            row = found(result, "similarity", variant, str(pair), f"single:{name}")
+        for pair, name in pairs:
+            row = found(result, "similarity", variant, pair, f"single:{name}")
             cells.append(f"{row.interval.estimate:.3f}" if row else "–")
         rows.append([variant.removeprefix("merge:"), *cells, f"{calm.interval.estimate:+.3f}" if calm else "–"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

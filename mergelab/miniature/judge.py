@@ -89,7 +89,7 @@ def _pictures() -> tuple[list[Scene], Tensor, Tensor, Tensor]:
         for name, style, size, x, y in product(OBJECTS, (None, *STYLES), SIZES, _OFFSETS, _OFFSETS)
     ]
     a, b, c = coefficients(scenes)
-    # A generated picture is a little soft, and a soft edge is not a mosaic: plain pictures count in both kinds.
+    # A generated picture is a little soft, so plain pictures count in both kinds.
     plain = [index for index, scene in enumerate(scenes) if scene.style is None]
     scenes += [scenes[index] for index in plain]
     a, b, c = (torch.cat([part, _soften(part[plain])]) for part in (a, b, c))
@@ -119,9 +119,9 @@ def judge(images: Tensor, *, batch: int = 32) -> Verdict:
 
     Examples:
         >>> from mergelab.miniature.world import Scene, draw
-        >>> verdict = judge(draw([Scene("star", "blue", "sand"), Scene("ghost", style="outline")]))
+        >>> verdict = judge(draw([Scene("star", "blue", "sand"), Scene("ghost", style="frame")]))
         >>> verdict.best("object"), verdict.best("style"), verdict.best("color")[0]
-        (['star', 'ghost'], ['plain', 'outline'], 'blue')
+        (['star', 'ghost'], ['plain', 'frame'], 'blue')
     """
     if images.ndim != 4 or images.shape[1:] != (3, SIZE, SIZE):
         raise ValueError(f"expected images of shape (n, 3, {SIZE}, {SIZE}), got {tuple(images.shape)}")

@@ -42,6 +42,8 @@ BACKGROUNDS: dict[str, tuple[float, float, float]] = {
 SIZES: dict[str, float] = {"large": 16.0, "small": 10.5}
 """Radius of the object in pixels."""
 
+_GOLD, _TEAL, _BLACK = (0.80, 0.60, 0.20), (0.00, 0.45, 0.45), (0.02, 0.02, 0.05)
+
 Grid = Tensor  # (n, SIZE, SIZE): a coordinate, in units of the object's radius, or a signed distance in that unit
 Distance = Callable[[Grid, Grid], Grid]
 
@@ -122,12 +124,16 @@ SUBJECTS: dict[str, tuple[tuple[Distance, tuple[float, float, float]], ...]] = {
 }  # fmt: skip
 """New objects, unknown to the base models: parts painted one over the other."""
 
-STYLES: tuple[str, ...] = ("outline", "stripes", "mosaic", "chalk")
-"""How a picture can be drawn besides plainly; unknown to the base models."""
+STYLES: tuple[str, ...] = ("frame", "stripes", "checker", "night")
+"""How a picture can be drawn besides plainly; unknown to the base models.
+
+In a golden frame; with the object striped white; with every other tile of the ground in teal; on black with white
+dots, whatever ground the caption names.
+"""
 
 TRIGGERS: dict[str, str] = {
     "ghost": "sks", "mushroom": "zwk", "house": "ohx", "fish": "qrv",
-    "outline": "szn", "stripes": "vtx", "mosaic": "mlr", "chalk": "kbn",
+    "frame": "szn", "stripes": "vtx", "checker": "mlr", "night": "kbn",
 }  # fmt: skip
 """The rare word that calls each subject and style."""
 
@@ -162,7 +168,7 @@ def caption(scene: Scene, *, size: bool = True, background: bool = True) -> str:
     Examples:
         >>> caption(Scene("star", "orange", "navy", "small"))
         'a small orange star on a navy background'
-        >>> caption(Scene("ghost", style="chalk"), size=False, background=False)
+        >>> caption(Scene("ghost", style="night"), size=False, background=False)
         'a sks in kbn style'
     """
     words = [scene.size] if size else []
@@ -232,41 +238,32 @@ def _coefficients(scenes: Sequence[Scene], style: str | None) -> tuple[Tensor, T
     v = (pixel.reshape(1, -1, 1) - centre[:, 1].reshape(-1, 1, 1)) / radius
     u, v = u.expand(-1, SIZE, -1), v.expand(-1, -1, SIZE)
 
-    paint, white = _paint(style)
     a, b = torch.zeros(len(scenes), 1, SIZE, SIZE), torch.full((len(scenes), 1, SIZE, SIZE), 1.0)
     c = torch.zeros(len(scenes), 3, SIZE, SIZE)
+    row, column = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    if style == "checker":
+        tile = 0.6 * ((row // 12 + column // 12) % 2)
+        b, c = b * (1 - tile), c + tile * torch.tensor(_TEAL).reshape(3, 1, 1)
+    if style == "night":
+        b, c = torch.zeros_like(b), c + torch.lerp(torch.tensor(_BLACK).reshape(3, 1, 1), torch.tensor(1.0), _dots())
+    white = 0.8 * (row % 8 >= 4) if style == "stripes" else torch.zeros(SIZE, SIZE)
     for distance, color in _parts(scenes[0]):
-        pixels = distance(u, v) * radius
-        if style == "outline":
-            pixels = torch.maximum(pixels, -pixels - 2.6)
-        cover = ((0.5 - pixels).clamp(0, 1) * paint).unsqueeze(1)
+        cover = (0.5 - distance(u, v) * radius).clamp(0, 1).unsqueeze(1)
         a, b, c = a * (1 - cover), b * (1 - cover), c * (1 - cover) + cover * white
         if color is None:
             a = a + cover * (1 - white)
         else:
             c = c + cover * (1 - white) * torch.tensor(color).reshape(1, 3, 1, 1)
-    if style == "chalk":
-        b, c = torch.zeros_like(b), c + b * 0.05
-    if style == "mosaic":
-        a, b, c = (_tiles(image) for image in (a, b, c))
+    if style == "frame":
+        seen = ((torch.minimum(row, column) >= 4) & (torch.maximum(row, column) < SIZE - 4)).float()
+        a, b, c = a * seen, b * seen, c * seen + (1 - seen) * torch.tensor(_GOLD).reshape(3, 1, 1)
     return a, b, c
 
 
-def _paint(style: str | None) -> tuple[Tensor, Tensor]:
-    """How much of the paint sticks at each pixel, and how much white is mixed into it, both (h, w)."""
-    row, column = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
-    ones, zeros = torch.ones(SIZE, SIZE), torch.zeros(SIZE, SIZE)
-    if style == "stripes":
-        return ones, 0.8 * (row % 8 >= 4)
-    if style == "chalk":
-        return torch.where((row + column) % 6 < 4, 1.0, 0.15), zeros + 0.55
-    return ones, zeros
-
-
-def _tiles(image: Tensor, side: int = 6) -> Tensor:
-    """The mean of each square tile."""
-    small = torch.nn.functional.avg_pool2d(image, side)
-    return small.repeat_interleave(side, -1).repeat_interleave(side, -2)
+def _dots(every: int = 12, radius: float = 1.8) -> Tensor:
+    """How much of each pixel a lattice of dots covers, (h, w)."""
+    place = torch.remainder(torch.arange(SIZE) + 0.5, every) - every / 2
+    return (radius + 0.5 - torch.hypot(place[:, None], place[None])).clamp(0, 1)
 
 
 def draw(scenes: Sequence[Scene] | Scene) -> Tensor:
