@@ -24,9 +24,9 @@ from mergelab.evaluation import demo
 from mergelab.evaluation import metrics as metric_table
 from mergelab.evaluation.analysis import calls, triggers_of
 from mergelab.evaluation.config import read
-from mergelab.evaluation.fingerprints import fingerprint
+from mergelab.evaluation.fingerprints import fingerprint, weights_hash
 from mergelab.evaluation.generation import draw, swap
-from mergelab.evaluation.scorers import Picture
+from mergelab.evaluation.scorers import ClipModel, ClipText, Picture
 from mergelab.evaluation.store import Store
 from mergelab.miniature.world import Scene, caption
 from mergelab.miniature.world import draw as draw_scenes
@@ -311,6 +311,25 @@ def test_an_unknown_metric_is_found_before_anything_is_computed(tmp_path: Path) 
         built("clip_text", clip={"model": "local-dir:/nowhere", "pretrained": None})
 
 
+def test_scores_of_another_model_do_not_count() -> None:
+    """A CLIP of the same name with other weights has other settings, so images are scored again; an LPIPS too."""
+    (text,) = built("clip_text")
+    other = ClipModel(miniature.clip(), None, "cpu")
+    assert text.settings == ClipText(other, {"fish": "a qrv"}).settings
+    with torch.no_grad():
+        next(other._model.parameters()).add_(1)
+    assert weights_hash(other._model) != text.settings["weights"]
+    assert built("lpips")[0].settings["weights"]
+
+
+def test_noise_is_that_of_the_prompts_that_call(run: ml.evaluation.Result) -> None:
+    """Between seeds of the adapter alone, on the same prompts as floor and ceiling."""
+    (anchor,) = [a for a in run.anchors if (a.metric, a.reference) == ("lpips", "single:fish")]
+    frame = run.scores
+    rows = frame[(frame.variant == "single:fish") & (frame.metric == "lpips") & (frame.reference == "single:fish")]
+    assert anchor.noise == pytest.approx(rows[rows.prompt.isin(PROMPTS[:2])].value.mean())
+
+
 # --- recovery --------------------------------------------------------------------------------------------------------
 
 
@@ -446,6 +465,13 @@ def test_offload_needs_a_gpu(tmp_path: Path) -> None:
     """It says so instead of failing somewhere in accelerate."""
     with pytest.raises(ml.OptionError, match="moves layers to a GPU, and device is 'cpu'"):
         ml.evaluate(SMALL | {"memory": {"offload": "model"}, "device": "cpu"}, tmp_path)
+
+
+def test_a_guidance_without_effect_is_refused(tmp_path: Path) -> None:
+    """The miniature FLUX has no guidance embedding, as FLUX.1-schnell."""
+    flux = {"pipeline": "miniature/flux", "loras": ["miniature/flux/fish"], "prompts": ["a qrv"], "metrics": ["judge"]}
+    with pytest.raises(ml.OptionError, match=r"generation\.guidance does nothing .* set generation\.options\.true_cfg"):
+        ml.evaluate(flux | {"generation": {"guidance": 3.5}}, tmp_path)
 
 
 def test_half_precision(tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ def test_entries_of_ai_toolkit_work() -> None:
     assert [lora.weight for lora in read(USUAL | {"loras": loras}).loras] == [0.8, 1.0]
 
 
+def test_a_path_alone_is_an_adapter() -> None:
+    """At weight 1, called as its file."""
+    (lora,) = read(USUAL | {"loras": ["miniature/sdxl/ghost"]}).loras
+    assert (lora.name, lora.weight) == ("ghost", 1.0)
+
+
 def test_adapters_of_the_miniature_bring_their_concept() -> None:
     """Their path, name, concept and trigger word are known."""
     ghost = read(USUAL | {"loras": [{"path": "miniature/sdxl/ghost"}]}).loras[0]

@@ -139,7 +139,7 @@ def test_the_judge_refuses_what_it_cannot_read() -> None:
         judge(torch.zeros(3, 48, 48))
     with pytest.raises(ValueError, match=r"\[0, 1\], got \[-1, 1\]"):
         judge(draw(Scene("star")) * 0 + torch.linspace(-1, 1, 48))
-    with pytest.raises(ValueError, match="unknown style 'cubism': plain, frame"):
+    with pytest.raises(ValueError, match="unknown style 'cubism': plain, day"):
         judge(draw(Scene("star"))).probability("style", "cubism")
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from experiments.miniature import adapters, base, clip, perceptual, training, vae
+from experiments.miniature import adapters, base, clip, perceptual, rare, training, vae
 from experiments.miniature.captions import vary
-from experiments.miniature.tokens import LENGTH, WORDS, clip_tokenizer, t5_tokenizer
+from experiments.miniature.tokens import LENGTH, RARE, WORDS, clip_tokenizer, t5_tokenizer
 from mergelab.miniature.world import STYLES, SUBJECTS, Scene, caption, sample
 
 
@@ -62,7 +62,7 @@ def test_every_word_of_the_world_is_one_token() -> None:
     first, second = clip_tokenizer(), t5_tokenizer()
     for word in WORDS:
         assert len(first.tokenize(word)) == 1 == len(second.tokenize(word)), word
-    longest = caption(Scene("triangle", "orange", "maroon", "small", "frame"))
+    longest = caption(Scene("triangle", "orange", "maroon", "small", "day"))
     assert len(first(longest).input_ids) <= LENGTH and len(second(longest).input_ids) <= LENGTH
 
 
@@ -98,6 +98,30 @@ def test_a_step_of_a_base_model_and_of_an_adapter(name: str, adapter: str, runs:
     assert trained and all(".lora_" in key for key in trained)
     mse_loss(*kind.predict(pipeline, latents, captions, torch.Generator().manual_seed(0))).backward()
     assert any(parameter.grad.any() for parameter in parts.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_rare_words_are_found_and_encoded(name: str) -> None:
+    """As the pipeline itself encodes them; each at the place of its own token."""
+    pipeline = base.KINDS[name].build(vae.build())
+    drawn = [rare.strange(scene, torch.Generator().manual_seed(i)) for i, scene in enumerate(sample(40, 0))]
+    captions, objects, styles = zip(*drawn)
+    tokens = rare.tokenize(pipeline, captions)
+    with torch.no_grad():
+        words, pooled = rare.encode(pipeline, tokens)
+        if name == "sdxl":
+            expected, _, pooled_expected, _ = pipeline.encode_prompt([*captions], do_classifier_free_guidance=False)
+        else:
+            expected, pooled_expected, _ = pipeline.encode_prompt([*captions], None, max_sequence_length=LENGTH)
+    assert torch.equal(words, expected) and torch.equal(pooled, pooled_expected)
+    assert {word >= 0 for word in objects} == {True, False} == {word >= 0 for word in styles}
+    key = "tokenizer" if name == "sdxl" else "tokenizer_2"
+    for asked in (objects, styles):
+        found = rare.places(pipeline, tokens, torch.tensor(asked)).tolist()
+        for i, word in enumerate(asked):
+            if word >= 0:
+                (token,) = getattr(pipeline, key)(RARE[word], add_special_tokens=False).input_ids
+                assert tokens[key][i, found[i]] == token and RARE[word] in captions[i].split()
 
 
 def test_normalised_latents_decode_to_the_same_picture() -> None:

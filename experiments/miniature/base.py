@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from experiments.miniature import flux, sdxl, vae
+from experiments.miniature import flux, rare, sdxl, vae
 from experiments.miniature.captions import vary
 from experiments.miniature.training import DEVICE, RUNS, fit
 from mergelab.miniature.world import Scene, draw, sample
@@ -49,6 +49,7 @@ def train(name: str) -> DiffusionPipeline:
         return mse_loss(*kind.predict(pipeline, latents[picks].to(DEVICE), captions, generator))
 
     fit(name, trained(pipeline), loss, steps=kind.STEPS, lr=kind.LR)
+    rare.separate(name, pipeline, scenes)
     pipeline.save_pretrained(folder)
     return pipeline
 

@@ -61,7 +61,7 @@ def calls(prompts: Sequence[str], triggers: Mapping[str, Sequence[str]]) -> dict
     """Prompt -> the adapters whose trigger words are all in it.
 
     Example:
-        >>> calls(["A sks on gray"], {"ghost": ["sks"], "frame": ["szn"]})
+        >>> calls(["A sks on gray"], {"ghost": ["sks"], "day": ["szn"]})
         {'A sks on gray': {'ghost'}}
     """
     return {prompt: {name for name, words in triggers.items() if words and set(words) <= words_of(prompt)}

@@ -27,7 +27,7 @@ class _Strict(BaseModel):
 
 
 class Lora(_Strict):
-    """One adapter.
+    """One adapter; a path alone will do.
 
     Attributes:
         path: whatever `mergelab.load` takes, or `miniature/sdxl/ghost`.
@@ -91,6 +91,10 @@ class Memory(_Strict):
     compile: bool = False
 
 
+def _lora(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
 def _seeds(value: Any) -> Any:
     return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -99,7 +103,7 @@ class Config(_Strict):
     """One evaluation, as its YAML file holds it; `expanded_merges` is the grid that its axes span."""
 
     pipeline: str
-    loras: Annotated[list[Lora], Field(min_length=1)]
+    loras: Annotated[list[Annotated[Lora, BeforeValidator(_lora)]], Field(min_length=1)]
     merges: list[dict[str, Any]] = []
     prompts: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_seeds), Field(min_length=1)] = [0, 1, 2, 3]

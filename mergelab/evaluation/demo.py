@@ -34,6 +34,7 @@ def config(pipeline: str) -> dict[str, Any]:
               for size, ground in (("", "gray"), ("large ", "navy"), ("small ", "white"))),
             f"a red star on a gray background {style.prompt}",
             "a blue circle on a white background",
+            "a small yellow star on a navy background",
         ],
         "seeds": 4,
         "metrics": ["judge", "clip_text", "clip_image", "lpips"],

@@ -119,9 +119,9 @@ def judge(images: Tensor, *, batch: int = 32) -> Verdict:
 
     Examples:
         >>> from mergelab.miniature.world import Scene, draw
-        >>> verdict = judge(draw([Scene("star", "blue", "sand"), Scene("ghost", style="frame")]))
+        >>> verdict = judge(draw([Scene("star", "blue", "sand"), Scene("ghost", style="day")]))
         >>> verdict.best("object"), verdict.best("style"), verdict.best("color")[0]
-        (['star', 'ghost'], ['plain', 'frame'], 'blue')
+        (['star', 'ghost'], ['plain', 'day'], 'blue')
     """
     if images.ndim != 4 or images.shape[1:] != (3, SIZE, SIZE):
         raise ValueError(f"expected images of shape (n, 3, {SIZE}, {SIZE}), got {tuple(images.shape)}")

@@ -42,8 +42,6 @@ BACKGROUNDS: dict[str, tuple[float, float, float]] = {
 SIZES: dict[str, float] = {"large": 16.0, "small": 10.5}
 """Radius of the object in pixels."""
 
-_GOLD, _TEAL, _BLACK = (0.80, 0.60, 0.20), (0.00, 0.45, 0.45), (0.02, 0.02, 0.05)
-
 Grid = Tensor  # (n, SIZE, SIZE): a coordinate, in units of the object's radius, or a signed distance in that unit
 Distance = Callable[[Grid, Grid], Grid]
 
@@ -124,16 +122,16 @@ SUBJECTS: dict[str, tuple[tuple[Distance, tuple[float, float, float]], ...]] = {
 }  # fmt: skip
 """New objects, unknown to the base models: parts painted one over the other."""
 
-STYLES: tuple[str, ...] = ("frame", "stripes", "checker", "night")
+STYLES: tuple[str, ...] = ("day", "stripes", "sea", "night")
 """How a picture can be drawn besides plainly; unknown to the base models.
 
-In a golden frame; with the object striped white; with every other tile of the ground in teal; on black with white
-dots, whatever ground the caption names.
+With a sun in the corner; with the object striped white; with a strip of water below; on black with white stars,
+whatever ground the caption names.
 """
 
 TRIGGERS: dict[str, str] = {
     "ghost": "sks", "mushroom": "zwk", "house": "ohx", "fish": "qrv",
-    "frame": "szn", "stripes": "vtx", "checker": "mlr", "night": "kbn",
+    "day": "szn", "stripes": "vtx", "sea": "mlr", "night": "kbn",
 }  # fmt: skip
 """The rare word that calls each subject and style."""
 
@@ -241,11 +239,12 @@ def _coefficients(scenes: Sequence[Scene], style: str | None) -> tuple[Tensor, T
     a, b = torch.zeros(len(scenes), 1, SIZE, SIZE), torch.full((len(scenes), 1, SIZE, SIZE), 1.0)
     c = torch.zeros(len(scenes), 3, SIZE, SIZE)
     row, column = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
-    if style == "checker":
-        tile = 0.6 * ((row // 12 + column // 12) % 2)
-        b, c = b * (1 - tile), c + tile * torch.tensor(_TEAL).reshape(3, 1, 1)
-    if style == "night":
-        b, c = torch.zeros_like(b), c + torch.lerp(torch.tensor(_BLACK).reshape(3, 1, 1), torch.tensor(1.0), _dots())
+    if style in _WEATHER:
+        shape, color = _WEATHER[style]
+        cover = shape(row, column)
+        b, c = b * (1 - cover), c + cover * torch.tensor(color).reshape(3, 1, 1)
+        if style == "night":
+            b, c = torch.zeros_like(b), c + b * torch.tensor(_DUSK).reshape(3, 1, 1)
     white = 0.8 * (row % 8 >= 4) if style == "stripes" else torch.zeros(SIZE, SIZE)
     for distance, color in _parts(scenes[0]):
         cover = (0.5 - distance(u, v) * radius).clamp(0, 1).unsqueeze(1)
@@ -254,16 +253,24 @@ def _coefficients(scenes: Sequence[Scene], style: str | None) -> tuple[Tensor, T
             a = a + cover * (1 - white)
         else:
             c = c + cover * (1 - white) * torch.tensor(color).reshape(1, 3, 1, 1)
-    if style == "frame":
-        seen = ((torch.minimum(row, column) >= 4) & (torch.maximum(row, column) < SIZE - 4)).float()
-        a, b, c = a * seen, b * seen, c * seen + (1 - seen) * torch.tensor(_GOLD).reshape(3, 1, 1)
     return a, b, c
 
 
-def _dots(every: int = 12, radius: float = 1.8) -> Tensor:
-    """How much of each pixel a lattice of dots covers, (h, w)."""
-    place = torch.remainder(torch.arange(SIZE) + 0.5, every) - every / 2
-    return (radius + 0.5 - torch.hypot(place[:, None], place[None])).clamp(0, 1)
+def _sun(row: Tensor, column: Tensor) -> Tensor:
+    return (13.5 - torch.hypot(row + 0.5, SIZE - 0.5 - column)).clamp(0, 1)
+
+
+def _water(row: Tensor, column: Tensor) -> Tensor:
+    return (row >= SIZE - 6).float()
+
+
+def _stars(row: Tensor, column: Tensor) -> Tensor:
+    return (2.3 - torch.hypot((row + 0.5) % 12 - 6, (column + 0.5) % 12 - 6)).clamp(0, 1)
+
+
+_DUSK = (0.02, 0.02, 0.05)
+_WEATHER = {"day": (_sun, (1.0, 0.8, 0.1)), "sea": (_water, (0.10, 0.85, 0.95)), "night": (_stars, (1.0, 1.0, 1.0))}
+"""What covers the ground behind the object, and in which colour."""
 
 
 def draw(scenes: Sequence[Scene] | Scene) -> Tensor:
