@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mergelab.adapter import Adapter, Source
+from mergelab.aligning import aligned_layers, loaded, unique_names
 from mergelab.lowrank import Factors, exact_arithmetic, inner, svd
-from mergelab.merging import aligned_layers, loaded, unique_names
 
 if TYPE_CHECKING:
     import pandas

@@ -1,4 +1,4 @@
-"""Linear algebra on low-rank matrices, which costs the rank and not the layer; and the SVD of dense ones.
+"""Linear algebra on low-rank matrices, which costs the rank and not the layer.
 
 Shapes: a change is `(out, in)`; `Factors` hold it as `B (out, r) @ A (r, in)`, a `Core` as `U (out, k) @ M (k, l) @
 V.T (l, in)` with orthonormal columns in U and V, a `Spectrum` as `U diag(S) V.T`.
@@ -14,19 +14,12 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-# Up to this smaller side a dense SVD is cheap enough to be exact.
-EXACT_SIDE = 256
-OVERSAMPLE = 16
-MAX_POWER_ITERATIONS = 40
-# Stop when all further iterations together would lower the squared error by less than this share of it.
-POWER_TOLERANCE = 4e-4
-# The ratio of successive gains, as far as it is believed: the first gains are larger than the rest lets expect.
-MIN_RATIO, MAX_RATIO = 0.7, 0.99
-ROUNDING = 1e-6
-
 
 class exact_arithmetic(contextlib.ContextDecorator):
     """Neither gradients nor the half precision of an autocast around the caller reach the arithmetic inside."""
+
+    def _recreate_cm(self) -> exact_arithmetic:
+        return type(self)()  # a decorated function may run in several threads at once
 
     def __enter__(self) -> None:
         self._stack = contextlib.ExitStack()
@@ -129,68 +122,3 @@ def inner(x: Factors, y: Factors) -> float:
     gram_b = x.B.double().T @ y.B.double()
     gram_a = x.A.double() @ y.A.double().T
     return float((gram_b * gram_a).sum())
-
-
-def svd_dense(matrix: Float[Tensor, "out in"], wanted: int | float, generator: torch.Generator) -> Spectrum:
-    """The leading singular values and vectors of a dense matrix.
-
-    Args:
-        matrix: `(out, in)`, float32.
-        wanted: how many (int), or the share of the energy that they shall hold (float in (0, 1)).
-        generator: for the random start of the iteration.
-
-    Returns:
-        Exact where the smaller side is at most 256 or most values are wanted; else by randomised subspace iteration,
-        whose error is at most 0.1 % above that of the best approximation of that rank.
-
-    Source: Halko, Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4.
-    """
-    side = min(matrix.shape)
-    energy = squared_norm(matrix)
-    rank = wanted if isinstance(wanted, int) else 64
-    while side > EXACT_SIDE and rank < side // 3:
-        spectrum = _subspace_iteration(matrix, rank, energy, generator)
-        if spectrum is None:
-            break
-        if isinstance(wanted, int) or spectrum.kept >= wanted * energy:
-            return spectrum
-        rank *= 2
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    found = Spectrum(u, s.double(), vh.T, energy)
-    return found.truncated(wanted) if isinstance(wanted, int) else found
-
-
-def squared_norm(matrix: Tensor) -> float:
-    """Squared Frobenius norm, summed in float64 over blocks of rows."""
-    return sum(float(block.double().square().sum()) for block in torch.split(matrix, 256))
-
-
-def _subspace_iteration(matrix: Tensor, rank: int, energy: float, generator: torch.Generator) -> Spectrum | None:
-    """Iterate until what further iterations could still gain is too little to matter; None if that never happens.
-
-    The gains of successive iterations fall geometrically, by a ratio that the spectrum sets. From the last two the sum
-    of all that would follow is known, `gain * ratio / (1 - ratio)`; a small gain alone may be the first of many.
-    """
-    sketch = torch.randn(matrix.shape[1], rank + max(OVERSAMPLE, rank // 4), generator=generator).to(matrix)
-    q = torch.linalg.qr(matrix @ sketch).Q
-    kept, gain = 0.0, 0.0
-    for iteration in range(MAX_POWER_ITERATIONS):
-        z = matrix.T @ q
-        values, vectors = torch.linalg.eigh(z.double().T @ z.double())
-        now = float(values[-rank:].sum())
-        before, gain, kept = gain, now - kept, now
-        known = iteration > 1 and before > 0
-        ratio = min(max(gain / before, MIN_RATIO), MAX_RATIO) if known else MAX_RATIO
-        to_come = max(gain, 0.0) * ratio / (1 - ratio)
-        if iteration and to_come <= POWER_TOLERANCE * max(energy - kept, 1e-12 * energy):
-            break
-        q = torch.linalg.qr(matrix @ torch.linalg.qr(z).Q).Q
-    else:
-        return None
-    values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
-    s = values.clamp_min(0).sqrt()
-    # A matrix of lower rank has no further directions, only rounding.
-    found = max(1, int((s > ROUNDING * s[0]).sum()))
-    s, vectors = s[:found], vectors[:, :found]
-    right = z.double() @ vectors / s if s[0] > 0 else torch.zeros(matrix.shape[1], 1, dtype=s.dtype, device=s.device)
-    return Spectrum(q @ vectors.to(q.dtype), s, right.to(q.dtype), energy)

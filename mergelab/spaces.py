@@ -6,20 +6,21 @@ A `View` holds one layer's changes as matrices in a space, and the way back to t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mergelab.lowrank import Core, Factors, core, joint_cores, stack
-from mergelab.sparsify import Drop, Trim, drop, kth_largest_magnitudes, trim, trim_topk
+from mergelab.dense import panels
+from mergelab.lowrank import Core, Factors, joint_cores, stack
 from mergelab.strategies import Strategy
 
 # Singular directions below this share of the largest are rounding, not part of any change.
 NULL_TOLERANCE = 4e-6
-# Entries of one change that are held at a time; a block of this size and a few copies fit the cache.
-BLOCK = 1 << 19
+# Entries of one change that are held at a time: on a CPU a block and a few copies fit the cache, on a GPU the kernels
+# are worth their launch.
+BLOCK, GPU_BLOCK = 1 << 18, 1 << 24
 
 Matrix = Factors | Tensor
 # What a merge of one layer yields: factors that are final as they are, a low-rank product, or a dense change.
@@ -38,18 +39,31 @@ class Stacked:
         rows, columns = self.matrices[0].shape
         return rows, columns
 
-    def blocks(self) -> Iterator[slice]:
+    def blocks(self) -> list[slice]:
         """Row blocks that cover the matrices."""
         rows, columns = self.shape
-        step = max(1, BLOCK // columns)
-        for start in range(0, rows, step):
-            yield slice(start, min(start + step, rows))
+        block = BLOCK if self.device.type == "cpu" else GPU_BLOCK
+        return list(panels(rows, max(1, block // columns)))
 
-    def entries(self) -> Iterator[tuple[int, Tensor]]:
-        """All matrices, block by block, each with the position of its adapter."""
-        for i, matrix in enumerate(self.matrices):
-            for rows in self.blocks():
-                yield i, _rows(matrix, rows)
+    @property
+    def device(self) -> torch.device:
+        first = self.matrices[0]
+        return first.A.device if isinstance(first, Factors) else first.device
+
+    def rows(self, i: int, rows: slice, out: Tensor | None = None) -> Tensor:
+        """Some rows of one matrix."""
+        matrix = self.matrices[i]
+        if isinstance(matrix, Factors):
+            return torch.matmul(matrix.B[rows], matrix.A, out=out)
+        return matrix[rows] if out is None else out.copy_(matrix[rows])
+
+    def sample(self, i: int, rows: int, columns: int) -> Tensor:
+        """Evenly spaced rows and columns of one matrix."""
+        matrix = self.matrices[i]
+        picks = [_spaced(size, count, self.device) for size, count in zip(self.shape, (rows, columns))]
+        if isinstance(matrix, Factors):
+            return matrix.B[picks[0]] @ matrix.A[:, picks[1]]
+        return matrix[picks[0]][:, picks[1]]
 
 
 @dataclass(frozen=True)
@@ -60,71 +74,8 @@ class View:
     restore: Callable[[list[Tensor]], Merged]
 
 
-def _rows(matrix: Matrix, rows: slice) -> Tensor:
-    return matrix.delta(rows) if isinstance(matrix, Factors) else matrix[rows]
-
-
-def merge_layer(
-    strategy: Strategy,
-    changes: Sequence[Factors],
-    weights: Sequence[float],
-    generators: Sequence[torch.Generator],
-    thresholds: Sequence[float] | None = None,
-) -> Merged:
-    """Merge one layer.
-
-    Args:
-        strategy: rule and space.
-        changes: one per adapter that has the layer; in space "factors" without their scaling.
-        weights: one per change, not zero; in space "factors" times the scaling.
-        generators: one per change, for random rules.
-        thresholds: of the trim, where they were computed over whole adapters.
-    """
-    if strategy.is_sum and strategy.space != "factors":
-        return core(stack([c.scaled(w) for c, w in zip(changes, weights)]))
-    view = view_of(strategy, changes, weights)
-    merged = view.restore([combine(strategy, part, generators, thresholds) for part in view.stacks])
-    if strategy.factor == 1.0:
-        return merged
-    if isinstance(merged, Core):
-        return Core(merged.U, merged.M * strategy.factor, merged.V)
-    return merged.scaled(strategy.factor) if isinstance(merged, Factors) else merged * strategy.factor
-
-
-def combine(
-    strategy: Strategy,
-    stacked: Stacked,
-    generators: Sequence[torch.Generator],
-    thresholds: Sequence[float] | None = None,
-) -> Tensor:
-    """Sparsify and combine the matrices of one stack."""
-    device = _rows(stacked.matrices[0], slice(0, 1)).device
-    weights = torch.tensor(stacked.weights, device=device)
-    sparsifier = strategy.sparsifier
-    if isinstance(sparsifier, Trim) and thresholds is None and strategy.space != "factors":
-        thresholds = layer_thresholds(sparsifier.density, stacked)
-
-    def sparsified(i: int, rows: slice) -> Tensor:
-        x = _rows(stacked.matrices[i], rows)
-        if isinstance(sparsifier, Drop):
-            return drop(x, sparsifier.density, generators[i])
-        if isinstance(sparsifier, Trim):
-            return trim_topk(x, sparsifier.density) if thresholds is None else trim(x, thresholds[i])
-        return x
-
-    whole = not strategy.entrywise or strategy.space == "factors"
-    blocks = [slice(0, stacked.shape[0])] if whole else list(stacked.blocks())
-    result = torch.empty(stacked.shape, device=device)
-    for rows in blocks:
-        changes = torch.stack([sparsified(i, rows) for i in range(len(stacked.matrices))])
-        result[rows] = strategy.rule(changes, weights, generators[0])
-    return result
-
-
-def layer_thresholds(density: float, stacked: Stacked) -> list[float]:
-    """For each matrix the magnitude of its smallest kept entry."""
-    n, size = len(stacked.matrices), math.prod(stacked.shape)
-    return kth_largest_magnitudes(stacked.entries, [int(density * size)] * n, [size] * n)
+def _spaced(size: int, count: int, device: torch.device) -> Tensor:
+    return torch.linspace(0, size - 1, max(1, min(size, count)), device=device).round().long()
 
 
 def view_of(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[float]) -> View:

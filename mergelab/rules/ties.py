@@ -41,12 +41,15 @@ def elect_and_average(
         >>> elect_and_average(torch.tensor([[2.0], [4.0], [-3.0]]), torch.ones(3))
         tensor([3.])
     """
-    sign = changes.sign()
-    votes = changes.sum(dim=0) if majority_sign == "total" else sign.sum(dim=0)
-    if tie_is_positive:
-        elected = torch.where(votes >= 0, 1.0, -1.0)
-    else:
-        elected = (torch.where(votes == 0, changes.sum(dim=0), votes) if majority_sign == "frequency" else votes).sign()
-    agrees = (sign == elected) & (sign != 0)
-    weighted = changes * weights.view(-1, *[1] * (changes.dim() - 1))
-    return (weighted * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1.0)
+    votes = changes.sum(dim=0)
+    if majority_sign == "frequency":
+        counted = changes.sign().sum(dim=0)
+        votes = counted if tie_is_positive else torch.where(counted == 0, votes, counted)
+    # Adding zero turns -0 into 0, whose sign is +.
+    elected = torch.copysign(torch.ones_like(votes), votes + 0.0) if tie_is_positive else votes.sign()
+    # Masks of booleans would cost more than the arithmetic: what agrees is positive, the rest is cut to zero.
+    agreeing = (changes * elected).clamp_(min=0.0)
+    scale = weights.view(-1, *[1] * (changes.dim() - 1))
+    total = (agreeing if bool((weights == 1).all()) else agreeing * scale).sum(dim=0)
+    count = agreeing.sign_().sum(dim=0).clamp_(min=1.0)
+    return total.mul_(elected).div_(count)

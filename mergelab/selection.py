@@ -1,0 +1,165 @@
+"""The k-th largest magnitude, exactly, of vectors that are only ever seen in blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# So many candidates of one vector are kept and searched; of more, a histogram is taken.
+KEPT = 1 << 22
+_BINS = 1 << 16
+# The bracket reaches so many standard deviations of the sampled share to both sides, and at least so far.
+_DEVIATIONS, _LEAST_MARGIN = 4.0, 0.001
+
+# Between which magnitudes the answer is looked for: `low <= |x| < high`.
+Bracket = tuple[float, float]
+EVERYTHING: Bracket = (0.0, math.inf)
+# Applies a function to every block of every vector: `(vector, block) -> result`.
+Visit = Callable[[Callable[[int, Tensor], "Tally"]], Iterable[tuple[int, "Tally"]]]
+
+
+@dataclass
+class Tally:
+    """What one pass finds: how many entries lie above a bracket, and those within it."""
+
+    above: int = 0
+    inside: int = 0
+    values: list[Tensor] = field(default_factory=list)
+    histogram: Tensor | None = None
+
+    def add(self, other: Tally, bracket: Bracket) -> None:
+        """Take in another block; too many values become a histogram."""
+        self.above += other.above
+        self.inside += other.inside
+        self.values += other.values
+        if self.values and (self.histogram is not None or self.inside > KEPT):
+            counts = _histogram(torch.cat(self.values), bracket)
+            self.histogram = counts if self.histogram is None else self.histogram + counts
+            self.values = []
+
+
+def kth_largest_magnitudes(
+    passes: Callable[[], Iterable[tuple[int, Tensor]]], counts: Sequence[int], sizes: Sequence[int]
+) -> list[float]:
+    """The exact `counts[i]`-th largest magnitude of vector i, which is only ever seen in blocks.
+
+    Args:
+        passes: called once for each pass; yields `(i, block)` pairs that together hold every vector once.
+        counts: how many entries of each vector to keep, `0 <= counts[i] <= sizes[i]`.
+        sizes: length of each vector.
+
+    Returns:
+        One threshold per vector: infinity where nothing is kept, 0 where everything is.
+
+    Example:
+        >>> kth_largest_magnitudes(lambda: [(0, torch.tensor([1.0, -3.0, 2.0]))], [2], [3])
+        [2.0]
+    """
+
+    def visit(function: Callable[[int, Tensor], Tally]) -> Iterable[tuple[int, Tally]]:
+        return ((i, function(i, block)) for i, block in passes())
+
+    return select(visit, counts, sizes, [EVERYTHING] * len(counts))
+
+
+def select(visit: Visit, counts: Sequence[int], sizes: Sequence[int], brackets: Sequence[Bracket]) -> list[float]:
+    """The same, from brackets in which the answers probably lie: a good one saves a pass, a bad one costs one.
+
+    Every pass counts what lies above the bracket of a vector and collects what lies within. Few values are searched; of
+    many, a histogram over the bits (whose order is that of the magnitudes) gives a narrower bracket for the next pass.
+    """
+    thresholds = [math.inf if k == 0 else 0.0 for k in counts]
+    searched = {i: brackets[i] for i, k in enumerate(counts) if 0 < k < sizes[i]}
+    while searched:
+        found = {i: Tally() for i in searched}
+
+        def look(i: int, block: Tensor, searched: dict[int, Bracket] = searched) -> Tally:
+            return _look(block, searched[i]) if i in searched else Tally()
+
+        for i, tally in visit(look):
+            if i in searched:
+                found[i].add(tally, searched[i])
+        narrower = {}
+        for i, tally in found.items():
+            answer = _decide(tally, counts[i], searched[i])
+            if isinstance(answer, float):
+                thresholds[i] = answer
+            else:
+                narrower[i] = answer
+        searched = narrower
+    return thresholds
+
+
+def sampled_bracket(sample: Tensor, share: float) -> Bracket:
+    """Where the threshold that keeps this share of a matrix probably lies, from some of its rows and columns.
+
+    The rows of a low-rank matrix differ in size, and so do its columns: how much the share of large entries varies
+    among those sampled says how far the sample's threshold may be from that of the whole.
+    """
+    sample = sample.abs()
+    ordered, _ = sample.flatten().sort(descending=True)
+    size = len(ordered)
+    large = (sample >= ordered[min(size - 1, int(share * size))]).float()
+    variance = sum(float(large.mean(dim=d).var(unbiased=False)) / large.shape[1 - d] for d in (0, 1))
+    margin = max(_LEAST_MARGIN, _DEVIATIONS * variance**0.5)
+    first, last = int((share - margin) * size), int((share + margin) * size) + 1
+    high = float(ordered[first]) if first > 0 else math.inf
+    return (float(ordered[last]) if last < size else 0.0, high)
+
+
+def _look(block: Tensor, bracket: Bracket) -> Tally:
+    low, high = bracket
+    magnitudes = block.abs().reshape(-1)
+    if bracket == EVERYTHING and bool(magnitudes.max() < high):
+        return Tally(0, len(magnitudes), [magnitudes])
+    if magnitudes.device.type == "cpu":  # numpy compares and picks several times as fast as torch
+        values = magnitudes.numpy()
+        over = values >= np.float32(high)
+        picked = values[(values >= np.float32(low)) ^ over]
+        return Tally(int(np.count_nonzero(over)), len(picked), [torch.from_numpy(picked)])
+    over_high = magnitudes >= high
+    chosen = magnitudes[(magnitudes >= low) ^ over_high]
+    return Tally(int(over_high.sum()), len(chosen), [chosen])
+
+
+def _decide(tally: Tally, k: int, bracket: Bracket) -> float | Bracket:
+    """The k-th largest magnitude, or where to look for it next."""
+    low, high = bracket
+    if k <= tally.above:
+        return (high, math.inf) if high < math.inf else math.inf
+    if k > tally.above + tally.inside:
+        return (0.0, low) if low > 0 else 0.0
+    k -= tally.above
+    if tally.histogram is None:
+        return _kth_largest(torch.cat(tally.values), k)
+    from_top = tally.histogram.flip(0).cumsum(0)
+    chosen = len(from_top) - 1 - int(torch.searchsorted(from_top, k))
+    start, shift = _scale(bracket)
+    first, last = start + (chosen << shift), start + ((chosen + 1) << shift)
+    return _magnitude(first) if shift == 0 else (_magnitude(first), min(high, _magnitude(last)))
+
+
+def _kth_largest(values: Tensor, k: int) -> float:
+    if values.device.type == "cpu":
+        return float(np.partition(values.numpy(), len(values) - k)[len(values) - k])
+    return float(values.sort(descending=True).values[k - 1])
+
+
+def _histogram(values: Tensor, bracket: Bracket) -> Tensor:
+    start, shift = _scale(bracket)
+    return torch.bincount((values.view(torch.int32) - start) >> shift, minlength=_BINS).cpu()
+
+
+def _scale(bracket: Bracket) -> tuple[int, int]:
+    """The bits of the lower end, and how many of the last bits the bins leave out."""
+    start, end = (int(np.float32(x).view(np.int32)) for x in bracket)
+    return start, max(0, (end - start - 1).bit_length() - _BINS.bit_length() + 1)
+
+
+def _magnitude(bits: int) -> float:
+    return float(np.int32(bits).view(np.float32))
