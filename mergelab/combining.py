@@ -75,8 +75,7 @@ def combine(
     result = lane.dense(*stacked.shape, stacked.device)
 
     def merge_block(rows: slice, uniform: Sequence[Tensor] = ()) -> None:
-        size = len(range(*rows.indices(stacked.shape[0])))
-        changes = torch.empty(len(stacked.matrices), size, stacked.shape[1], device=stacked.device)
+        changes = lane.scratch(len(stacked.matrices), rows.stop - rows.start, stacked.shape[1], device=stacked.device)
         for i, x in enumerate(changes):
             stacked.rows(i, rows, out=x)
             if thresholds is not None:
@@ -114,7 +113,7 @@ def layer_thresholds(density: float, stacked: Stacked, lane: Lane) -> list[float
     n, size = len(stacked.matrices), math.prod(stacked.shape)
 
     def bracket(i: int) -> Bracket:
-        return sampled_bracket(stacked.sample(i, SAMPLED, SAMPLED), density)
+        return sampled_bracket(stacked.sample(i, SAMPLED, SAMPLED), density, stacked.shape)
 
     def visit(look: Callable[[int, Tensor], Tally]) -> Iterable[tuple[int, Tally]]:
         return visit_blocks(stacked, range(n), look, lane)
@@ -126,11 +125,12 @@ def layer_thresholds(density: float, stacked: Stacked, lane: Lane) -> list[float
 def visit_blocks(
     stacked: Stacked, owners: Sequence[int], look: Callable[[int, Tensor], Tally], lane: Lane
 ) -> Iterable[tuple[int, Tally]]:
-    """Look at every block of every matrix, each under the number of its owner."""
+    """Look at the magnitudes in every block of every matrix, each under the number of its owner."""
     jobs = [(i, rows) for i in range(len(stacked.matrices)) for rows in stacked.blocks()]
 
     def one(job: tuple[int, slice]) -> tuple[int, Tally]:
         i, rows = job
-        return owners[i], look(owners[i], stacked.rows(i, rows))
+        memory = lane.scratch(rows.stop - rows.start, stacked.shape[1], device=stacked.device)
+        return owners[i], look(owners[i], stacked.rows(i, rows, out=memory).abs_())
 
     return lane.map(one, jobs)

@@ -7,9 +7,11 @@ What is computed in which order then depends on the shapes alone: any number of 
 from __future__ import annotations
 
 import contextlib
+import math
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -32,6 +34,7 @@ class Lane:
 
     pool: ThreadPoolExecutor | None = None
     buffer: Tensor | None = None
+    _own: threading.local = field(default_factory=threading.local)
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Results in the order of the items; all are computed when the iterator is exhausted."""
@@ -50,6 +53,14 @@ class Lane:
         if self.buffer is not None and self.buffer.numel() >= size:
             return self.buffer[:size].view(rows, columns)
         return torch.empty(rows, columns, device=device)
+
+    def scratch(self, *shape: int, device: torch.device) -> Tensor:
+        """Uninitialised memory for a block, the same for every block of a thread."""
+        size = math.prod(shape)
+        found: Tensor | None = getattr(self._own, "memory", None)
+        if found is None or found.numel() < size or found.device != device:
+            self._own.memory = found = torch.empty(size, device=device)
+        return found[:size].view(shape)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,33 +14,46 @@ from torch import Tensor
 KEPT = 1 << 22
 _BINS = 1 << 16
 # The bracket reaches so many standard deviations of the sampled share to both sides, and at least so far.
-_DEVIATIONS, _LEAST_MARGIN = 4.0, 0.001
+_DEVIATIONS, _LEAST_MARGIN = 3.0, 0.001
 
 # Between which magnitudes the answer is looked for: `low <= |x| < high`.
 Bracket = tuple[float, float]
 EVERYTHING: Bracket = (0.0, math.inf)
-# Applies a function to every block of every vector: `(vector, block) -> result`.
+# Applies a function to the magnitudes in every block of every vector: `(vector, magnitudes) -> result`.
 Visit = Callable[[Callable[[int, Tensor], "Tally"]], Iterable[tuple[int, "Tally"]]]
 
 
-@dataclass
-class Tally:
-    """What one pass finds: how many entries lie above a bracket, and those within it."""
+class Tally(NamedTuple):
+    """What one block holds: how many entries above a bracket, and those within it."""
 
-    above: int = 0
-    inside: int = 0
-    values: list[Tensor] = field(default_factory=list)
-    histogram: Tensor | None = None
+    above: int
+    values: Tensor
 
-    def add(self, other: Tally, bracket: Bracket) -> None:
-        """Take in another block; too many values become a histogram."""
-        self.above += other.above
-        self.inside += other.inside
-        self.values += other.values
-        if self.values and (self.histogram is not None or self.inside > KEPT):
-            counts = _histogram(torch.cat(self.values), bracket)
-            self.histogram = counts if self.histogram is None else self.histogram + counts
-            self.values = []
+
+class _Collected:
+    """The tallies of one vector; more values than are kept become a histogram."""
+
+    def __init__(self, bracket: Bracket, size: int) -> None:
+        self.bracket, self.above, self.inside = bracket, 0, 0
+        self.histogram: Tensor | None = None
+        # One piece of memory: many small ones between the blocks would keep the system from using those again.
+        self.kept = torch.empty(min(size, KEPT))
+        self._filled = 0
+
+    @property
+    def values(self) -> Tensor:
+        return self.kept[: self._filled]
+
+    def add(self, tally: Tally) -> None:
+        self.above += tally.above
+        self.inside += len(tally.values)
+        if self.histogram is None and self.inside <= len(self.kept):
+            self.kept[self._filled : self.inside] = tally.values
+            self._filled = self.inside
+            return
+        if self.histogram is None:
+            self.histogram = _histogram(self.values, self.bracket)
+        self.histogram += _histogram(tally.values, self.bracket)
 
 
 def kth_largest_magnitudes(
@@ -62,7 +75,7 @@ def kth_largest_magnitudes(
     """
 
     def visit(function: Callable[[int, Tensor], Tally]) -> Iterable[tuple[int, Tally]]:
-        return ((i, function(i, block)) for i, block in passes())
+        return ((i, function(i, block.abs())) for i, block in passes())
 
     return select(visit, counts, sizes, [EVERYTHING] * len(counts))
 
@@ -76,17 +89,17 @@ def select(visit: Visit, counts: Sequence[int], sizes: Sequence[int], brackets: 
     thresholds = [math.inf if k == 0 else 0.0 for k in counts]
     searched = {i: brackets[i] for i, k in enumerate(counts) if 0 < k < sizes[i]}
     while searched:
-        found = {i: Tally() for i in searched}
+        found = {i: _Collected(bracket, sizes[i]) for i, bracket in searched.items()}
 
-        def look(i: int, block: Tensor, searched: dict[int, Bracket] = searched) -> Tally:
-            return _look(block, searched[i]) if i in searched else Tally()
+        def look(i: int, magnitudes: Tensor, searched: dict[int, Bracket] = searched) -> Tally:
+            return _look(magnitudes, searched[i]) if i in searched else Tally(0, magnitudes[:0])
 
         for i, tally in visit(look):
             if i in searched:
-                found[i].add(tally, searched[i])
+                found[i].add(tally)
         narrower = {}
-        for i, tally in found.items():
-            answer = _decide(tally, counts[i], searched[i])
+        for i, collected in found.items():
+            answer = _decide(collected, counts[i])
             if isinstance(answer, float):
                 thresholds[i] = answer
             else:
@@ -95,51 +108,53 @@ def select(visit: Visit, counts: Sequence[int], sizes: Sequence[int], brackets: 
     return thresholds
 
 
-def sampled_bracket(sample: Tensor, share: float) -> Bracket:
-    """Where the threshold that keeps this share of a matrix probably lies, from some of its rows and columns.
+def sampled_bracket(sample: Tensor, share: float, of: tuple[int, int]) -> Bracket:
+    """Where the threshold that keeps this share of a matrix of shape `of` probably lies, from some rows and columns.
 
     The rows of a low-rank matrix differ in size, and so do its columns: how much the share of large entries varies
     among those sampled says how far the sample's threshold may be from that of the whole.
     """
     sample = sample.abs()
-    ordered, _ = sample.flatten().sort(descending=True)
-    size = len(ordered)
-    large = (sample >= ordered[min(size - 1, int(share * size))]).float()
-    variance = sum(float(large.mean(dim=d).var(unbiased=False)) / large.shape[1 - d] for d in (0, 1))
+    values, size = sample.flatten(), sample.numel()
+    large = (sample >= _kth_largest(values, max(1, int(share * size)))).float()
+    shares = [large.mean(dim=d) for d in (0, 1)]
+    variance = sum(float(x.var(unbiased=False)) / len(x) * (1 - len(x) / all_) for x, all_ in zip(shares, of[::-1]))
     margin = max(_LEAST_MARGIN, _DEVIATIONS * variance**0.5)
     first, last = int((share - margin) * size), int((share + margin) * size) + 1
-    high = float(ordered[first]) if first > 0 else math.inf
-    return (float(ordered[last]) if last < size else 0.0, high)
+    return (
+        _kth_largest(values, last) if last <= size else 0.0,
+        _kth_largest(values, first) if first >= 1 else math.inf,
+    )
 
 
-def _look(block: Tensor, bracket: Bracket) -> Tally:
+def _look(magnitudes: Tensor, bracket: Bracket) -> Tally:
     low, high = bracket
-    magnitudes = block.abs().reshape(-1)
+    magnitudes = magnitudes.reshape(-1)
     if bracket == EVERYTHING and bool(magnitudes.max() < high):
-        return Tally(0, len(magnitudes), [magnitudes])
+        return Tally(0, magnitudes.cpu().clone())  # the memory of a block is used again
     if magnitudes.device.type == "cpu":  # numpy compares and picks several times as fast as torch
         values = magnitudes.numpy()
         over = values >= np.float32(high)
-        picked = values[(values >= np.float32(low)) ^ over]
-        return Tally(int(np.count_nonzero(over)), len(picked), [torch.from_numpy(picked)])
+        inside = np.flatnonzero((values >= np.float32(low)) != over)
+        return Tally(int(np.count_nonzero(over)), torch.from_numpy(values[inside]))
     over_high = magnitudes >= high
-    chosen = magnitudes[(magnitudes >= low) ^ over_high]
-    return Tally(int(over_high.sum()), len(chosen), [chosen])
+    chosen = magnitudes[(magnitudes >= low) != over_high]
+    return Tally(int(over_high.sum()), chosen.cpu())
 
 
-def _decide(tally: Tally, k: int, bracket: Bracket) -> float | Bracket:
+def _decide(found: _Collected, k: int) -> float | Bracket:
     """The k-th largest magnitude, or where to look for it next."""
-    low, high = bracket
-    if k <= tally.above:
+    low, high = found.bracket
+    if k <= found.above:
         return (high, math.inf) if high < math.inf else math.inf
-    if k > tally.above + tally.inside:
+    if k > found.above + found.inside:
         return (0.0, low) if low > 0 else 0.0
-    k -= tally.above
-    if tally.histogram is None:
-        return _kth_largest(torch.cat(tally.values), k)
-    from_top = tally.histogram.flip(0).cumsum(0)
+    k -= found.above
+    if found.histogram is None:
+        return _kth_largest(found.values, k)
+    from_top = found.histogram.flip(0).cumsum(0)
     chosen = len(from_top) - 1 - int(torch.searchsorted(from_top, k))
-    start, shift = _scale(bracket)
+    start, shift = _scale(found.bracket)
     first, last = start + (chosen << shift), start + ((chosen + 1) << shift)
     return _magnitude(first) if shift == 0 else (_magnitude(first), min(high, _magnitude(last)))
 
@@ -152,7 +167,7 @@ def _kth_largest(values: Tensor, k: int) -> float:
 
 def _histogram(values: Tensor, bracket: Bracket) -> Tensor:
     start, shift = _scale(bracket)
-    return torch.bincount((values.view(torch.int32) - start) >> shift, minlength=_BINS).cpu()
+    return torch.bincount((values.view(torch.int32) - start) >> shift, minlength=_BINS)
 
 
 def _scale(bracket: Bracket) -> tuple[int, int]:
