@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mergelab.dense import leading_directions
-from mergelab.lowrank import Core, Factors, core, stack
+from mergelab.lowrank import Core, Factors, stack
 from mergelab.parallel import Lane
 from mergelab.selection import EVERYTHING, KEPT, Bracket, Tally, sampled_bracket, select
 from mergelab.spaces import Merged, Stacked, view_of
@@ -41,7 +41,7 @@ def merge_layer(
         lane: threads and memory; a dense result may lie in the memory of the lane.
     """
     if strategy.is_sum and strategy.space != "factors":
-        return core(stack([c.scaled(w) for c, w in zip(changes, weights)]))
+        return stack([c.scaled(w) for c, w in zip(changes, weights)])
     lane = lane or Lane()
     view = view_of(strategy, changes, weights)
     merged = view.restore([combine(strategy, part, generators, thresholds, lane) for part in view.stacks])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,9 +15,9 @@ from mergelab.dense import svd_dense
 from mergelab.errors import LayerError
 from mergelab.job import Aligned, Job, changes_of, layer_generator
 from mergelab.layer import LoraLayer, layer_of
-from mergelab.lowrank import Core, Factors, Spectrum, core, inner, stack, svd
+from mergelab.lowrank import Factors, Spectrum, inner, inner_products, stack, svd
 from mergelab.parallel import Lane, threads
-from mergelab.ranks import RankBudget, cut, rank_note, wanted
+from mergelab.ranks import RankBudget, cut, rank_for_energy, rank_note, wanted
 from mergelab.report import LayerReport
 from mergelab.selection import EVERYTHING, Bracket, Tally, select
 from mergelab.spaces import Merged, Stacked, view_of
@@ -97,10 +97,12 @@ def _merge_one(
     if not present:
         return Result(name, shape, None, None, present, 0.0, 0.0)
     if isinstance(job.strategy, Cat):
-        weights = job.weights
-        factors = stack([job.adapters[i].matrices(name, job.device).scaled(weights[i][name]) for i in present])
-        return _final(job, name, shape, present, factors)
+        inputs = {i: job.adapters[i].matrices(name, job.device).scaled(job.weights[i][name]) for i in present}
+        factors = stack(list(inputs.values()))
+        energy = inner(factors, factors)
+        return _final(job, Result(name, shape, None, None, present, energy, energy), inputs, factors)
     aligned = changes_of(job, name, present)
+    inputs = {i: c.scaled(w) for i, c, w in zip(aligned.present, aligned.changes, aligned.weights)}
     merged = merge_layer(
         job.strategy,
         aligned.changes,
@@ -112,8 +114,9 @@ def _merge_one(
     limit = min(shape[0], math.prod(shape[1:]))
     ask = wanted(job.rank, ranks, limit)
     final = isinstance(ask, int) and not isinstance(job.rank, RankBudget)
-    if isinstance(merged, Factors) and final and ask >= merged.A.shape[0]:
-        return _final(job, name, shape, present, merged)
+    if isinstance(merged, Factors) and job.strategy.space == "factors" and final and ask >= merged.A.shape[0]:
+        energy = inner(merged, merged)
+        return _final(job, Result(name, shape, None, None, present, energy, energy), inputs, merged)
     try:
         spectrum = _decompose(merged, ask, layer_generator(job.seed, name, -1), aligned, lane)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
@@ -125,33 +128,23 @@ def _merge_one(
         )
     if isinstance(job.rank, RankBudget):  # what it gets is known when all layers are
         return Result(name, shape, _spectrum_to_cpu(spectrum), None, present, spectrum.energy, spectrum.kept)
-    return _final(job, name, shape, present, spectrum.factors(), spectrum)
+    result = Result(name, shape, None, None, present, spectrum.energy, spectrum.kept)
+    return _final(job, result, inputs, spectrum.factors())
 
 
-def _final(
-    job: Job,
-    name: str,
-    shape: tuple[int, ...],
-    present: tuple[int, ...],
-    factors: Factors,
-    spectrum: Spectrum | None = None,
-) -> Result:
+def _final(job: Job, result: Result, inputs: Mapping[int, Factors], factors: Factors) -> Result:
     """A layer whose rank is known; its row of the report is made while its inputs are at hand."""
-    factors = Factors(factors.B.cpu().contiguous(), factors.A.cpu().contiguous())
-    energy, kept = (spectrum.energy, spectrum.kept) if spectrum else (inner(factors, factors),) * 2
-    result = Result(name, shape, None, factors, present, energy, kept)
-    return Result(name, shape, None, factors, present, energy, kept, _row(job, result, factors, kept))
+    row = _row(job, result, factors, result.kept, inputs)
+    return replace(result, factors=Factors(factors.B.cpu().contiguous(), factors.A.cpu().contiguous()), row=row)
 
 
 def _decompose(merged: Merged, ask: int | float, generator: torch.Generator, aligned: Aligned, lane: Lane) -> Spectrum:
-    if isinstance(merged, Tensor):
-        count = (ask if isinstance(ask, int) else 64) + EXTRA_DIRECTIONS
-        rank = sum(c.A.shape[0] for c in aligned.changes)
-        start = None if min(merged.shape) <= rank else directions(aligned.changes, aligned.weights, min(count, rank))
-        spectrum = svd_dense(merged, ask, generator, start, lane)
-    else:
-        spectrum = svd(merged if isinstance(merged, Core) else core(merged))
-    return cut(spectrum, ask)
+    if not isinstance(merged, Tensor):
+        return svd(merged, lambda s: ask if isinstance(ask, int) else rank_for_energy(s, ask, float((s**2).sum())))
+    count = (ask if isinstance(ask, int) else 64) + EXTRA_DIRECTIONS
+    rank = sum(c.A.shape[0] for c in aligned.changes)
+    start = None if min(merged.shape) <= rank else directions(aligned.changes, aligned.weights, min(count, rank))
+    return cut(svd_dense(merged, ask, generator, start, lane), ask)
 
 
 def adapter_thresholds(job: Job, present: dict[str, tuple[int, ...]], lane: Lane) -> dict[int, float] | None:
@@ -197,13 +190,17 @@ def store(job: Job, results: Sequence[Result]) -> tuple[dict[str, LoraLayer], li
     return layers, rows
 
 
-def _row(job: Job, result: Result, factors: Factors | None, kept: float) -> LayerReport:
+def _row(
+    job: Job, result: Result, factors: Factors | None, kept: float, inputs: Mapping[int, Factors] | None = None
+) -> LayerReport:
+    """A row of the report; the inputs, times their weights, are read again where they are not at hand."""
+    if inputs is None:
+        inputs = {i: job.adapters[i].matrices(result.name).scaled(job.weights[i][result.name]) for i in result.present}
     projections: list[float | None] = [None] * len(job.adapters)
     norms: list[float | None] = [None] * len(job.adapters)
-    for i in result.present:
-        change = job.adapters[i].matrices(result.name).scaled(job.weights[i][result.name])
-        norms[i] = inner(change, change)
-        projections[i] = inner(factors, change) if factors is not None else 0.0
+    shown = inner_products(factors, list(inputs.values())) if factors is not None and inputs else [0.0] * len(inputs)
+    for (i, change), projection in zip(inputs.items(), shown):
+        norms[i], projections[i] = inner_products(change, [change])[0], projection
     rank = factors.A.shape[0] if factors is not None else 0
     note = rank_note(job.rank, rank) if result.present else "left out: every weight is 0 there"
     energy = result.energy

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mergelab.dense import panels
-from mergelab.lowrank import Core, Factors, joint_cores, stack
+from mergelab.lowrank import Core, Factors, joint, joint_cores, stack
 from mergelab.strategies import Strategy
 
 # Singular directions below this share of the largest are rounding, not part of any change.
@@ -95,16 +95,34 @@ def _delta(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[flo
 
 def _core(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[float]) -> View:
     weighted = [c.scaled(w) for c, w in zip(changes, weights)]
-    q_b, cores, q_a = joint_cores(weighted)
     if strategy.basis == "factors":
+        q_b, cores, q_a = joint_cores(weighted)
         stacked = stack(weighted)
         u, left = _basis(q_b, q_b.double().T @ stacked.B.double())
         v, right = _basis(q_a, q_a.double().T @ stacked.A.T.double())
     else:
-        u, left = _basis(q_b, torch.cat(cores, dim=1), NULL_TOLERANCE)
-        v, right = _basis(q_a, torch.cat([m.T for m in cores], dim=1), NULL_TOLERANCE)
+        whole = joint(weighted)
+        cores = whole.cores()
+        u, left = _span(whole.B, cores, whole.r_a.split(whole.ranks, dim=1))
+        v, right = _span(whole.A.T, [m.T for m in cores], whole.r_b.split(whole.ranks, dim=1))
     seen, weights = _as_seen([left.T @ m @ right for m in cores], strategy, weights)
     return View((Stacked(seen, weights),), lambda results: Core(u, results[0].double(), v))
+
+
+def _span(columns: Tensor, cores: Sequence[Tensor], triangles: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Left singular vectors of the changes side by side, in full and in the coordinates of the cores.
+
+    With `l` in these coordinates, `sum_i m_i m_i.T l = s^2 l` and `m_i = r_i t_i.T`, so that the vector in full is
+    `columns` times the stack of `t_i.T m_i.T l / s^2`.
+    """
+    squares, left = torch.linalg.eigh(sum(m @ m.T for m in cores))
+    squares, left = squares.flip(0), left.flip(1)
+    count = max(1, int((squares > NULL_TOLERANCE**2 * squares[0]).sum()))
+    squares, left = squares[:count], left[:, :count]
+    parts = [t.T @ (m.T @ left) for m, t in zip(cores, triangles)]
+    vectors = columns @ (torch.cat(parts) / squares.clamp_min(1e-300)).to(columns.dtype)
+    signs = _signs(vectors)
+    return vectors * signs, left * signs
 
 
 def _knots(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[float]) -> View:
@@ -138,9 +156,12 @@ def _basis(q: Tensor, core: Tensor, tolerance: float = 0.0) -> tuple[Tensor, Ten
     count = max(1, int((s > tolerance * s[0]).sum())) if tolerance else len(s)
     left = left[:, :count]
     vectors = q @ left.to(q.dtype)
-    largest = vectors.abs().argmax(dim=0, keepdim=True)
-    signs = torch.where(vectors.gather(0, largest) < 0, -1.0, 1.0)
+    signs = _signs(vectors)
     return vectors * signs, left * signs
+
+
+def _signs(vectors: Tensor) -> Tensor:
+    return torch.where(vectors.amax(dim=0) < -vectors.amin(dim=0), -1.0, 1.0)
 
 
 def _as_seen(
