@@ -1,7 +1,8 @@
 """Which layers LoRA trainers usually adapt in the real models, and their shapes: from diffusers, without any weights.
 
-The configurations are those that the models' repositories publish (black-forest-labs/FLUX.1-dev `transformer/config.json`,
-stabilityai/stable-diffusion-xl-base-1.0 and stable-diffusion-v1-5 `unet/config.json`), as far as they set shapes.
+The configurations are those that the models' repositories publish (`transformer/config.json` of
+black-forest-labs/FLUX.1-dev, `unet/config.json` of stabilityai/stable-diffusion-xl-base-1.0 and of
+stable-diffusion-v1-5), as far as they set shapes.
 """
 
 from __future__ import annotations

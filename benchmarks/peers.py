@@ -40,8 +40,7 @@ def peft_seconds(
     layers: dict[str, tuple[int, ...]], method: str, adapters: int, rank: int, density: float
 ) -> dict[str, Any]:
     """Seconds of `add_weighted_adapter` on one layer of the most frequent shape, and scaled by cost to all layers."""
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.lora import LoraModel
+    from peft import LoraConfig, get_peft_model
 
     name = most_frequent(layers)
     shape = layers[name]
@@ -50,10 +49,10 @@ def peft_seconds(
     else:
         linear = torch.nn.Linear(shape[1], shape[0], bias=False)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"])
-    model: Any = LoraModel(torch.nn.Sequential(linear), {"0": config}, "0")
+    peft_model: Any = get_peft_model(torch.nn.Sequential(linear), config, adapter_name="0")
     for i in range(1, adapters):
-        inject_adapter_in_model(config, model.model, str(i))
-        model.peft_config[str(i)] = config
+        peft_model.add_adapter(str(i), config)
+    model = peft_model.base_model
     with torch.no_grad():
         for i in range(adapters):
             lora_a, lora_b = factors(name, shape, rank, i)

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-# The k-th singular value is DECAY**k of the first; this share of each direction's energy lies in what all adapters share.
+# The k-th singular value is about DECAY**k of the first; the share SHARED of each direction's energy lies in directions
+# that all adapters have in common.
 DECAY, SHARED = 0.9, 0.3
 STRENGTH = 0.5
 

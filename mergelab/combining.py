@@ -17,7 +17,7 @@ from mergelab.sparsify import Drop, Trim, draw, drop, dropped, trim, trim_topk
 from mergelab.strategies import Strategy
 
 # Rows and columns from which the threshold of a large matrix is estimated before it is found.
-SAMPLED = 1024
+SAMPLED = 640
 # Blocks for which random numbers are drawn ahead, one thread for each adapter.
 DRAWN = 8
 

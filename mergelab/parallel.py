@@ -78,7 +78,8 @@ def threads() -> Iterator[ThreadPoolExecutor | None]:
         return
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(count) as pool:
+        # A new thread has its own idea of how many threads its kernels take.
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
                 yield pool
             except BaseException:

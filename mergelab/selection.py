@@ -33,22 +33,24 @@ class Tally(NamedTuple):
 class _Collected:
     """The tallies of one vector; more values than are kept become a histogram."""
 
-    def __init__(self, bracket: Bracket, size: int) -> None:
+    def __init__(self, bracket: Bracket) -> None:
         self.bracket, self.above, self.inside = bracket, 0, 0
         self.histogram: Tensor | None = None
         # One piece of memory: many small ones between the blocks would keep the system from using those again.
-        self.kept = torch.empty(min(size, KEPT))
+        self._memory = torch.empty(_BINS)
         self._filled = 0
 
     @property
     def values(self) -> Tensor:
-        return self.kept[: self._filled]
+        return self._memory[: self._filled]
 
     def add(self, tally: Tally) -> None:
         self.above += tally.above
         self.inside += len(tally.values)
-        if self.histogram is None and self.inside <= len(self.kept):
-            self.kept[self._filled : self.inside] = tally.values
+        if self.histogram is None and self.inside <= KEPT:
+            if self.inside > len(self._memory):
+                self._memory = torch.cat([self.values, torch.empty(self.inside)])
+            self._memory[self._filled : self.inside] = tally.values
             self._filled = self.inside
             return
         if self.histogram is None:
@@ -89,7 +91,7 @@ def select(visit: Visit, counts: Sequence[int], sizes: Sequence[int], brackets: 
     thresholds = [math.inf if k == 0 else 0.0 for k in counts]
     searched = {i: brackets[i] for i, k in enumerate(counts) if 0 < k < sizes[i]}
     while searched:
-        found = {i: _Collected(bracket, sizes[i]) for i, bracket in searched.items()}
+        found = {i: _Collected(bracket) for i, bracket in searched.items()}
 
         def look(i: int, magnitudes: Tensor, searched: dict[int, Bracket] = searched) -> Tally:
             return _look(magnitudes, searched[i]) if i in searched else Tally(0, magnitudes[:0])
@@ -114,16 +116,15 @@ def sampled_bracket(sample: Tensor, share: float, of: tuple[int, int]) -> Bracke
     The rows of a low-rank matrix differ in size, and so do its columns: how much the share of large entries varies
     among those sampled says how far the sample's threshold may be from that of the whole.
     """
-    sample = sample.abs()
-    values, size = sample.flatten(), sample.numel()
-    large = (sample >= _kth_largest(values, max(1, int(share * size)))).float()
+    values, size = sample.abs(), sample.numel()
+    large = (values >= _kth_largest(values.flatten(), max(1, int(share * size)))).float()
     shares = [large.mean(dim=d) for d in (0, 1)]
     variance = sum(float(x.var(unbiased=False)) / len(x) * (1 - len(x) / all_) for x, all_ in zip(shares, of[::-1]))
     margin = max(_LEAST_MARGIN, _DEVIATIONS * variance**0.5)
     first, last = int((share - margin) * size), int((share + margin) * size) + 1
     return (
-        _kth_largest(values, last) if last <= size else 0.0,
-        _kth_largest(values, first) if first >= 1 else math.inf,
+        _kth_largest(values.flatten(), last) if last <= size else 0.0,
+        _kth_largest(values.flatten(), first) if first >= 1 else math.inf,
     )
 
 

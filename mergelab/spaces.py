@@ -18,9 +18,9 @@ from mergelab.strategies import Strategy
 
 # Singular directions below this share of the largest are rounding, not part of any change.
 NULL_TOLERANCE = 4e-6
-# Entries of one change that are held at a time: on a CPU a block and a few copies fit the cache, on a GPU the kernels
-# are worth their launch.
-BLOCK, GPU_BLOCK = 1 << 18, 1 << 24
+# Entries of all changes that are held at a time: on a CPU a block and a few copies fit the cache, on a GPU the kernels
+# are worth their launch. More of one change than the second number is no faster.
+BLOCK, GPU_BLOCK, MOST = 1 << 20, 1 << 26, 1 << 18
 
 Matrix = Factors | Tensor
 # What a merge of one layer yields: factors that are final as they are, a low-rank product, or a dense change.
@@ -42,7 +42,8 @@ class Stacked:
     def blocks(self) -> list[slice]:
         """Row blocks that cover the matrices."""
         rows, columns = self.shape
-        block = BLOCK if self.device.type == "cpu" else GPU_BLOCK
+        cpu = self.device.type == "cpu"
+        block = min(BLOCK // len(self.matrices), MOST) if cpu else GPU_BLOCK // len(self.matrices)
         return list(panels(rows, max(1, block // columns)))
 
     @property
