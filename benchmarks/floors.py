@@ -6,55 +6,57 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 import mergelab as ml
+from benchmarks.measuring import Measured, measured
 
 
-def reading_and_writing(inputs: Sequence[Path], output: Path) -> float:
-    """Seconds to read every tensor of the inputs into memory and to write the output again, with safetensors.
+def reading_and_writing(inputs: Sequence[Path], output: Path) -> Measured:
+    """Read every tensor of the inputs into memory and to write the output again, with safetensors.
 
     The output's tensors are read before the clock starts. (`load_file` maps a file; the copy is what reads it.)
     """
     tensors = {key: tensor.clone() for key, tensor in load_file(output).items()}
     copy = output.with_suffix(".floor")
-    start = time.perf_counter()
-    for path in inputs:
-        for tensor in load_file(path).values():
-            tensor.clone()
-    save_file(tensors, copy)
-    seconds = time.perf_counter() - start
+    with measured() as took:
+        for path in inputs:
+            for tensor in load_file(path).values():
+                tensor.clone()
+        save_file(tensors, copy)
     copy.unlink()
-    return seconds
+    return took
 
 
-def forming(adapters: Sequence[ml.Adapter], device: str) -> dict[str, float]:
-    """Seconds of `torch.matmul(lora_B, lora_A)` in float32, once for every layer of every adapter.
+def forming(adapters: Sequence[ml.Adapter], device: str) -> dict[str, Any]:
+    """Seconds, and processor seconds, of `torch.matmul(lora_B, lora_A)` in float32, once for every layer of every adapter.
 
     Once as anybody would write it, where a large result comes in new memory each time, and once into one buffer of the
     largest layer, which saves the system the work of handing out pages.
     """
     size = max(math.prod(layer.shape) for adapter in adapters for layer in adapter.layers.values())
     buffer = torch.empty(size, device=device)
-    plain = preallocated = 0.0
+    plain, preallocated = np.zeros(2), np.zeros(2)
     for adapter in adapters:
         for name in adapter.layers:
             b, a = adapter.matrices(name, device)
             out = buffer[: len(b) * a.shape[1]].view(len(b), a.shape[1])
             plain += _seconds(b, a, None)
             preallocated += _seconds(b, a, out)
-    return {"plain": plain, "preallocated": preallocated}
+    return {"plain": plain.tolist(), "preallocated": preallocated.tolist()}
 
 
 @torch.no_grad()
-def _seconds(b: torch.Tensor, a: torch.Tensor, out: torch.Tensor | None) -> float:
+def _seconds(b: torch.Tensor, a: torch.Tensor, out: torch.Tensor | None) -> Any:
     _wait(b)
-    start = time.perf_counter()
+    start = np.array([time.perf_counter(), time.process_time()])
     torch.matmul(b, a, out=out)
     _wait(b)
-    return time.perf_counter() - start
+    return np.array([time.perf_counter(), time.process_time()]) - start
 
 
 def _wait(tensor: torch.Tensor) -> None:

@@ -92,6 +92,7 @@ def _measure(
     if not args.no_floor:
         result["floor"] = floor = _floor(args, adapters, paths, output, options)
         result["ratio"] = round(took.seconds / floor["seconds"], 2)
+        result["processor_ratio"] = round(took.processor_seconds / floor["processor_seconds"], 2)
     result["memory"] = {
         "peak_above_start_bytes": took.peak,
         "output_bytes": written,
@@ -138,17 +139,24 @@ def _floor(
     say("the floor")
     files = reading_and_writing(paths, output)
     if strategy.is_sum:
-        return {"what": "reading all inputs and writing the output with safetensors", "seconds": round(files, 3)}
+        return _described("reading all inputs and writing the output with safetensors", files)
+    shared = {"files_seconds": round(files.seconds, 3)}
     if args.space != "delta":
         _, svd = _merge(paths, args, {}, output, "svd")
-        return {"what": "method svd on the same files", "seconds": round(svd.seconds, 3), "files": round(files, 3)}
+        return _described("method svd on the same files", svd) | shared
     formed = forming(adapters, args.device)
+    (seconds, processor), (into_one_buffer, _) = formed["plain"], formed["preallocated"]
     return {
         "what": "forming every change once with torch.matmul",
-        "seconds": round(formed["plain"], 3),
-        "preallocated_seconds": round(formed["preallocated"], 3),
-        "files": round(files, 3),
+        "seconds": round(seconds, 3),
+        "processor_seconds": round(processor, 3),
+        "seconds_into_one_buffer": round(into_one_buffer, 3),
+        **shared,
     }
+
+
+def _described(what: str, took: Measured) -> dict[str, Any]:
+    return {"what": what, "seconds": round(took.seconds, 3), "processor_seconds": round(took.processor_seconds, 3)}
 
 
 def _excess(
