@@ -33,7 +33,7 @@ def reading_and_writing(inputs: Sequence[Path], output: Path) -> Measured:
 
 
 def forming(adapters: Sequence[ml.Adapter], device: str) -> dict[str, Any]:
-    """Seconds, and processor seconds, of `torch.matmul(lora_B, lora_A)` in float32, once for every layer of every adapter.
+    """Seconds, and processor seconds, of `torch.matmul(lora_B, lora_A)` in float32 for all layers of all adapters.
 
     Once as anybody would write it, where a large result comes in new memory each time, and once into one buffer of the
     largest layer, which saves the system the work of handing out pages.
