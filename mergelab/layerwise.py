@@ -19,7 +19,7 @@ from mergelab.lowrank import Factors, Spectrum, inner, inner_products, stack, sv
 from mergelab.parallel import Lane, threads
 from mergelab.ranks import RankBudget, cut, rank_for_energy, rank_note, wanted
 from mergelab.report import LayerReport
-from mergelab.selection import EVERYTHING, Bracket, Tally, select
+from mergelab.selection import EVERYTHING, KEPT, Tally, bracket_of, select
 from mergelab.spaces import Merged, Stacked, view_of
 from mergelab.sparsify import Trim
 from mergelab.strategies import Cat
@@ -28,6 +28,9 @@ from mergelab.strategies import Cat
 CANCELLED = 1e-12
 # Dense changes of more entries than this are computed one after the other, by all threads together.
 LARGE = 1 << 22
+# A trim over whole adapters looks at one in so many rows and columns first, and trusts the share of large entries there
+# so far.
+SPARSE, MARGIN = 64, 0.02
 # The start of an iteration knows this many directions more than are wanted.
 EXTRA_DIRECTIONS = 8
 
@@ -165,11 +168,17 @@ def adapter_thresholds(job: Job, present: dict[str, tuple[int, ...]], lane: Lane
             yield from visit_blocks(stacked, owners, look, lane)
 
     sizes = [0] * len(job.adapters)
+    samples: list[list[Tensor]] = [[] for _ in job.adapters]
     for owners, stacked in views():
-        for i in owners:
+        picked = [-(-size // SPARSE) for size in stacked.shape]
+        for position, i in enumerate(owners):
             sizes[i] += math.prod(stacked.shape)
+            samples[i].append(stacked.sample(position, *picked).abs().flatten().cpu())
     counts = [int(sparsifier.density * size) for size in sizes]
-    brackets: list[Bracket] = [EVERYTHING] * len(sizes)
+    brackets = [
+        bracket_of(torch.cat(own), sparsifier.density, MARGIN) if size > KEPT else EVERYTHING
+        for own, size in zip(samples, sizes)
+    ]
     return dict(enumerate(select(visit, counts, sizes, brackets)))
 
 

@@ -120,11 +120,16 @@ def sampled_bracket(sample: Tensor, share: float, of: tuple[int, int]) -> Bracke
     large = (values >= _kth_largest(values.flatten(), max(1, int(share * size)))).float()
     shares = [large.mean(dim=d) for d in (0, 1)]
     variance = sum(float(x.var(unbiased=False)) / len(x) * (1 - len(x) / all_) for x, all_ in zip(shares, of[::-1]))
-    margin = max(_LEAST_MARGIN, _DEVIATIONS * variance**0.5)
+    return bracket_of(values.flatten(), share, max(_LEAST_MARGIN, _DEVIATIONS * variance**0.5))
+
+
+def bracket_of(magnitudes: Tensor, share: float, margin: float) -> Bracket:
+    """The magnitudes above which lie `share - margin` and `share + margin` of the given ones."""
+    size = len(magnitudes)
     first, last = int((share - margin) * size), int((share + margin) * size) + 1
     return (
-        _kth_largest(values.flatten(), last) if last <= size else 0.0,
-        _kth_largest(values.flatten(), first) if first >= 1 else math.inf,
+        _kth_largest(magnitudes, last) if last <= size else 0.0,
+        _kth_largest(magnitudes, first) if first >= 1 else math.inf,
     )
 
 
