@@ -20,13 +20,13 @@ BEGIN, END = "<!-- table: python -m benchmarks.table -->", "<!-- end of the tabl
 
 COUNTS, RANKS, LAYERS = (1, 2, 4, 8), (8, 16, 32, 64), (16, 32, 64, 128)
 GOALS = (
-    "--arch flux --method linear",
-    "--arch flux --method cat",
     "--arch flux --method svd",
     "--arch flux --method ties",
     "--arch flux --method dare",
     "--arch flux --method magnitude_prune",
     "--arch flux --method ties --space core",
+    "--arch flux --method linear",
+    "--arch flux --method cat",
     "--arch flux --method dare --space core",
     "--arch sdxl --method svd",
     "--arch sdxl --method ties",

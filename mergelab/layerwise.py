@@ -15,9 +15,9 @@ from mergelab.dense import svd_dense
 from mergelab.errors import LayerError
 from mergelab.job import Aligned, Job, changes_of, layer_generator
 from mergelab.layer import LoraLayer, layer_of
-from mergelab.lowrank import Factors, Spectrum, inner, inner_products, stack, svd
+from mergelab.lowrank import Factors, Spectrum, inner, inner_products, stack, svd, svd_of_sum
 from mergelab.parallel import Lane, threads
-from mergelab.ranks import RankBudget, cut, rank_for_energy, rank_note, wanted
+from mergelab.ranks import RankBudget, cut, number, rank_note, wanted
 from mergelab.report import LayerReport
 from mergelab.selection import EVERYTHING, KEPT, Tally, bracket_of, select
 from mergelab.spaces import Merged, Stacked, view_of
@@ -47,6 +47,10 @@ class Result:
     energy: float
     kept: float
     row: LayerReport | None = None
+
+
+# For each input of a layer the projection of the merge on it, and its squared norm.
+Measured = Mapping[int, tuple[float, float]]
 
 
 def merge_layers(job: Job, present: dict[str, tuple[int, ...]], done: Callable[[], object]) -> list[Result]:
@@ -106,22 +110,22 @@ def _merge_one(
         return _final(job, Result(name, shape, None, None, present, energy, energy), inputs, factors)
     aligned = changes_of(job, name, present)
     inputs = {i: c.scaled(w) for i, c, w in zip(aligned.present, aligned.changes, aligned.weights)}
-    merged = merge_layer(
-        job.strategy,
-        aligned.changes,
-        aligned.weights,
-        [layer_generator(job.seed, name, i) for i in range(len(present))],
-        None if thresholds is None else [thresholds[i] for i in aligned.present],
-        lane,
-    )
     limit = min(shape[0], math.prod(shape[1:]))
     ask = wanted(job.rank, ranks, limit)
-    final = isinstance(ask, int) and not isinstance(job.rank, RankBudget)
-    if isinstance(merged, Factors) and job.strategy.space == "factors" and final and ask >= merged.A.shape[0]:
-        energy = inner(merged, merged)
-        return _final(job, Result(name, shape, None, None, present, energy, energy), inputs, merged)
+    generators = [layer_generator(job.seed, name, i) for i in range(len(present))]
+    chosen = None if thresholds is None else [thresholds[i] for i in aligned.present]
+    measured: Measured | None = None
     try:
-        spectrum = _decompose(merged, ask, layer_generator(job.seed, name, -1), aligned, lane)
+        if job.strategy.is_sum and job.strategy.space != "factors":
+            spectrum, *found = svd_of_sum(list(inputs.values()), lambda s: number(ask, s))
+            measured = dict(zip(inputs, zip(*found)))
+        else:
+            merged = merge_layer(job.strategy, aligned.changes, aligned.weights, generators, chosen, lane)
+            final = isinstance(ask, int) and not isinstance(job.rank, RankBudget)
+            if isinstance(merged, Factors) and final and ask >= merged.A.shape[0]:
+                energy = inner(merged, merged)
+                return _final(job, Result(name, shape, None, None, present, energy, energy), inputs, merged)
+            spectrum = _decompose(merged, ask, layer_generator(job.seed, name, -1), aligned, lane)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         spectrum = None
     if spectrum is None or not math.isfinite(spectrum.energy):
@@ -132,18 +136,20 @@ def _merge_one(
     if isinstance(job.rank, RankBudget):  # what it gets is known when all layers are
         return Result(name, shape, _spectrum_to_cpu(spectrum), None, present, spectrum.energy, spectrum.kept)
     result = Result(name, shape, None, None, present, spectrum.energy, spectrum.kept)
-    return _final(job, result, inputs, spectrum.factors())
+    return _final(job, result, inputs, spectrum.factors(), measured)
 
 
-def _final(job: Job, result: Result, inputs: Mapping[int, Factors], factors: Factors) -> Result:
+def _final(
+    job: Job, result: Result, inputs: Mapping[int, Factors], factors: Factors, measured: Measured | None = None
+) -> Result:
     """A layer whose rank is known; its row of the report is made while its inputs are at hand."""
-    row = _row(job, result, factors, result.kept, inputs)
+    row = _row(job, result, factors, result.kept, measured or _measured(factors, inputs))
     return replace(result, factors=Factors(factors.B.cpu().contiguous(), factors.A.cpu().contiguous()), row=row)
 
 
 def _decompose(merged: Merged, ask: int | float, generator: torch.Generator, aligned: Aligned, lane: Lane) -> Spectrum:
     if not isinstance(merged, Tensor):
-        return svd(merged, lambda s: ask if isinstance(ask, int) else rank_for_energy(s, ask, float((s**2).sum())))
+        return svd(merged, lambda s: number(ask, s))
     count = (ask if isinstance(ask, int) else 64) + EXTRA_DIRECTIONS
     rank = sum(c.A.shape[0] for c in aligned.changes)
     start = None if min(merged.shape) <= rank else directions(aligned.changes, aligned.weights, min(count, rank))
@@ -195,27 +201,28 @@ def store(job: Job, results: Sequence[Result]) -> tuple[dict[str, LoraLayer], li
             factors = spectrum.factors() if len(spectrum.S) else None
         if factors is not None:
             layers[result.name] = layer_of(factors, result.shape)
-        rows.append(result.row or _row(job, result, factors, kept))
+        rows.append(result.row or _row(job, result, factors, kept, None))
     return layers, rows
 
 
-def _row(
-    job: Job, result: Result, factors: Factors | None, kept: float, inputs: Mapping[int, Factors] | None = None
-) -> LayerReport:
-    """A row of the report; the inputs, times their weights, are read again where they are not at hand."""
-    if inputs is None:
-        inputs = {i: job.adapters[i].matrices(result.name).scaled(job.weights[i][result.name]) for i in result.present}
-    projections: list[float | None] = [None] * len(job.adapters)
-    norms: list[float | None] = [None] * len(job.adapters)
-    shown = inner_products(factors, list(inputs.values())) if factors is not None and inputs else [0.0] * len(inputs)
-    for (i, change), projection in zip(inputs.items(), shown):
-        norms[i], projections[i] = inner_products(change, [change])[0], projection
+def _measured(factors: Factors | None, inputs: Mapping[int, Factors]) -> Measured:
+    changes = list(inputs.values())
+    inside = inner_products(factors, changes) if factors is not None and changes else [0.0] * len(changes)
+    return {i: (p, inner_products(c, [c])[0]) for (i, c), p in zip(inputs.items(), inside)}
+
+
+def _row(job: Job, result: Result, factors: Factors | None, kept: float, measured: Measured | None) -> LayerReport:
+    """A row of the report; the inputs are read again where nobody measured them."""
+    if measured is None:
+        own = [(i, job.weights[i][result.name]) for i in result.present]
+        measured = _measured(factors, {i: job.adapters[i].matrices(result.name).scaled(w) for i, w in own})
+    found = [measured.get(i, (None, None)) for i in range(len(job.adapters))]
     rank = factors.A.shape[0] if factors is not None else 0
     note = rank_note(job.rank, rank) if result.present else "left out: every weight is 0 there"
     energy = result.energy
-    if result.present and energy < CANCELLED * sum(n for n in norms if n is not None):
+    if result.present and energy < CANCELLED * sum(norm for _, norm in measured.values()):
         energy, kept, note = 0.0, 0.0, "the inputs cancel: what is left is rounding"
-    return LayerReport(result.name, rank, energy, kept, tuple(projections), tuple(norms), note)
+    return LayerReport(result.name, rank, energy, kept, tuple(p for p, _ in found), tuple(n for _, n in found), note)
 
 
 def _spectrum_to_cpu(spectrum: Spectrum) -> Spectrum:

@@ -139,27 +139,51 @@ def joint_cores(changes: Sequence[Factors]) -> tuple[Tensor, list[Tensor], Tenso
     return q_b, [b @ a.T for b, a in parts], q_a
 
 
-def svd(change: Factors | Core, count: Callable[[Tensor], int] = len) -> Spectrum:
-    """The exact singular value decomposition of a product, through its small core.
+class Sum(NamedTuple):
+    """A sum of changes, decomposed, and how much of each is in it.
+
+    Attributes:
+        spectrum: of the sum.
+        projections: `<spectrum, delta_i>` for each change.
+        norms: `||delta_i||^2`.
+    """
+
+    spectrum: Spectrum
+    projections: list[float]
+    norms: list[float]
+
+
+def svd_of_sum(changes: Sequence[Factors], count: Callable[[Tensor], int] = len) -> Sum:
+    """The exact singular value decomposition of a sum of changes.
 
     Args:
-        change: the product.
+        changes: what is added.
         count: how many of the singular values it is given to return; default all.
     """
-    if isinstance(change, Factors):
-        whole = joint([change])
-        left, s, right = torch.linalg.svd(whole.r_b @ whole.r_a.T, full_matrices=False)
-    else:
-        left, s, right = torch.linalg.svd(change.M, full_matrices=False)
+    whole = joint(changes)
+    left, s, right = torch.linalg.svd(whole.r_b @ whole.r_a.T, full_matrices=False)
     energy, number = float((s**2).sum()), count(s)
-    left, s, right = left[:, :number], s[:number], right[:number]
-    if isinstance(change, Core):
-        return Spectrum(change.U @ left.to(change.U.dtype), s, change.V @ right.T.to(change.V.dtype), energy)
+    left, s, right = left[:, :number], s[:number], right[:number].T
     # U = B A v / s and V = (u B A).T / s; where a value is only rounding, so would be its vectors.
-    over = torch.where(s > NULL * s.max().clamp_min(TINY), 1 / s, 0.0)
-    u = whole.B @ (whole.r_a.T @ right.T * over).to(whole.B.dtype)
+    over = torch.where(s > NULL * s.max().clamp_min(TINY), 1 / s, 0.0) if number else s
+    u = whole.B @ (whole.r_a.T @ right * over).to(whole.B.dtype)
     v = whole.A.T @ (whole.r_b.T @ left * over).to(whole.A.dtype)
-    return Spectrum(u, s, v, energy)
+    cores = whole.cores()
+    return Sum(
+        Spectrum(u, s, v, energy),
+        [float((left.T @ m @ right).diagonal() @ s) for m in cores],
+        [float(m.square().sum()) for m in cores],
+    )
+
+
+def svd(change: Factors | Core, count: Callable[[Tensor], int] = len) -> Spectrum:
+    """The exact singular value decomposition of a product, through its small core; arguments as of `svd_of_sum`."""
+    if isinstance(change, Factors):
+        return svd_of_sum([change], count).spectrum
+    left, s, right = torch.linalg.svd(change.M, full_matrices=False)
+    energy, number = float((s**2).sum()), count(s)
+    left, s, right = left[:, :number], s[:number], right[:number].T
+    return Spectrum(change.U @ left.to(change.U.dtype), s, change.V @ right.to(change.V.dtype), energy)
 
 
 def inner(x: Factors, y: Factors) -> float:
