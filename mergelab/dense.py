@@ -64,7 +64,7 @@ def svd_dense(
         # What is found is where the search for more begins.
         rank, start = rank * 2, spectrum.V
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    found = Spectrum(u, s.double(), vh.T, energy)
+    found = Spectrum(u, s.cpu().double(), vh.T, energy)
     return found.truncated(wanted) if isinstance(wanted, int) else found
 
 
@@ -80,7 +80,7 @@ def squared_norm(matrix: Tensor, lane: Lane | None = None) -> float:
         exact = block.double().flatten()
         return float(torch.dot(exact, exact))
 
-    return sum((lane or Lane()).map(of, torch.split(matrix, 128)))
+    return sum((lane or Lane()).map(of, torch.split(matrix, 128 if matrix.device.type == "cpu" else 4096)))
 
 
 def leading_directions(changes: Factors, count: int) -> Float[Tensor, "in l"]:
@@ -92,11 +92,11 @@ def leading_directions(changes: Factors, count: int) -> Float[Tensor, "in l"]:
                 [1.]])
     """
     gram = changes.B.T @ changes.B
-    values, vectors = torch.linalg.eigh(gram.double())
+    values, vectors = torch.linalg.eigh(gram.cpu().double())
     root = vectors * values.clamp_min(0).sqrt()
-    rows = root.T.float() @ changes.A
-    _, vectors = torch.linalg.eigh((rows @ rows.T).double())
-    return torch.linalg.qr(rows.T @ vectors[:, -count:].flip(1).float()).Q
+    rows = root.T.to(gram) @ changes.A
+    _, vectors = torch.linalg.eigh((rows @ rows.T).cpu().double())
+    return torch.linalg.qr(rows.T @ vectors[:, -count:].flip(1).to(rows)).Q
 
 
 def _subspace_iteration(
@@ -120,7 +120,7 @@ def _subspace_iteration(
         forward = number % 2 == 0
         sketch = _times(matrix if forward else matrix.T, basis, lane)
         exact = sketch.double()
-        values, vectors = torch.linalg.eigh(exact.T @ exact)
+        values, vectors = torch.linalg.eigh((exact.T @ exact).cpu())
         now = float(values[-rank:].sum())
         before, gain, kept = gain, now - kept, now
         missed = float(values[0] / values[-rank].clamp_min(1e-300))
@@ -136,8 +136,8 @@ def _subspace_iteration(
     # A matrix of lower rank has no further directions, only rounding.
     found = max(1, int((s > ROUNDING * s[0]).sum()))
     s, vectors = s[:found], vectors[:, :found]
-    image = exact @ vectors / s if s[0] > 0 else torch.zeros(len(exact), 1, dtype=s.dtype, device=s.device)
-    image, source = image.to(basis.dtype), basis @ vectors.to(basis.dtype)
+    image = exact @ (vectors / s).to(exact) if s[0] > 0 else torch.zeros(len(exact), 1)
+    image, source = image.to(basis), basis @ vectors.to(basis)
     return Spectrum(image, s, source, energy) if forward else Spectrum(source, s, image, energy)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 # Singular values below this share of the largest are what float32 leaves of zero.
-NULL, TINY = 1e-9, 1e-300
+NULL, TINY = 1e-7, 1e-300
 
 
 class exact_arithmetic(contextlib.ContextDecorator):
@@ -79,7 +79,7 @@ class Spectrum(NamedTuple):
 
     def factors(self) -> Factors:
         """`B = U sqrt(S)`, `A = sqrt(S) V.T`: balanced, so that neither factor leaves the range of float16."""
-        root = self.S.sqrt().to(self.U.dtype)
+        root = self.S.sqrt().to(self.U)
         return Factors(self.U * root, (self.V * root).T.contiguous())
 
     @property
@@ -102,7 +102,7 @@ class Joint(NamedTuple):
 
     Attributes:
         B, A: `(out, k)` and `(k, in)`, stacked.
-        r_b, r_a: `(min(out, k), k)` and `(min(in, k), k)`, in float64.
+        r_b, r_a: `(min(out, k), k)` and `(min(in, k), k)`, in float64, on the CPU.
         ranks: of the changes, which sum to k.
     """
 
@@ -121,8 +121,9 @@ class Joint(NamedTuple):
 def joint(changes: Sequence[Factors]) -> Joint:
     """The changes of one layer, in the coordinates of their common span."""
     stacked = stack(changes)
-    r_b = torch.linalg.qr(stacked.B, mode="r").R.double()
-    r_a = torch.linalg.qr(stacked.A.T, mode="r").R.double()
+    # Small matrices in float64 are work for the CPU, wherever the factors are.
+    r_b = torch.linalg.qr(stacked.B, mode="r").R.cpu().double()
+    r_a = torch.linalg.qr(stacked.A.T, mode="r").R.cpu().double()
     return Joint(*stacked, r_b, r_a, tuple(c.A.shape[0] for c in changes))
 
 
@@ -166,8 +167,8 @@ def svd_of_sum(changes: Sequence[Factors], count: Callable[[Tensor], int] = len)
     left, s, right = left[:, :number], s[:number], right[:number].T
     # U = B A v / s and V = (u B A).T / s; where a value is only rounding, so would be its vectors.
     over = torch.where(s > NULL * s.max().clamp_min(TINY), 1 / s, 0.0) if number else s
-    u = whole.B @ (whole.r_a.T @ right * over).to(whole.B.dtype)
-    v = whole.A.T @ (whole.r_b.T @ left * over).to(whole.A.dtype)
+    u = whole.B @ (whole.r_a.T @ right * over).to(whole.B)
+    v = whole.A.T @ (whole.r_b.T @ left * over).to(whole.A)
     cores = whole.cores()
     return Sum(
         Spectrum(u, s, v, energy),
@@ -180,10 +181,10 @@ def svd(change: Factors | Core, count: Callable[[Tensor], int] = len) -> Spectru
     """The exact singular value decomposition of a product, through its small core; arguments as of `svd_of_sum`."""
     if isinstance(change, Factors):
         return svd_of_sum([change], count).spectrum
-    left, s, right = torch.linalg.svd(change.M, full_matrices=False)
+    left, s, right = torch.linalg.svd(change.M.cpu(), full_matrices=False)
     energy, number = float((s**2).sum()), count(s)
     left, s, right = left[:, :number], s[:number], right[:number].T
-    return Spectrum(change.U @ left.to(change.U.dtype), s, change.V @ right.to(change.V.dtype), energy)
+    return Spectrum(change.U @ left.to(change.U), s, change.V @ right.to(change.V), energy)
 
 
 def inner(x: Factors, y: Factors) -> float:
@@ -204,4 +205,4 @@ def inner_products(x: Factors, others: Sequence[Factors]) -> list[float]:
 def _gram(x: Tensor, y: Tensor) -> Tensor:
     """`x.T @ y`, summed in float64 over panels."""
     parts = [(a.T @ b).double() for a, b in zip(x.split(1024), y.split(1024))]
-    return torch.stack(parts).sum(dim=0)
+    return torch.stack(parts).sum(dim=0).cpu()

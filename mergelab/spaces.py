@@ -121,9 +121,9 @@ def _span(columns: Tensor, cores: Sequence[Tensor], triangles: Sequence[Tensor])
     count = max(1, int((squares > NULL_TOLERANCE**2 * squares[0]).sum()))
     squares, left = squares[:count], left[:, :count]
     parts = [t.T @ (m.T @ left) for m, t in zip(cores, triangles)]
-    vectors = columns @ (torch.cat(parts) / squares.clamp_min(1e-300)).to(columns.dtype)
+    vectors = columns @ (torch.cat(parts) / squares.clamp_min(1e-300)).to(columns)
     signs = _signs(vectors)
-    return vectors * signs, left * signs
+    return vectors * signs, left * signs.to(left)
 
 
 def _knots(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[float]) -> View:
