@@ -17,6 +17,7 @@ from mergelab.extras import bias_only, merge_extras
 from mergelab.job import Job
 from mergelab.layerwise import merge_layers, store
 from mergelab.lowrank import exact_arithmetic
+from mergelab.parallel import Lane, threads
 from mergelab.provenance import Recipe, input_record, merged_metadata
 from mergelab.ranks import Rank, RankBudget, check_rank
 from mergelab.report import Report
@@ -99,10 +100,13 @@ def merge(
         raise OptionError("the merge is empty: every weight is 0, so no adapter is left")
     extras, notes = merge_extras(job, names)
     taking_part = [a for a, own in zip(adapters, table) if any(own.values())]
+    given = [_weight_record(w) for w in weights or [1.0] * len(adapters)]
+    with threads() as pool:  # every file is hashed
+        records = list(Lane(pool).map(lambda pair: input_record(*pair), zip(adapters, given)))
     recipe = Recipe(
         method=_name_of(method, strategy),
         options=_options_record(strategy, rank, seed),
-        inputs=[input_record(a, _weight_record(w)) for a, w in zip(adapters, weights or [1.0] * len(adapters))],
+        inputs=records,
     )
     return Adapter(
         layers=layers,
