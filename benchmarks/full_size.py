@@ -107,6 +107,9 @@ def _measure(
         say("PEFT, one layer")
         result["peft"] = peft = peft_seconds(layers, args.method, args.adapters, args.rank, args.density)
         result["times_as_fast_as_peft"] = round(peft["extrapolated_seconds"] / took.seconds, 1)
+        result["times_less_processor_time_than_peft"] = round(
+            peft["extrapolated_processor_seconds"] / took.processor_seconds, 1
+        )
     result["machine"] = {
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
+from benchmarks.measuring import measured
 from benchmarks.synthetic import factors
 
 # The combination type of PEFT that computes what our method does.
@@ -61,15 +61,16 @@ def peft_seconds(
     combination = COMBINATIONS[method]
     extra = {} if combination == "svd" else {"density": density}
     names = [str(i) for i in range(adapters)]
-    start = time.perf_counter()
-    model.add_weighted_adapter(names, [1.0] * adapters, "merged", combination, svd_rank=rank, **extra)
-    seconds = time.perf_counter() - start
+    with measured() as took:
+        model.add_weighted_adapter(names, [1.0] * adapters, "merged", combination, svd_rank=rank, **extra)
     scale = sum(map(cost, layers.values())) / cost(shape)
     return {
         "version": version("peft"),
         "combination_type": combination,
         "sample": {"layer": name, "shape": list(shape)},
-        "seconds": round(seconds, 2),
-        "extrapolated_seconds": round(seconds * scale, 1),
+        "seconds": round(took.seconds, 2),
+        "processor_seconds": round(took.processor_seconds, 2),
+        "extrapolated_seconds": round(took.seconds * scale, 1),
+        "extrapolated_processor_seconds": round(took.processor_seconds * scale, 1),
         "extrapolation": "by out * in * min(out, in) of every layer",
     }

@@ -78,6 +78,7 @@ def row(result: dict[str, Any]) -> dict[str, str]:
         "of processor time": f"{result['processor_ratio']:.1f}" if floor else "",
         "PEFT, s": f"{peft['extrapolated_seconds']:,.0f}" if peft else "",
         "times as fast": f"{result['times_as_fast_as_peft']:,.0f}" if peft else "",
+        "by processor time": f"{result.get('times_less_processor_time_than_peft', 0):,.0f}" if peft else "",
         "peak above start, GB": f"{memory['peak_above_start_bytes'] / 1e9:.2f}",
         "output, GB": f"{memory['output_bytes'] / 1e9:.2f}",
         "dense copies": f"{memory['dense_copies_beside_the_output']:.1f}",
