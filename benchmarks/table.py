@@ -72,8 +72,8 @@ def row(result: dict[str, Any]) -> dict[str, str]:
     return {
         "command": f"`{result['command'].removeprefix('python -m benchmarks.full_size ')}`",
         "layers": f"{result['layers']} of {result['layers_of_the_model']}",
-        "s": f"{result['wall_seconds']:.1f}",
-        "floor, s": f"{floor['seconds']:.1f}" if floor else "",
+        "s": f"{result['wall_seconds']:.2f}",
+        "floor, s": f"{floor['seconds']:.2f}" if floor else "",
         "ratio": f"{result['ratio']:.1f}" if floor else "",
         "of processor time": f"{result['processor_ratio']:.1f}" if floor else "",
         "PEFT, s": f"{peft['extrapolated_seconds']:,.0f}" if peft else "",
@@ -125,15 +125,17 @@ def main() -> None:
     sample = f" --layers {args.layers}" if args.layers else ""
     goals = found([line + sample for line in GOALS])
     plots = {name: found(lines) for name, lines in PLOTS.items()}
+    for name, results in plots.items():
+        if results:
+            plot(name, results)
     readme = HERE / "README.md"
     text = readme.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     if goals:
-        readme.write_text(f"{before}{BEGIN}\n{table(goals)}\n{END}{after}", encoding="utf-8")
-    for name, results in plots.items():
-        if results:
-            plot(name, results)
+        drawn = [f"![seconds against {name}]({name}.png)" for name, results in plots.items() if results]
+        body = "\n".join([table(goals), *([""] if drawn else []), *drawn])
+        readme.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
