@@ -7,13 +7,15 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from mergelab.adapter import Adapter, Source
+from mergelab.aligning import aligned_layers, loaded, unique_names
 from mergelab.lowrank import Factors, exact_arithmetic, inner, svd
-from mergelab.merging import aligned_layers, loaded, unique_names
+from mergelab.parallel import Lane, threads
 
 if TYPE_CHECKING:
     import pandas
@@ -165,40 +167,66 @@ def compare(adapters: Sequence[Adapter | Source]) -> Comparison:
     found = loaded(adapters, least=2)
     names = unique_names([a.name for a in found])
     aligned_layers(found, names)
+    everywhere = dict.fromkeys(name for a in found for name in a.layers)
+    with threads() as pool:
+        measured = dict(zip(everywhere, Lane(pool).map(lambda name: _measure_layer(found, names, name), everywhere)))
     rows, shared = [], {}
     for i, j in itertools.combinations(range(len(found)), 2):
         both = [name for name in found[i].layers if name in found[j].layers]
         shared[names[i], names[j]] = (len(both), len(found[i].layers) - len(both), len(found[j].layers) - len(both))
-        for name in both:
-            x, y = found[i].matrices(name), found[j].matrices(name)
-            rows.append(_pair(name, names[i], names[j], x, y))
-    return Comparison(tuple(names), tuple(a.norm() for a in found), tuple(rows), shared)
+        rows += [measured[name].pairs[i, j] for name in both]
+    norms = [math.sqrt(sum(measured[name].squares[i] for name in a.layers)) for i, a in enumerate(found)]
+    return Comparison(tuple(names), tuple(norms), tuple(rows), shared)
 
 
-def _pair(layer: str, first: str, second: str, x: Factors, y: Factors) -> PairRow:
+class _Side(NamedTuple):
+    """One adapter in one layer: its change, squared norm, and orthonormal bases of its column and row space."""
+
+    change: Factors
+    square: float
+    columns: Tensor
+    rows: Tensor
+
+
+class _Layer(NamedTuple):
+    squares: dict[int, float]
+    pairs: dict[tuple[int, int], PairRow]
+
+
+def _measure_layer(adapters: Sequence[Adapter], names: Sequence[str], name: str) -> _Layer:
+    sides = {i: _side(a.matrices(name)) for i, a in enumerate(adapters) if name in a.layers}
+    pairs = {
+        (i, j): _pair(name, names[i], names[j], sides[i], sides[j]) for i, j in itertools.combinations(sorted(sides), 2)
+    }
+    return _Layer({i: side.square for i, side in sides.items()}, pairs)
+
+
+def _side(change: Factors) -> _Side:
+    spectrum = svd(change)
+    rank = int((_RANK_TOLERANCE * spectrum.S[0] < spectrum.S).sum())
+    # The vectors of small singular values are only nearly orthogonal.
+    columns, rows = (torch.linalg.qr(x[:, :rank]).Q for x in (spectrum.U, spectrum.V))
+    return _Side(change, max(0.0, inner(change, change)), columns, rows)
+
+
+def _pair(layer: str, first: str, second: str, x: _Side, y: _Side) -> PairRow:
     return PairRow(
         layer=layer,
         first=first,
         second=second,
-        norm_first=math.sqrt(max(0.0, inner(x, x))),
-        norm_second=math.sqrt(max(0.0, inner(y, y))),
-        inner=inner(x, y),
+        norm_first=math.sqrt(x.square),
+        norm_second=math.sqrt(y.square),
+        inner=inner(x.change, y.change),
         shared_subspace=_shared_subspace(x, y),
-        sign_conflict=_sign_conflict(x, y),
+        sign_conflict=_sign_conflict(x.change, y.change),
     )
 
 
-def _shared_subspace(x: Factors, y: Factors) -> float:
-    bases = []
-    for factors in (x, y):
-        spectrum = svd(factors)
-        rank = int((_RANK_TOLERANCE * spectrum.S[0] < spectrum.S).sum())
-        bases.append((spectrum.U[:, :rank], spectrum.V[:, :rank]))
-    (ux, vx), (uy, vy) = bases
-    smaller = min(ux.shape[1], uy.shape[1])
+def _shared_subspace(x: _Side, y: _Side) -> float:
+    smaller = min(x.columns.shape[1], y.columns.shape[1])
     if smaller == 0:
         return 0.0
-    columns, rows = (ux.T @ uy).square().sum(), (vx.T @ vy).square().sum()
+    columns, rows = (x.columns.T @ y.columns).square().sum(), (x.rows.T @ y.rows).square().sum()
     return float(columns + rows) / (2 * smaller)
 
 

@@ -1,4 +1,4 @@
-"""Linear algebra on low-rank matrices, which costs the rank and not the layer; and the SVD of dense ones.
+"""Linear algebra on low-rank matrices, which costs the rank and not the layer.
 
 Shapes: a change is `(out, in)`; `Factors` hold it as `B (out, r) @ A (r, in)`, a `Core` as `U (out, k) @ M (k, l) @
 V.T (l, in)` with orthonormal columns in U and V, a `Spectrum` as `U diag(S) V.T`.
@@ -7,26 +7,22 @@ V.T (l, in)` with orthonormal columns in U and V, a `Spectrum` as `U diag(S) V.T
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-# Up to this smaller side a dense SVD is cheap enough to be exact.
-EXACT_SIDE = 256
-OVERSAMPLE = 16
-MAX_POWER_ITERATIONS = 40
-# Stop when all further iterations together would lower the squared error by less than this share of it.
-POWER_TOLERANCE = 4e-4
-# The ratio of successive gains, as far as it is believed: the first gains are larger than the rest lets expect.
-MIN_RATIO, MAX_RATIO = 0.7, 0.99
-ROUNDING = 1e-6
+# Singular values below this share of the largest are what float32 leaves of zero.
+NULL, TINY = 1e-7, 1e-300
 
 
 class exact_arithmetic(contextlib.ContextDecorator):
     """Neither gradients nor the half precision of an autocast around the caller reach the arithmetic inside."""
+
+    def _recreate_cm(self) -> exact_arithmetic:
+        return type(self)()  # a decorated function may run in several threads at once
 
     def __enter__(self) -> None:
         self._stack = contextlib.ExitStack()
@@ -83,7 +79,7 @@ class Spectrum(NamedTuple):
 
     def factors(self) -> Factors:
         """`B = U sqrt(S)`, `A = sqrt(S) V.T`: balanced, so that neither factor leaves the range of float16."""
-        root = self.S.sqrt().to(self.U.dtype)
+        root = self.S.sqrt().to(self.U)
         return Factors(self.U * root, (self.V * root).T.contiguous())
 
     @property
@@ -97,11 +93,38 @@ def stack(changes: Sequence[Factors]) -> Factors:
     return Factors(torch.cat([c.B for c in changes], dim=1), torch.cat([c.A for c in changes], dim=0))
 
 
-def core(factors: Factors) -> Core:
-    """QR of both factors: `B A = Q_B (R_B R_A.T) Q_A.T`."""
-    q_b, r_b = torch.linalg.qr(factors.B)
-    q_a, r_a = torch.linalg.qr(factors.A.T)
-    return Core(q_b, r_b.double() @ r_a.double().T, q_a)
+class Joint(NamedTuple):
+    """Changes side by side, and the triangles of the QR decompositions of their stacked factors.
+
+    With `B = Q_B r_b` and `A.T = Q_A r_a`, what happens in the span of the changes is arithmetic on the triangles. The
+    large orthonormal factors, which cost more than all the rest, are never formed: a direction of the span is a
+    combination of the columns of B or of the rows of A.
+
+    Attributes:
+        B, A: `(out, k)` and `(k, in)`, stacked.
+        r_b, r_a: `(min(out, k), k)` and `(min(in, k), k)`, in float64, on the CPU.
+        ranks: of the changes, which sum to k.
+    """
+
+    B: Float[Tensor, "out k"]
+    A: Float[Tensor, "k in"]
+    r_b: Float64[Tensor, "kb k"]
+    r_a: Float64[Tensor, "ka k"]
+    ranks: tuple[int, ...]
+
+    def cores(self) -> list[Tensor]:
+        """`Q_B.T delta_i Q_A` for each change."""
+        pairs = zip(self.r_b.split(self.ranks, dim=1), self.r_a.split(self.ranks, dim=1))
+        return [b @ a.T for b, a in pairs]
+
+
+def joint(changes: Sequence[Factors]) -> Joint:
+    """The changes of one layer, in the coordinates of their common span."""
+    stacked = stack(changes)
+    # Small matrices in float64 are work for the CPU, wherever the factors are.
+    r_b = torch.linalg.qr(stacked.B, mode="r").R.cpu().double()
+    r_a = torch.linalg.qr(stacked.A.T, mode="r").R.cpu().double()
+    return Joint(*stacked, r_b, r_a, tuple(c.A.shape[0] for c in changes))
 
 
 def joint_cores(changes: Sequence[Factors]) -> tuple[Tensor, list[Tensor], Tensor]:
@@ -117,11 +140,51 @@ def joint_cores(changes: Sequence[Factors]) -> tuple[Tensor, list[Tensor], Tenso
     return q_b, [b @ a.T for b, a in parts], q_a
 
 
-def svd(factors: Factors | Core) -> Spectrum:
-    """The exact singular value decomposition of a product of factors, through its small core."""
-    u, m, v = core(factors) if isinstance(factors, Factors) else factors
-    left, s, right = torch.linalg.svd(m, full_matrices=False)
-    return Spectrum(u @ left.to(u.dtype), s, v @ right.T.to(v.dtype), float((s**2).sum()))
+class Sum(NamedTuple):
+    """A sum of changes, decomposed, and how much of each is in it.
+
+    Attributes:
+        spectrum: of the sum.
+        projections: `<spectrum, delta_i>` for each change.
+        norms: `||delta_i||^2`.
+    """
+
+    spectrum: Spectrum
+    projections: list[float]
+    norms: list[float]
+
+
+def svd_of_sum(changes: Sequence[Factors], count: Callable[[Tensor], int] = len) -> Sum:
+    """The exact singular value decomposition of a sum of changes.
+
+    Args:
+        changes: what is added.
+        count: how many of the singular values it is given to return; default all.
+    """
+    whole = joint(changes)
+    left, s, right = torch.linalg.svd(whole.r_b @ whole.r_a.T, full_matrices=False)
+    energy, number = float((s**2).sum()), count(s)
+    left, s, right = left[:, :number], s[:number], right[:number].T
+    # U = B A v / s and V = (u B A).T / s; where a value is only rounding, so would be its vectors.
+    over = torch.where(s > NULL * s.max().clamp_min(TINY), 1 / s, 0.0) if number else s
+    u = whole.B @ (whole.r_a.T @ right * over).to(whole.B)
+    v = whole.A.T @ (whole.r_b.T @ left * over).to(whole.A)
+    cores = whole.cores()
+    return Sum(
+        Spectrum(u, s, v, energy),
+        [float((left.T @ m @ right).diagonal() @ s) for m in cores],
+        [float(m.square().sum()) for m in cores],
+    )
+
+
+def svd(change: Factors | Core, count: Callable[[Tensor], int] = len) -> Spectrum:
+    """The exact singular value decomposition of a product, through its small core; arguments as of `svd_of_sum`."""
+    if isinstance(change, Factors):
+        return svd_of_sum([change], count).spectrum
+    left, s, right = torch.linalg.svd(change.M.cpu(), full_matrices=False)
+    energy, number = float((s**2).sum()), count(s)
+    left, s, right = left[:, :number], s[:number], right[:number].T
+    return Spectrum(change.U @ left.to(change.U), s, change.V @ right.to(change.V), energy)
 
 
 def inner(x: Factors, y: Factors) -> float:
@@ -131,66 +194,15 @@ def inner(x: Factors, y: Factors) -> float:
     return float((gram_b * gram_a).sum())
 
 
-def svd_dense(matrix: Float[Tensor, "out in"], wanted: int | float, generator: torch.Generator) -> Spectrum:
-    """The leading singular values and vectors of a dense matrix.
-
-    Args:
-        matrix: `(out, in)`, float32.
-        wanted: how many (int), or the share of the energy that they shall hold (float in (0, 1)).
-        generator: for the random start of the iteration.
-
-    Returns:
-        Exact where the smaller side is at most 256 or most values are wanted; else by randomised subspace iteration,
-        whose error is at most 0.1 % above that of the best approximation of that rank.
-
-    Source: Halko, Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4.
-    """
-    side = min(matrix.shape)
-    energy = squared_norm(matrix)
-    rank = wanted if isinstance(wanted, int) else 64
-    while side > EXACT_SIDE and rank < side // 3:
-        spectrum = _subspace_iteration(matrix, rank, energy, generator)
-        if spectrum is None:
-            break
-        if isinstance(wanted, int) or spectrum.kept >= wanted * energy:
-            return spectrum
-        rank *= 2
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    found = Spectrum(u, s.double(), vh.T, energy)
-    return found.truncated(wanted) if isinstance(wanted, int) else found
+def inner_products(x: Factors, others: Sequence[Factors]) -> list[float]:
+    """Frobenius inner products of one change with several, to float32 precision: `inner` at a fraction of its cost."""
+    stacked = stack(others)
+    ranks = [c.A.shape[0] for c in others]
+    columns, rows = _gram(x.B, stacked.B), _gram(x.A.T, stacked.A.T)
+    return [float((b * a).sum()) for b, a in zip(columns.split(ranks, dim=1), rows.split(ranks, dim=1))]
 
 
-def squared_norm(matrix: Tensor) -> float:
-    """Squared Frobenius norm, summed in float64 over blocks of rows."""
-    return sum(float(block.double().square().sum()) for block in torch.split(matrix, 256))
-
-
-def _subspace_iteration(matrix: Tensor, rank: int, energy: float, generator: torch.Generator) -> Spectrum | None:
-    """Iterate until what further iterations could still gain is too little to matter; None if that never happens.
-
-    The gains of successive iterations fall geometrically, by a ratio that the spectrum sets. From the last two the sum
-    of all that would follow is known, `gain * ratio / (1 - ratio)`; a small gain alone may be the first of many.
-    """
-    sketch = torch.randn(matrix.shape[1], rank + max(OVERSAMPLE, rank // 4), generator=generator).to(matrix)
-    q = torch.linalg.qr(matrix @ sketch).Q
-    kept, gain = 0.0, 0.0
-    for iteration in range(MAX_POWER_ITERATIONS):
-        z = matrix.T @ q
-        values, vectors = torch.linalg.eigh(z.double().T @ z.double())
-        now = float(values[-rank:].sum())
-        before, gain, kept = gain, now - kept, now
-        known = iteration > 1 and before > 0
-        ratio = min(max(gain / before, MIN_RATIO), MAX_RATIO) if known else MAX_RATIO
-        to_come = max(gain, 0.0) * ratio / (1 - ratio)
-        if iteration and to_come <= POWER_TOLERANCE * max(energy - kept, 1e-12 * energy):
-            break
-        q = torch.linalg.qr(matrix @ torch.linalg.qr(z).Q).Q
-    else:
-        return None
-    values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
-    s = values.clamp_min(0).sqrt()
-    # A matrix of lower rank has no further directions, only rounding.
-    found = max(1, int((s > ROUNDING * s[0]).sum()))
-    s, vectors = s[:found], vectors[:, :found]
-    right = z.double() @ vectors / s if s[0] > 0 else torch.zeros(matrix.shape[1], 1, dtype=s.dtype, device=s.device)
-    return Spectrum(q @ vectors.to(q.dtype), s, right.to(q.dtype), energy)
+def _gram(x: Tensor, y: Tensor) -> Tensor:
+    """`x.T @ y`, summed in float64 over panels."""
+    parts = [(a.T @ b).double() for a, b in zip(x.split(1024), y.split(1024))]
+    return torch.stack(parts).sum(dim=0).cpu()

@@ -102,11 +102,22 @@ def rank_for_energy(singular_values: Tensor, share: float, energy: float) -> int
     return int(enough[0]) + 1 if len(enough) else len(singular_values)
 
 
+def number(ask: int | float, singular_values: Tensor, energy: float | None = None) -> int:
+    """How many singular values were asked for: a number, or the share that they hold of the energy (default: theirs).
+
+    Example:
+        >>> number(0.9, torch.tensor([3.0, 1.0, 1.0])), number(1, torch.tensor([3.0]))
+        (2, 1)
+    """
+    if isinstance(ask, int):
+        return ask
+    whole = float((singular_values.double() ** 2).sum()) if energy is None else energy
+    return rank_for_energy(singular_values, ask, whole)
+
+
 def cut(spectrum: Spectrum, ask: int | float) -> Spectrum:
-    """The leading part that was asked for: a number of singular values, or the share of the energy they hold."""
-    if isinstance(ask, float):
-        ask = rank_for_energy(spectrum.S, ask, spectrum.energy)
-    return spectrum.truncated(ask)
+    """The leading part that was asked for."""
+    return spectrum.truncated(number(ask, spectrum.S, spectrum.energy))
 
 
 def rank_note(rank: Rank, found: int) -> str:

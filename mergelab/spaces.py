@@ -6,20 +6,21 @@ A `View` holds one layer's changes as matrices in a space, and the way back to t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mergelab.lowrank import Core, Factors, core, joint_cores, stack
-from mergelab.sparsify import Drop, Trim, drop, kth_largest_magnitudes, trim, trim_topk
+from mergelab.dense import panels
+from mergelab.lowrank import Core, Factors, joint, joint_cores, stack
 from mergelab.strategies import Strategy
 
 # Singular directions below this share of the largest are rounding, not part of any change.
 NULL_TOLERANCE = 4e-6
-# Entries of one change that are held at a time; a block of this size and a few copies fit the cache.
-BLOCK = 1 << 19
+# Entries of all changes that are held at a time: on a CPU a block and a few copies fit the cache, on a GPU the kernels
+# are worth their launch. More of one change than the second number is no faster.
+BLOCK, GPU_BLOCK, MOST = 1 << 20, 1 << 26, 1 << 18
 
 Matrix = Factors | Tensor
 # What a merge of one layer yields: factors that are final as they are, a low-rank product, or a dense change.
@@ -38,18 +39,32 @@ class Stacked:
         rows, columns = self.matrices[0].shape
         return rows, columns
 
-    def blocks(self) -> Iterator[slice]:
+    def blocks(self) -> list[slice]:
         """Row blocks that cover the matrices."""
         rows, columns = self.shape
-        step = max(1, BLOCK // columns)
-        for start in range(0, rows, step):
-            yield slice(start, min(start + step, rows))
+        cpu = self.device.type == "cpu"
+        block = min(BLOCK // len(self.matrices), MOST) if cpu else GPU_BLOCK // len(self.matrices)
+        return list(panels(rows, max(1, block // columns)))
 
-    def entries(self) -> Iterator[tuple[int, Tensor]]:
-        """All matrices, block by block, each with the position of its adapter."""
-        for i, matrix in enumerate(self.matrices):
-            for rows in self.blocks():
-                yield i, _rows(matrix, rows)
+    @property
+    def device(self) -> torch.device:
+        first = self.matrices[0]
+        return first.A.device if isinstance(first, Factors) else first.device
+
+    def rows(self, i: int, rows: slice, out: Tensor | None = None) -> Tensor:
+        """Some rows of one matrix."""
+        matrix = self.matrices[i]
+        if isinstance(matrix, Factors):
+            return torch.matmul(matrix.B[rows], matrix.A, out=out)
+        return matrix[rows] if out is None else out.copy_(matrix[rows])
+
+    def sample(self, i: int, rows: int, columns: int) -> Tensor:
+        """Evenly spaced rows and columns of one matrix."""
+        matrix = self.matrices[i]
+        picks = [_spaced(size, count, self.device) for size, count in zip(self.shape, (rows, columns))]
+        if isinstance(matrix, Factors):
+            return matrix.B[picks[0]] @ matrix.A[:, picks[1]]
+        return matrix[picks[0]][:, picks[1]]
 
 
 @dataclass(frozen=True)
@@ -60,71 +75,8 @@ class View:
     restore: Callable[[list[Tensor]], Merged]
 
 
-def _rows(matrix: Matrix, rows: slice) -> Tensor:
-    return matrix.delta(rows) if isinstance(matrix, Factors) else matrix[rows]
-
-
-def merge_layer(
-    strategy: Strategy,
-    changes: Sequence[Factors],
-    weights: Sequence[float],
-    generators: Sequence[torch.Generator],
-    thresholds: Sequence[float] | None = None,
-) -> Merged:
-    """Merge one layer.
-
-    Args:
-        strategy: rule and space.
-        changes: one per adapter that has the layer; in space "factors" without their scaling.
-        weights: one per change, not zero; in space "factors" times the scaling.
-        generators: one per change, for random rules.
-        thresholds: of the trim, where they were computed over whole adapters.
-    """
-    if strategy.is_sum and strategy.space != "factors":
-        return core(stack([c.scaled(w) for c, w in zip(changes, weights)]))
-    view = view_of(strategy, changes, weights)
-    merged = view.restore([combine(strategy, part, generators, thresholds) for part in view.stacks])
-    if strategy.factor == 1.0:
-        return merged
-    if isinstance(merged, Core):
-        return Core(merged.U, merged.M * strategy.factor, merged.V)
-    return merged.scaled(strategy.factor) if isinstance(merged, Factors) else merged * strategy.factor
-
-
-def combine(
-    strategy: Strategy,
-    stacked: Stacked,
-    generators: Sequence[torch.Generator],
-    thresholds: Sequence[float] | None = None,
-) -> Tensor:
-    """Sparsify and combine the matrices of one stack."""
-    device = _rows(stacked.matrices[0], slice(0, 1)).device
-    weights = torch.tensor(stacked.weights, device=device)
-    sparsifier = strategy.sparsifier
-    if isinstance(sparsifier, Trim) and thresholds is None and strategy.space != "factors":
-        thresholds = layer_thresholds(sparsifier.density, stacked)
-
-    def sparsified(i: int, rows: slice) -> Tensor:
-        x = _rows(stacked.matrices[i], rows)
-        if isinstance(sparsifier, Drop):
-            return drop(x, sparsifier.density, generators[i])
-        if isinstance(sparsifier, Trim):
-            return trim_topk(x, sparsifier.density) if thresholds is None else trim(x, thresholds[i])
-        return x
-
-    whole = not strategy.entrywise or strategy.space == "factors"
-    blocks = [slice(0, stacked.shape[0])] if whole else list(stacked.blocks())
-    result = torch.empty(stacked.shape, device=device)
-    for rows in blocks:
-        changes = torch.stack([sparsified(i, rows) for i in range(len(stacked.matrices))])
-        result[rows] = strategy.rule(changes, weights, generators[0])
-    return result
-
-
-def layer_thresholds(density: float, stacked: Stacked) -> list[float]:
-    """For each matrix the magnitude of its smallest kept entry."""
-    n, size = len(stacked.matrices), math.prod(stacked.shape)
-    return kth_largest_magnitudes(stacked.entries, [int(density * size)] * n, [size] * n)
+def _spaced(size: int, count: int, device: torch.device) -> Tensor:
+    return torch.linspace(0, size - 1, max(1, min(size, count)), device=device).round().long()
 
 
 def view_of(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[float]) -> View:
@@ -144,16 +96,34 @@ def _delta(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[flo
 
 def _core(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[float]) -> View:
     weighted = [c.scaled(w) for c, w in zip(changes, weights)]
-    q_b, cores, q_a = joint_cores(weighted)
     if strategy.basis == "factors":
+        q_b, cores, q_a = joint_cores(weighted)
         stacked = stack(weighted)
         u, left = _basis(q_b, q_b.double().T @ stacked.B.double())
         v, right = _basis(q_a, q_a.double().T @ stacked.A.T.double())
     else:
-        u, left = _basis(q_b, torch.cat(cores, dim=1), NULL_TOLERANCE)
-        v, right = _basis(q_a, torch.cat([m.T for m in cores], dim=1), NULL_TOLERANCE)
+        whole = joint(weighted)
+        cores = whole.cores()
+        u, left = _span(whole.B, cores, whole.r_a.split(whole.ranks, dim=1))
+        v, right = _span(whole.A.T, [m.T for m in cores], whole.r_b.split(whole.ranks, dim=1))
     seen, weights = _as_seen([left.T @ m @ right for m in cores], strategy, weights)
     return View((Stacked(seen, weights),), lambda results: Core(u, results[0].double(), v))
+
+
+def _span(columns: Tensor, cores: Sequence[Tensor], triangles: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Left singular vectors of the changes side by side, in full and in the coordinates of the cores.
+
+    With `l` in these coordinates, `sum_i m_i m_i.T l = s^2 l` and `m_i = r_i t_i.T`, so that the vector in full is
+    `columns` times the stack of `t_i.T m_i.T l / s^2`.
+    """
+    squares, left = torch.linalg.eigh(sum(m @ m.T for m in cores))
+    squares, left = squares.flip(0), left.flip(1)
+    count = max(1, int((squares > NULL_TOLERANCE**2 * squares[0]).sum()))
+    squares, left = squares[:count], left[:, :count]
+    parts = [t.T @ (m.T @ left) for m, t in zip(cores, triangles)]
+    vectors = columns @ (torch.cat(parts) / squares.clamp_min(1e-300)).to(columns)
+    signs = _signs(vectors)
+    return vectors * signs, left * signs.to(left)
 
 
 def _knots(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[float]) -> View:
@@ -187,9 +157,12 @@ def _basis(q: Tensor, core: Tensor, tolerance: float = 0.0) -> tuple[Tensor, Ten
     count = max(1, int((s > tolerance * s[0]).sum())) if tolerance else len(s)
     left = left[:, :count]
     vectors = q @ left.to(q.dtype)
-    largest = vectors.abs().argmax(dim=0, keepdim=True)
-    signs = torch.where(vectors.gather(0, largest) < 0, -1.0, 1.0)
+    signs = _signs(vectors)
     return vectors * signs, left * signs
+
+
+def _signs(vectors: Tensor) -> Tensor:
+    return torch.where(vectors.amax(dim=0) < -vectors.amin(dim=0), -1.0, 1.0)
 
 
 def _as_seen(

@@ -82,7 +82,7 @@ class Strategy:
         return True
 
     def rule(self, changes: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-        """Combine stacked changes `(n, out, in)` into one `(out, in)`."""
+        """Combine stacked changes `(n, out, in)`, which may be overwritten, into one `(out, in)`."""
         return weighted_sum(changes, weights)
 
 
@@ -195,7 +195,7 @@ class _Elect(Strategy):
 
     def rule(self, changes: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
         as_peft = self.variant == "peft" or self.space == "factors"
-        return elect_and_average(changes, weights, self.majority_sign, tie_is_positive=as_peft)
+        return elect_and_average(changes, weights, self.majority_sign, tie_is_positive=as_peft, overwrite=True)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import mergelab as ml
-from mergelab.lowrank import Core, Factors, svd_dense
+from mergelab.dense import svd_dense
+from mergelab.lowrank import Core, Factors
 from mergelab.spaces import view_of
 from mergelab.strategies import Strategy, make
 

@@ -7,9 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergelab.lowrank import Factors, Spectrum, inner, joint_cores, squared_norm, stack, svd, svd_dense
+from mergelab.dense import squared_norm, svd_dense
+from mergelab.lowrank import Factors, Spectrum, inner, joint_cores, stack, svd
 from mergelab.ranks import RankBudget, rank_for_energy
-from mergelab.sparsify import drop, kth_largest_magnitudes, trim, trim_topk
+from mergelab.selection import kth_largest_magnitudes
+from mergelab.sparsify import drop, trim, trim_topk
 
 
 def factors(out: int, columns: int, rank: int, seed: int) -> Factors:

@@ -12,8 +12,9 @@ from peft.tuners.lora import LoraModel
 from torch import Tensor, nn
 
 import mergelab as ml
-from mergelab.lowrank import Factors, svd_dense
-from mergelab.spaces import merge_layer
+from mergelab.combining import merge_layer
+from mergelab.dense import svd_dense
+from mergelab.lowrank import Factors
 
 ALPHAS = (8, 12, 4)
 EQUAL_RANKS = (8, 8, 8)

@@ -18,6 +18,7 @@ from mergelab.formats.peft import adapter_metadata, diffusers, folder_config, pe
 from mergelab.formats.shared import most_frequent
 from mergelab.formats.sources import PEFT_CONFIG, PEFT_WEIGHTS
 from mergelab.layer import Contents, short_name
+from mergelab.parallel import Lane, threads
 
 FORMATS = ("diffusers", "kohya", "peft")
 
@@ -130,19 +131,20 @@ def header(contents: Contents, format: str, tensors: Mapping[str, Tensor]) -> di
 
 def _cast(tensors: dict[str, Tensor], dtype: torch.dtype | None, source: str) -> dict[str, Tensor]:
     """Cast once, and check that everything is finite and nothing overflows."""
-    result = {}
-    for name, tensor in tensors.items():
-        result[name] = tensor
+
+    def checked(item: tuple[str, Tensor]) -> Tensor:
+        name, tensor = item
         if not tensor.is_floating_point() or name.endswith(".alpha") or not tensor.numel():
-            continue
+            return tensor
         largest = float(tensor.abs().max())
         if not math.isfinite(largest):
             raise OutputError(f"{source}: {name} holds NaN or infinity and is not written")
-        if dtype is not None:
-            result[name] = tensor.to(dtype)
-            if largest > torch.finfo(dtype).max:
-                raise OutputError(
-                    f"{source}: {name} has values up to {largest:.3g}, more than {dtype} can hold; save it as bfloat16 "
-                    "or float32"
-                )
-    return result
+        if dtype is not None and largest > torch.finfo(dtype).max:
+            raise OutputError(
+                f"{source}: {name} has values up to {largest:.3g}, more than {dtype} can hold; save it as bfloat16 "
+                "or float32"
+            )
+        return tensor if dtype is None else tensor.to(dtype)
+
+    with threads() as pool:
+        return dict(zip(tensors, Lane(pool).map(checked, tensors.items())))

@@ -17,6 +17,7 @@ def elect_and_average(
     weights: Float[Tensor, " n"],
     majority_sign: MajoritySign = "total",
     tie_is_positive: bool = False,
+    overwrite: bool = False,
 ) -> Float[Tensor, "*shape"]:
     """The elect and merge steps of TIES on changes that are trimmed already.
 
@@ -35,18 +36,22 @@ def elect_and_average(
         weights: multiply the values that are averaged, not the vote.
         majority_sign: "total" weighs votes by magnitude, "frequency" counts them.
         tie_is_positive: PEFT's rule for ties.
+        overwrite: the changes may be used as memory, and hold nothing of use afterwards.
 
     Example: three adapters, one entry each; the majority is positive, so 2 and 4 are averaged.
         >>> import torch
         >>> elect_and_average(torch.tensor([[2.0], [4.0], [-3.0]]), torch.ones(3))
         tensor([3.])
     """
-    sign = changes.sign()
-    votes = changes.sum(dim=0) if majority_sign == "total" else sign.sum(dim=0)
-    if tie_is_positive:
-        elected = torch.where(votes >= 0, 1.0, -1.0)
-    else:
-        elected = (torch.where(votes == 0, changes.sum(dim=0), votes) if majority_sign == "frequency" else votes).sign()
-    agrees = (sign == elected) & (sign != 0)
-    weighted = changes * weights.view(-1, *[1] * (changes.dim() - 1))
-    return (weighted * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1.0)
+    votes = changes.sum(dim=0)
+    if majority_sign == "frequency":
+        counted = changes.sign().sum(dim=0)
+        votes = counted if tie_is_positive else torch.where(counted == 0, votes, counted)
+    # Adding zero turns -0 into 0, whose sign is +.
+    elected = torch.copysign(torch.ones_like(votes), votes + 0.0) if tie_is_positive else votes.sign()
+    # Masks of booleans would cost more than the arithmetic: what agrees is positive, the rest is cut to zero.
+    agreeing = torch.mul(changes, elected, out=changes if overwrite else None).clamp_(min=0.0)
+    scale = weights.view(-1, *[1] * (changes.dim() - 1))
+    total = (agreeing if bool((weights == 1).all()) else agreeing * scale).sum(dim=0)
+    count = agreeing.sign_().sum(dim=0).clamp_(min=1.0)
+    return total.mul_(elected).div_(count)

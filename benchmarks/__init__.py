@@ -1,0 +1,1 @@
+"""What merges cost at the size of real models."""

@@ -1,0 +1,50 @@
+"""Seconds and bytes of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+
+
+def anonymous_bytes() -> int:
+    """Memory that belongs to this process alone; pages of memory-mapped files do not count. 0 where Linux is not."""
+    if not _STATUS.exists():
+        return 0
+    found = re.search(r"RssAnon:\s+(\d+) kB", _STATUS.read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
+class Measured:
+    """What a block of code took: seconds, processor seconds, and the peak of memory above the start."""
+
+    seconds: float = 0.0
+    processor_seconds: float = 0.0
+    peak: int = 0
+
+
+@contextlib.contextmanager
+def measured(interval: float = 0.005) -> Iterator[Measured]:
+    """Measure a block of code; memory is looked at every `interval` seconds."""
+    found, stop = Measured(), threading.Event()
+    before = anonymous_bytes()
+
+    def watch() -> None:
+        while not stop.wait(interval):
+            found.peak = max(found.peak, anonymous_bytes() - before)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    start, processor = time.perf_counter(), time.process_time()
+    try:
+        yield found
+    finally:
+        found.seconds, found.processor_seconds = time.perf_counter() - start, time.process_time() - processor
+        stop.set()
+        watcher.join()
+        found.peak = max(found.peak, anonymous_bytes() - before)

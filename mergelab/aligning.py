@@ -1,0 +1,60 @@
+"""Adapters from whatever was given, and which of them have which layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from mergelab.adapter import Adapter, Source, load
+from mergelab.errors import ArchitectureError, LayerError, OptionError
+from mergelab.layer import same_weight
+
+
+def loaded(loras: Sequence[Adapter | Source], least: int = 1) -> list[Adapter]:
+    """Adapters from whatever was given, none of them empty."""
+    if isinstance(loras, (str, Adapter, Mapping)) or not isinstance(loras, Iterable):
+        raise OptionError(f"expected a list of adapters or files, found {type(loras).__name__}")
+    adapters = [lora if isinstance(lora, Adapter) else load(lora) for lora in loras]
+    if len(adapters) < least:
+        raise OptionError(f"expected at least {least} adapters, found {len(adapters)}")
+    for adapter in adapters:
+        if not adapter.layers:
+            raise LayerError(f"{adapter.source}: holds no layer; expected at least one")
+    return adapters
+
+
+def unique_names(names: list[str]) -> list[str]:
+    """Names for reports; a repeated one gets a number."""
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return unique
+
+
+def aligned_layers(adapters: Sequence[Adapter], names: Sequence[str]) -> dict[str, list[int]]:
+    """Layer name -> the adapters that have it; every layer of every adapter, in the order of the files.
+
+    Raises:
+        ArchitectureError, LayerError: the adapters are for different base models.
+    """
+    known = {a.architecture: name for a, name in zip(adapters, names) if a.architecture}
+    if len(known) > 1:
+        found = ", ".join(f"{name} is for {architecture}" for architecture, name in known.items())
+        raise ArchitectureError(
+            f"adapters for different base models do not go together: {found}; use adapters of one base model"
+        )
+    aligned: dict[str, list[int]] = {}
+    for i, adapter in enumerate(adapters):
+        for name in adapter.layers:
+            aligned.setdefault(name, []).append(i)
+    for name, present in aligned.items():
+        first = present[0]
+        for i in present[1:]:
+            expected, shape = adapters[first].layers[name].shape, adapters[i].layers[name].shape
+            if not same_weight(expected, shape):
+                raise LayerError(
+                    f"layer {name}: {names[first]} changes a weight of shape {expected}, {names[i]} one of shape "
+                    f"{shape}; they were trained on different base models"
+                )
+    return aligned

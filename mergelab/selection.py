@@ -1,0 +1,186 @@
+"""The k-th largest magnitude, exactly, of vectors that are only ever seen in blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# So many candidates of one vector are kept and searched; of more, a histogram is taken.
+KEPT = 1 << 22
+_BINS = 1 << 16
+# The bracket reaches so many standard deviations of the sampled share to both sides, and at least so far.
+_DEVIATIONS, _LEAST_MARGIN = 3.0, 0.001
+
+# Between which magnitudes the answer is looked for: `low <= |x| < high`.
+Bracket = tuple[float, float]
+EVERYTHING: Bracket = (0.0, math.inf)
+# Applies a function to the magnitudes in every block of every vector: `(vector, magnitudes) -> result`.
+Visit = Callable[[Callable[[int, Tensor], "Tally"]], Iterable[tuple[int, "Tally"]]]
+
+
+class Tally(NamedTuple):
+    """What one block holds: how many entries above a bracket, and those within it."""
+
+    above: int
+    values: Tensor
+
+
+class _Collected:
+    """The tallies of one vector; more values than are kept become a histogram."""
+
+    def __init__(self, bracket: Bracket) -> None:
+        self.bracket, self.above, self.inside = bracket, 0, 0
+        self.histogram: Tensor | None = None
+        # One piece of memory: many small ones between the blocks would keep the system from using those again.
+        self._memory = torch.empty(_BINS)
+        self._filled = 0
+
+    @property
+    def values(self) -> Tensor:
+        return self._memory[: self._filled]
+
+    def add(self, tally: Tally) -> None:
+        self.above += tally.above
+        self.inside += len(tally.values)
+        if self.histogram is None and self.inside <= KEPT:
+            if self.inside > len(self._memory):
+                self._memory = torch.cat([self.values, torch.empty(self.inside)])
+            self._memory[self._filled : self.inside] = tally.values
+            self._filled = self.inside
+            return
+        if self.histogram is None:
+            self.histogram = _histogram(self.values, self.bracket)
+        self.histogram += _histogram(tally.values, self.bracket)
+
+
+def kth_largest_magnitudes(
+    passes: Callable[[], Iterable[tuple[int, Tensor]]], counts: Sequence[int], sizes: Sequence[int]
+) -> list[float]:
+    """The exact `counts[i]`-th largest magnitude of vector i, which is only ever seen in blocks.
+
+    Args:
+        passes: called once for each pass; yields `(i, block)` pairs that together hold every vector once.
+        counts: how many entries of each vector to keep, `0 <= counts[i] <= sizes[i]`.
+        sizes: length of each vector.
+
+    Returns:
+        One threshold per vector: infinity where nothing is kept, 0 where everything is.
+
+    Example:
+        >>> kth_largest_magnitudes(lambda: [(0, torch.tensor([1.0, -3.0, 2.0]))], [2], [3])
+        [2.0]
+    """
+
+    def visit(function: Callable[[int, Tensor], Tally]) -> Iterable[tuple[int, Tally]]:
+        return ((i, function(i, block.abs())) for i, block in passes())
+
+    return select(visit, counts, sizes, [EVERYTHING] * len(counts))
+
+
+def select(visit: Visit, counts: Sequence[int], sizes: Sequence[int], brackets: Sequence[Bracket]) -> list[float]:
+    """The same, from brackets in which the answers probably lie: a good one saves a pass, a bad one costs one.
+
+    Every pass counts what lies above the bracket of a vector and collects what lies within. Few values are searched; of
+    many, a histogram over the bits (whose order is that of the magnitudes) gives a narrower bracket for the next pass.
+    """
+    thresholds = [math.inf if k == 0 else 0.0 for k in counts]
+    searched = {i: brackets[i] for i, k in enumerate(counts) if 0 < k < sizes[i]}
+    while searched:
+        found = {i: _Collected(bracket) for i, bracket in searched.items()}
+
+        def look(i: int, magnitudes: Tensor, searched: dict[int, Bracket] = searched) -> Tally:
+            return _look(magnitudes, searched[i]) if i in searched else Tally(0, magnitudes[:0])
+
+        for i, tally in visit(look):
+            if i in searched:
+                found[i].add(tally)
+        narrower = {}
+        for i, collected in found.items():
+            answer = _decide(collected, counts[i])
+            if isinstance(answer, float):
+                thresholds[i] = answer
+            else:
+                narrower[i] = answer
+        searched = narrower
+    return thresholds
+
+
+def sampled_bracket(sample: Tensor, share: float, of: tuple[int, int]) -> Bracket:
+    """Where the threshold that keeps this share of a matrix of shape `of` probably lies, from some rows and columns.
+
+    The rows of a low-rank matrix differ in size, and so do its columns: how much the share of large entries varies
+    among those sampled says how far the sample's threshold may be from that of the whole.
+    """
+    values, size = sample.abs(), sample.numel()
+    large = (values >= _kth_largest(values.flatten(), max(1, int(share * size)))).float()
+    shares = [large.mean(dim=d) for d in (0, 1)]
+    variance = sum(float(x.var(unbiased=False)) / len(x) * (1 - len(x) / all_) for x, all_ in zip(shares, of[::-1]))
+    return bracket_of(values.flatten(), share, max(_LEAST_MARGIN, _DEVIATIONS * variance**0.5))
+
+
+def bracket_of(magnitudes: Tensor, share: float, margin: float) -> Bracket:
+    """The magnitudes above which lie `share - margin` and `share + margin` of the given ones."""
+    size = len(magnitudes)
+    first, last = int((share - margin) * size), int((share + margin) * size) + 1
+    return (
+        _kth_largest(magnitudes, last) if last <= size else 0.0,
+        _kth_largest(magnitudes, first) if first >= 1 else math.inf,
+    )
+
+
+def _look(magnitudes: Tensor, bracket: Bracket) -> Tally:
+    low, high = bracket
+    magnitudes = magnitudes.reshape(-1)
+    if bracket == EVERYTHING and bool(magnitudes.max() < high):
+        return Tally(0, magnitudes.cpu().clone())  # the memory of a block is used again
+    if magnitudes.device.type == "cpu":  # numpy compares and picks several times as fast as torch
+        values = magnitudes.numpy()
+        over = values >= np.float32(high)
+        inside = np.flatnonzero((values >= np.float32(low)) != over)
+        return Tally(int(np.count_nonzero(over)), torch.from_numpy(values[inside]))
+    over_high = magnitudes >= high
+    chosen = magnitudes[(magnitudes >= low) != over_high]
+    return Tally(int(over_high.sum()), chosen.cpu())
+
+
+def _decide(found: _Collected, k: int) -> float | Bracket:
+    """The k-th largest magnitude, or where to look for it next."""
+    low, high = found.bracket
+    if k <= found.above:
+        return (high, math.inf) if high < math.inf else math.inf
+    if k > found.above + found.inside:
+        return (0.0, low) if low > 0 else 0.0
+    k -= found.above
+    if found.histogram is None:
+        return _kth_largest(found.values, k)
+    from_top = found.histogram.flip(0).cumsum(0)
+    chosen = len(from_top) - 1 - int(torch.searchsorted(from_top, k))
+    start, shift = _scale(found.bracket)
+    first, last = start + (chosen << shift), start + ((chosen + 1) << shift)
+    return _magnitude(first) if shift == 0 else (_magnitude(first), min(high, _magnitude(last)))
+
+
+def _kth_largest(values: Tensor, k: int) -> float:
+    if values.device.type == "cpu":
+        return float(np.partition(values.numpy(), len(values) - k)[len(values) - k])
+    return float(values.sort(descending=True).values[k - 1])
+
+
+def _histogram(values: Tensor, bracket: Bracket) -> Tensor:
+    start, shift = _scale(bracket)
+    return torch.bincount((values.view(torch.int32) - start) >> shift, minlength=_BINS)
+
+
+def _scale(bracket: Bracket) -> tuple[int, int]:
+    """The bits of the lower end, and how many of the last bits the bins leave out."""
+    start, end = (int(np.float32(x).view(np.int32)) for x in bracket)
+    return start, max(0, (end - start - 1).bit_length() - _BINS.bit_length() + 1)
+
+
+def _magnitude(bits: int) -> float:
+    return float(np.int32(bits).view(np.float32))
