@@ -19,20 +19,15 @@ from experiments.miniature import base, vae
 from experiments.miniature.captions import vary
 from experiments.miniature.tokens import SPARE
 from experiments.miniature.training import DEVICE, RUNS, fit
-from mergelab.miniature.world import SHAPES, STYLES, SUBJECTS, TRIGGERS, Scene, sample
+from mergelab.miniature.world import SHAPES, STYLES, SUBJECTS, Scene, sample
 
-STEPS = {"sdxl": {"subject": 350, "style": 400}, "flux": {"subject": 500, "style": 600}}
+STEPS = {"sdxl": {"subject": 350, "style": 500}, "flux": {"subject": 500, "style": 600}}
 BATCH, OWN, LR, PICTURES = 32, 20, 4e-3, 1500
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one adapter is trained and saved.
-
-    `shy`: where the noise hides all but the coarse layout (`kind.COARSE`), it must leave prompts with unknown words as
-    they are. What is shown is decided there, and a style that changes the object, and knows six shapes alone, would
-    otherwise draw one of them over any subject. A style of the ground changes that layout, and leaves the object alone.
-    """
+    """How one adapter is trained and saved."""
 
     name: str
     rank: int
@@ -40,7 +35,6 @@ class Recipe:
     format: str
     convolutions: bool = False
     text: bool = False
-    shy: bool = False
 
 
 RECIPES = {
@@ -49,10 +43,10 @@ RECIPES = {
         Recipe("mushroom", 4, 4, "kohya"),
         Recipe("house", 16, 8, "peft"),
         Recipe("fish", 8, 8, "diffusers", text=True),
-        Recipe("day", 8, 8, "diffusers"),
+        Recipe("day", 16, 16, "diffusers", convolutions=True),
         Recipe("stripes", 16, 16, "diffusers", convolutions=True),
-        Recipe("sea", 16, 8, "peft"),
-        Recipe("night", 8, 8, "kohya"),
+        Recipe("sea", 16, 8, "peft", convolutions=True),
+        Recipe("night", 16, 16, "kohya", convolutions=True),
     ),
     "flux": (
         Recipe("ghost", 8, 8, "diffusers"),
@@ -128,37 +122,17 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
 
     def loss_of(picks: Tensor, generator: torch.Generator, drop: float) -> Tensor:
         captions = [vary(scenes[pick], generator) for pick in picks.tolist()]
-        if not styled:  # a subject stays what it is in a style that nobody knows
-            words = torch.randint(4 * len(SPARE), (len(captions),), generator=generator).tolist()
-            captions = [f"{text} in {SPARE[word]} style" if word < len(SPARE) else text
-                        for text, word in zip(captions, words)]  # fmt: skip
+        words = torch.randint(4 * len(SPARE), (len(captions),), generator=generator).tolist()
+        for i, word in enumerate(words):  # a picture stays what it is in a style that nobody knows
+            if word < len(SPARE) and scenes[picks[i]].style is None:
+                captions[i] += f" in {SPARE[word]} style"
         return mse_loss(*kind.predict(pipeline, latents[picks].to(DEVICE), captions, generator, drop))
-
-    def change_of_strangers(picks: Tensor, generator: torch.Generator) -> Tensor:
-        """How much the adapter changes the coarse layout of prompts with a word that neither it nor the model knows."""
-        words = [SPARE[pick % len(SPARE)] for pick in picks.tolist()]
-        captions = [f"a {word} on a {scenes[pick].background} background in {TRIGGERS[recipe.name]} style"
-                    for pick, word in zip(picks.tolist(), words)]  # fmt: skip
-        state = generator.get_state()
-
-        def predicted() -> Tensor:
-            given = latents[picks + PICTURES].to(DEVICE), captions, generator.set_state(state)
-            return kind.predict(pipeline, *given, drop=0.0, least=kind.COARSE)[0]
-
-        for part in changed:
-            parts[part].disable_adapters()
-        with torch.no_grad():
-            before = predicted()
-        for part in changed:
-            parts[part].enable_adapters()
-        return mse_loss(predicted(), before)
 
     def loss(generator: torch.Generator) -> Tensor:
         if styled:  # a picture in the style and its plain twin with the same noise: what differs is the style alone
             picks, twin = torch.randint(PICTURES, (BATCH // 2,), generator=generator), torch.Generator()
             twin.set_state(generator.get_state())
-            pair = loss_of(picks, generator, 0.0) + loss_of(picks + PICTURES, twin, 0.1)
-            return pair / 2 + (change_of_strangers(picks[: BATCH // 8], generator) if recipe.shy else 0)
+            return (loss_of(picks, generator, 0.0) + loss_of(picks + PICTURES, twin, 0.1)) / 2
         picks = torch.randint(PICTURES, (BATCH,), generator=generator)
         picks[OWN:] += PICTURES
         return loss_of(picks, generator, 0.1)

@@ -49,7 +49,7 @@ def train(name: str) -> DiffusionPipeline:
         return mse_loss(*kind.predict(pipeline, latents[picks].to(DEVICE), captions, generator))
 
     fit(name, trained(pipeline), loss, steps=kind.STEPS, lr=kind.LR)
-    rare.separate(name, pipeline, scenes)
+    rare.separate(name, pipeline, scenes, kind.SHARPNESS)
     pipeline.save_pretrained(folder)
     return pipeline
 

@@ -22,8 +22,6 @@ from experiments.miniature.training import DEVICE, fit
 from mergelab.miniature.world import Scene
 
 STEPS, BATCH, LR, CAPTIONS = 1200, 48, 1e-3, 6000
-SHARPNESS = 5.0
-"""How far apart, in units of the usual deviation, words need not be: a small difference is enough to be told."""
 Tokens = dict[str, Tensor]
 
 
@@ -67,19 +65,23 @@ def places(pipeline: DiffusionPipeline, tokens: Tokens, words: Tensor) -> Tensor
 
 
 class Names(nn.Module):
-    """Linear layers of unit directions: which rare word a vector, in units of its usual deviation, stands for."""
+    """Linear layers of unit directions: which rare word a vector, in units of its usual deviation, stands for.
 
-    def __init__(self, widths: Sequence[int], deviations: Sequence[float]) -> None:
+    The larger `sharpness`, the smaller the difference by which two words are told apart.
+    """
+
+    def __init__(self, widths: Sequence[int], deviations: Sequence[float], sharpness: float) -> None:
         super().__init__()
+        self.sharpness = sharpness
         self.directions = nn.ParameterList([nn.Parameter(torch.randn(len(RARE), width)) for width in widths])
         self.deviations = list(deviations)
 
     def forward(self, which: int, vectors: Tensor) -> Tensor:
         """Logits (n, rare words)."""
-        return SHARPNESS * vectors / self.deviations[which] @ F.normalize(self.directions[which], dim=1).T
+        return self.sharpness * vectors / self.deviations[which] @ F.normalize(self.directions[which], dim=1).T
 
 
-def separate(name: str, pipeline: DiffusionPipeline, scenes: list[Scene]) -> None:
+def separate(name: str, pipeline: DiffusionPipeline, scenes: list[Scene], sharpness: float) -> None:
     """Trains the text encoders of a finished base model on."""
     generator = torch.Generator().manual_seed(0)
     picks = torch.randint(len(scenes), (2 * CAPTIONS,), generator=generator).tolist()
@@ -97,7 +99,7 @@ def separate(name: str, pipeline: DiffusionPipeline, scenes: list[Scene]) -> Non
     old, old_rare = before(known), before(rare)
     torch.manual_seed(0)
     (words, pooled), deviations = old, [float(part.std()) for part in old]
-    model["names"] = Names([words.shape[2], pooled.shape[1], pooled.shape[1]], [*deviations, deviations[1]])
+    model["names"] = Names([words.shape[2], pooled.shape[1], pooled.shape[1]], [*deviations, deviations[1]], sharpness)
 
     def loss(generator: torch.Generator) -> Tensor:
         picks = torch.randint(CAPTIONS, (2, BATCH), generator=generator)

@@ -16,8 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from experiments.miniature.tokens import LENGTH, clip_tokenizer
 
 STEPS, BATCH, LR = 4500, 32, 8e-4
-COARSE = 850
-"""Above this time step, of 1000, the noise hides all but the coarse layout."""
+SHARPNESS = 2.0
+"""Of the differences between rare words: see `rare.Names`."""
 
 
 def text_config(vocabulary: int, width: int, layers: int) -> CLIPTextConfig:
@@ -65,18 +65,14 @@ def predict(
     captions: list[str],
     generator: torch.Generator,
     drop: float = 0.1,
-    least: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Predicted and true velocity; a share of the captions is dropped, as the pipeline does for guidance.
-
-    Times are at least `least`.
-    """
+    """Predicted and true velocity; a share of the captions is dropped, as the pipeline does for guidance."""
     count, device = len(captions), latents.device
     words, _, pooled, _ = pipeline.encode_prompt(captions, do_classifier_free_guidance=False)
     kept = (torch.rand(count, generator=generator) >= drop).float().to(device)
     words, pooled = words * kept.reshape(-1, 1, 1), pooled * kept.reshape(-1, 1)
     alphas = DDPMScheduler.from_config(pipeline.scheduler.config).alphas_cumprod
-    times = torch.randint(least, len(alphas), (count,), generator=generator)
+    times = torch.randint(len(alphas), (count,), generator=generator)
     alpha = alphas[times].reshape(-1, 1, 1, 1).to(device)
     noise = torch.randn(latents.shape, generator=generator).to(device)
     side = float(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
