@@ -448,7 +448,18 @@ def test_configurations_for_the_real_models(path: Path) -> None:
     assert counts == {0, 1, 2}
 
 
-@pytest.mark.parametrize("memory", [{"vae_tiling": True}, {"compile": True}])
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {"vae_tiling": True},
+        {"compile": True},
+        pytest.param({"offload": "model"}, marks=ON_GPU),
+        pytest.param({"offload": "sequential"}, marks=ON_GPU),
+    ],
+)
 def test_memory_options(memory: dict[str, Any], tmp_path: Path) -> None:
     """Each draws the same picture as without it, up to rounding."""
     small = SMALL | {"seeds": 1, "prompts": PROMPTS[:1], "metrics": ["judge"], "merges": [], "generation": {"steps": 2}}

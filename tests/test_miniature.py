@@ -220,7 +220,7 @@ def dialect(path: Path) -> str:
 def test_the_adapters_are_as_mixed_as_real_ones(name: str) -> None:
     """Subjects and styles; three dialects, three ranks, alpha apart from rank in some."""
     known = miniature.adapters(name)
-    assert [adapter.kind for adapter in known] == ["subject"] * 4 + ["style"] * (len(known) - 4) and len(known) > 4
+    assert [adapter.kind for adapter in known] == ["subject"] * 4 + ["style"] * 4
     loaded = [ml.load(adapter.path) for adapter in known]
     assert {dialect(adapter.path) for adapter in known} == {"diffusers", "kohya", "peft"}
     assert {max(adapter.ranks.values()) for adapter in loaded} >= {4, 8, 16}
@@ -238,9 +238,9 @@ def test_an_adapter_shows_its_concept_and_a_merge_of_two_both(pipe: tuple[str, o
     """What a newcomer does first: merge a subject and a style of two dialects, load the file, look."""
     name, pipeline = pipe
     known = {adapter.name: adapter for adapter in miniature.adapters(name)}
-    subject, style = known["fish"], known["stripes"]
+    subject, style = known["ghost"], known["day"]
     merged = ml.merge([subject.path, style.path], method="cat")
-    scene = Scene("fish", background="gray", style="stripes")
+    scene = Scene("ghost", background="gray", style="day")
     prompts = [caption(replace(scene, style=None)), caption(replace(scene, object="circle"))]
     for adapter, index, attribute in ((subject, 0, "object"), (style, 1, "style")):
         pipeline.load_lora_weights(str(ml.load(adapter.path).save(tmp_path / f"{adapter.name}.safetensors")))

@@ -27,7 +27,7 @@ BATCH, OWN, LR, PICTURES = 32, 20, 4e-3, 1500
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one adapter is trained and saved."""
+    """How one adapter is trained and saved; steps as in `STEPS` unless it has its own."""
 
     name: str
     rank: int
@@ -35,6 +35,7 @@ class Recipe:
     format: str
     convolutions: bool = False
     text: bool = False
+    steps: int | None = None
 
 
 RECIPES = {
@@ -54,7 +55,7 @@ RECIPES = {
         Recipe("house", 16, 8, "peft"),
         Recipe("fish", 8, 16, "diffusers"),
         Recipe("day", 8, 8, "diffusers"),
-        Recipe("stripes", 16, 16, "kohya"),
+        Recipe("stripes", 16, 16, "kohya", steps=1200),
         Recipe("sea", 16, 8, "peft"),
         Recipe("night", 8, 8, "diffusers"),
     ),
@@ -141,7 +142,7 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
         f"{pipeline_name}-{recipe.name}",
         parts,
         loss,
-        steps=STEPS[pipeline_name]["style" if styled else "subject"],
+        steps=recipe.steps or STEPS[pipeline_name]["style" if styled else "subject"],
         lr=LR,
         average=0.98,
         warmup=20,

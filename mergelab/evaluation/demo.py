@@ -8,7 +8,7 @@ from typing import Any
 from mergelab import miniature
 from mergelab.evaluation.run import Result, evaluate
 
-PAIR = ("fish", "stripes")
+PAIR = ("ghost", "day")
 """The subject and the style that are merged."""
 
 

@@ -240,9 +240,9 @@ def _coefficients(scenes: Sequence[Scene], style: str | None) -> tuple[Tensor, T
     c = torch.zeros(len(scenes), 3, SIZE, SIZE)
     row, column = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
     if style in _WEATHER:
-        shape, color = _WEATHER[style]
+        shape, paint = _WEATHER[style]
         cover = shape(row, column)
-        b, c = b * (1 - cover), c + cover * torch.tensor(color).reshape(3, 1, 1)
+        b, c = b * (1 - cover), c + cover * torch.tensor(paint).reshape(3, 1, 1)
         if style == "night":
             b, c = torch.zeros_like(b), c + b * torch.tensor(_DUSK).reshape(3, 1, 1)
     white = 0.8 * (row % 8 >= 4) if style == "stripes" else torch.zeros(SIZE, SIZE)
