@@ -9,6 +9,7 @@ those with rare words stay near theirs.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -33,7 +34,9 @@ def encoders_of(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
 def tokenize(pipeline: DiffusionPipeline, captions: Sequence[str]) -> Tokens:
     """Tokens (n, 16) of the captions for each tokenizer."""
     options = {"padding": "max_length", "max_length": LENGTH, "truncation": True, "return_tensors": "pt"}
-    return {key: getattr(pipeline, key)(list(captions), **options).input_ids for key in encoders_of(pipeline)}
+    # A tokenizer remembers how it last padded, and would be saved with that.
+    tokenizers = {key: copy.deepcopy(getattr(pipeline, key)) for key in encoders_of(pipeline)}
+    return {key: tokenizer(list(captions), **options).input_ids for key, tokenizer in tokenizers.items()}
 
 
 def encode(pipeline: DiffusionPipeline, tokens: Tokens) -> tuple[Tensor, Tensor]:
