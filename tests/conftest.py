@@ -21,7 +21,8 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """The suite runs in one process per core; threads within them would only be in each other's way."""
+    """The suite runs in one process per core; more threads would only be in each other's way."""
     import torch
 
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the commands and notebooks that tests start

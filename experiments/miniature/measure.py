@@ -162,6 +162,15 @@ def measure_metrics() -> dict[str, object]:
         ]
         found[f"judge, {name}"] = float(np.mean(seen))
 
+    autoencoder = miniature.pipeline("sdxl").vae  # that of both
+    latents = [autoencoder.encode(chunk * 2 - 1).latent_dist.mean for chunk in images.split(100)]
+    errors = (
+        (torch.cat([autoencoder.decode(chunk).sample for chunk in latents]) / 2 + 0.5 - images).abs().mean((1, 2, 3))
+    )
+    for style in (None, *STYLES):
+        chosen = [scene.style == style for scene in scenes]
+        found[f"autoencoder, mean absolute error on [-1, 1], {style or 'plain'}"] = 2 * float(errors[chosen].mean())
+
     model, preprocess = open_clip.create_model_from_pretrained(miniature.clip())
     tokenizer = open_clip.get_tokenizer(miniature.clip())
     model.eval()
@@ -234,7 +243,7 @@ def markdown(results: dict[str, dict[str, object]]) -> str:
             lines.append(f"| {pair} | {row['subject']:.0%} | {row['style']:.0%} | {row['both']:.0%} |")
         lines.append("")
     if "metrics" in results:
-        lines += ["### Judge, CLIP and LPIPS, on drawn images", "", "| | |", "|---|---|"]
+        lines += ["### Judge, autoencoder, CLIP and LPIPS, on drawn images", "", "| | |", "|---|---|"]
         lines += [f"| {key} | {value:.3f} |" for key, value in results["metrics"].items()]
     return "\n".join(lines).strip()
 
