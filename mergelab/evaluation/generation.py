@@ -55,6 +55,17 @@ def device_of(config: Config) -> str:
     return config.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@contextmanager
+def threads_for(config: Config) -> Iterator[None]:
+    """One thread for the miniature models: they are too small to share, and two wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if config.miniature else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _spare_memory(pipeline: Pipeline, memory: Memory, device: str) -> None:
     if memory.offload != "none" and device == "cpu":
         raise OptionError(f"memory.offload={memory.offload!r} moves layers to a GPU, and device is 'cpu'")
@@ -126,20 +137,21 @@ def _quietly() -> Iterator[None]:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging
 
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    diffusers_logging.disable_progress_bar()
+    both = logging, diffusers_logging
+    before, bars = [part.get_verbosity() for part in both], logging.is_progress_bar_enabled()
+    for part in both:
+        part.set_verbosity_error()
+        part.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")
             yield
     finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
-            diffusers_logging.enable_progress_bar()
+        for part, verbosity in zip(both, before):
+            part.set_verbosity(verbosity)
+            if bars:
+                part.enable_progress_bar()
 
 
 def _is_loaded(pipeline: Pipeline, layer: str, adapter: str) -> bool:

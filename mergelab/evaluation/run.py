@@ -22,7 +22,7 @@ from mergelab.evaluation.analysis import Anchor, Finding, Scores, anchors, calls
 from mergelab.evaluation.cells import Job, generate, score
 from mergelab.evaluation.config import Config, read
 from mergelab.evaluation.fingerprints import fingerprint
-from mergelab.evaluation.generation import Pipeline, check_given, open_pipeline
+from mergelab.evaluation.generation import Pipeline, check_given, open_pipeline, threads_for
 from mergelab.evaluation.scorers import Metric
 from mergelab.evaluation.store import Store, to_json, write
 from mergelab.provenance import package_version
@@ -107,8 +107,9 @@ def _run(config: Config, store: Store, pipeline: Pipeline | None, progress: bool
     job = Job(config, store, variants.make(config, loras, scaled, store, failures), progress, failures)
     merged = time.perf_counter()
     opened, identity = open_pipeline(config) if pipeline is None else (pipeline, fingerprint(pipeline))
-    generate(job, opened, identity)
-    frame = score(job, scorers)
+    with threads_for(config):
+        generate(job, opened, identity)
+        frame = score(job, scorers)
     if not len(frame) and failures:
         raise OutputError(f"{store.folder}: every cell failed, the first with: {failures[0]['error']}")
     if not len(frame):
