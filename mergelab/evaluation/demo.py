@@ -32,11 +32,11 @@ def config(pipeline: str) -> dict[str, Any]:
         "prompts": [
             *(f"a {size}{subject.trigger} on a {ground} background {style.prompt}"
               for size, ground in (("", "gray"), ("large ", "navy"), ("small ", "white"))),
-            f"a red star on a gray background {style.prompt}",
             "a blue circle on a white background",
             "a small yellow star on a navy background",
         ],
         "seeds": 4,
+        "generation": {"steps": 12},
         "metrics": ["judge", "clip_text", "clip_image", "lpips"],
     }  # fmt: skip
 

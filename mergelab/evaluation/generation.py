@@ -57,7 +57,7 @@ def device_of(config: Config) -> str:
 
 @contextmanager
 def threads_for(config: Config) -> Iterator[None]:
-    """One thread for the miniature models: they are too small to share, and two wait for each other on a busy machine."""
+    """One thread for the miniature models: too small to share, and two wait for each other on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if config.miniature else before)
     try:
