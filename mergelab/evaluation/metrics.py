@@ -15,7 +15,7 @@ from mergelab import miniature
 from mergelab.errors import OptionError
 from mergelab.evaluation.config import Clip, Config
 from mergelab.evaluation.generation import device_of
-from mergelab.evaluation.scorers import ClipModel, ClipText, ImageSimilarity, Judge, Lpips, Metric, dino
+from mergelab.evaluation.scorers import ClipModel, ClipText, ImageSimilarity, Judge, Lpips, Metric, Picture, dino
 
 UserMetric = Callable[[Tensor, str, Mapping[str, Tensor]], "float | Mapping[str, float]"]
 
