@@ -25,17 +25,17 @@ def picture(run: Path, target: Path, seed: int | None, prompts: int) -> None:
     figure, axes = plt.subplots(
         len(rows), len(columns), figsize=(1.25 * len(columns), 1.45 * len(rows)), squeeze=False, layout="constrained"
     )
-    for line, prompt in zip(axes, rows):
+    for number, (line, prompt) in enumerate(zip(axes, rows)):
         for axis, variant in zip(line, columns):
             axis.axis("off")
             if (prompt, variant) in files:
                 with Image.open(run / "images" / files[prompt, variant]) as image:
                     axis.imshow(image, interpolation="nearest" if max(image.size) <= 96 else "antialiased")
-            if line is axes[0]:
+            if number == 0:
                 axis.text(
                     0.5, 1.2, textwrap.fill(short(variant), 14), ha="center", fontsize=7, transform=axis.transAxes
                 )
-        line[0].text(0, 1.04, prompt, fontsize=7, transform=line[0].transAxes, color="dimgray")
+        line[0].text(0, 1.04, prompt, fontsize=7, transform=line[0].transAxes, color="dimgray", in_layout=False)
     figure.savefig(target, dpi=100)
 
 
