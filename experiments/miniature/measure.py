@@ -164,9 +164,8 @@ def measure_metrics() -> dict[str, object]:
 
     autoencoder = miniature.pipeline("sdxl").vae  # that of both
     latents = [autoencoder.encode(chunk * 2 - 1).latent_dist.mean for chunk in images.split(100)]
-    errors = (
-        (torch.cat([autoencoder.decode(chunk).sample for chunk in latents]) / 2 + 0.5 - images).abs().mean((1, 2, 3))
-    )
+    rebuilt = torch.cat([autoencoder.decode(chunk).sample for chunk in latents]) / 2 + 0.5
+    errors = (rebuilt - images).abs().mean((1, 2, 3))
     for style in (None, *STYLES):
         chosen = [scene.style == style for scene in scenes]
         found[f"autoencoder, mean absolute error on [-1, 1], {style or 'plain'}"] = 2 * float(errors[chosen].mean())
