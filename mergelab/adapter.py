@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mergelab import formats
+from mergelab.base_models import check_base_models
 from mergelab.checks import EXPECTED_NUMBER, is_number, shown
 from mergelab.errors import LayerError, OptionError, OutputError
 from mergelab.layer import BIAS, Contents, LoraLayer, LoraSum, layer_of, same_weight, short_name, terms_of
@@ -103,10 +104,7 @@ class Adapter(Contents):
     def __add__(self, other: Adapter) -> Adapter:
         if not isinstance(other, Adapter):
             return NotImplemented
-        if self.architecture and other.architecture and self.architecture != other.architecture:
-            raise OptionError(
-                f"{self.name} is for {self.architecture}, {other.name} for {other.architecture}: they cannot be added"
-            )
+        check_base_models([self, other], [self.name, other.name])
         layers = dict(self.layers)
         for name, layer in other.layers.items():
             mine = layers.get(name)
@@ -235,7 +233,7 @@ class Adapter(Contents):
         """
         target = Path(path)
         formats.check_format(format)
-        check_target(target, self.inputs, overwrite)
+        check_target(target, self.inputs, overwrite, format)
         formats.save(self, target, format, formats.to_dtype(dtype))
         return target
 
@@ -292,12 +290,10 @@ def load(source: Source, *, allow_pickle: bool = False) -> Adapter:
     return Adapter(**vars(contents), report=Report(notes=contents.notes), inputs=files)
 
 
-def check_target(target: Path, inputs: tuple[Path, ...], overwrite: bool) -> None:
+def check_target(target: Path, inputs: tuple[Path, ...], overwrite: bool, format: str) -> None:
     """Raise unless `target` may be written: it is no input, does not exist or may be replaced."""
-    if target.suffix.lower() in formats.PICKLES:
-        raise OutputError(
-            f"{target}: expected a name that ends in .safetensors, which is what is written, not a pickle"
-        )
+    if target.suffix.lower() != ".safetensors" and format != "peft":
+        raise OutputError(f"{target}: expected a name that ends in .safetensors, by which tools know such a file")
     try:
         exists = target.exists()
         for path in inputs:

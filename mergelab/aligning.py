@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from mergelab.adapter import Adapter, Source, load
-from mergelab.errors import ArchitectureError, LayerError, OptionError
+from mergelab.base_models import check_base_models
+from mergelab.errors import LayerError, OptionError
 from mergelab.layer import same_weight
 
 
@@ -38,12 +39,7 @@ def aligned_layers(adapters: Sequence[Adapter], names: Sequence[str]) -> dict[st
     Raises:
         ArchitectureError, LayerError: the adapters are for different base models.
     """
-    known = {a.architecture: name for a, name in zip(adapters, names) if a.architecture}
-    if len(known) > 1:
-        found = ", ".join(f"{name} is for {architecture}" for architecture, name in known.items())
-        raise ArchitectureError(
-            f"adapters for different base models do not go together: {found}; use adapters of one base model"
-        )
+    check_base_models(adapters, names)
     aligned: dict[str, list[int]] = {}
     for i, adapter in enumerate(adapters):
         for name in adapter.layers:

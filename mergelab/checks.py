@@ -1,6 +1,10 @@
-"""Whether a value that came from outside is a number that arithmetic can use."""
+"""Whether a value that came from outside can be used: a number, a device."""
 
 from __future__ import annotations
+
+import torch
+
+from mergelab.errors import OptionError
 
 # Weights, alphas and strengths are of order one; what is above this is a mistake, and would overflow float32.
 LARGEST_NUMBER = 1e9
@@ -29,3 +33,18 @@ def shown(value: object) -> str:
     except ValueError:  # an integer of too many digits
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def usable_device(device: torch.device | str | None) -> torch.device:
+    """A device that tensors can be put on; the CPU for None.
+
+    Raises:
+        OptionError: there is no such device, or not here.
+    """
+    try:
+        found = torch.device(device or "cpu")
+        torch.zeros(1, device=found).sum().item()
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise OptionError(f"device={str(device)!r} cannot be used here, expected 'cpu' or 'cuda': {reason}") from None
+    return found

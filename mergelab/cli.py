@@ -71,7 +71,7 @@ def merge(
     _check_writing(format, dtype)
     sources, weights = zip(*[_weighted(text) for text in adapters])
     loaded = [load(source, allow_pickle=allow_pickle) for source in sources]
-    check_target(output, tuple(path for a in loaded for path in a.inputs), force)
+    check_target(output, tuple(path for a in loaded for path in a.inputs), force, format)
     merged = merge_adapters(loaded, list(weights), method, rank=_rank(rank), seed=seed, device=device, **options)
     _save(merged, output, format, dtype)
     print(merged.report)
@@ -307,7 +307,7 @@ def _opened(file: str, output: Path, format: str, dtype: str | None, force: bool
 
     _check_writing(format, dtype)
     adapter = load(file, allow_pickle=allow_pickle)
-    check_target(output, adapter.inputs, force)
+    check_target(output, adapter.inputs, force, format)
     return adapter
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mergelab.adapter import Adapter, Source
 from mergelab.aligning import aligned_layers, loaded, unique_names
+from mergelab.checks import usable_device
 from mergelab.errors import OptionError
 from mergelab.extras import bias_only, merge_extras
 from mergelab.job import Job
@@ -87,7 +88,7 @@ def merge(
         name: tuple(i for i in present if table[i][name] != 0)
         for name, present in aligned_layers(adapters, names).items()
     }
-    job = Job(strategy, rank, adapters, table, seed, _usable(device))
+    job = Job(strategy, rank, adapters, table, seed, usable_device(device))
     with tqdm(
         total=len(aligned),
         desc=f"merging ({method_label(strategy)})",
@@ -117,17 +118,6 @@ def merge(
         report=Report(tuple(names), tuple(rows), tuple(notes)),
         inputs=tuple(path for a in adapters for path in a.inputs),
     )
-
-
-def _usable(device: torch.device | str | None) -> torch.device:
-    """A device that tensors can be put on."""
-    try:
-        found = torch.device(device or "cpu")
-        torch.zeros(1, device=found).sum().item()
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise OptionError(f"device={str(device)!r} cannot be used here, expected 'cpu' or 'cuda': {reason}") from None
-    return found
 
 
 def method_label(strategy: Strategy) -> str:

@@ -113,7 +113,7 @@ class Report:
             ranks = [row.rank for row in self.layers]
             lines.append(
                 f"{len(ranks)} layers, ranks {min(ranks)} to {max(ranks)} (sum {sum(ranks)}); retained energy "
-                f"{self.retained_energy:.2%}, relative error {self.relative_error:.2%} against the untruncated merge"
+                f"{self.retained_energy:.2%}, relative error {self.relative_error:.2%} from truncation"
             )
             lines += [f"  share of {name} still present: {share:.1%}" for name, share in self.shares.items()]
             notes: dict[str, list[str]] = {}

@@ -57,7 +57,7 @@ def test_adapters_of_different_models_do_not_add() -> None:
     """Neither by architecture nor by shape."""
     a = ml.Adapter(adapter(8).layers, architecture="sd15", source="a")
     b = ml.Adapter(adapter(8).layers, architecture="flux", source="b")
-    with pytest.raises(ml.MergelabError, match=r"a is for sd15, b for flux"):
+    with pytest.raises(ml.MergelabError, match=r"a is for sd15, b is for flux"):
         a + b
     other = ml.Adapter({NAMES[0]: lora((5, 5), 2, torch.Generator())}, source="c")
     with pytest.raises(ml.LayerError, match=r"a has shape \(24, 18\), c \(5, 5\)"):
@@ -416,10 +416,21 @@ def test_a_merge_that_cancels_says_so() -> None:
 
 
 def test_names_and_seeds_that_would_mislead(tmp_path: Path) -> None:
-    """A pickle's name for a safetensors file, a seed that is no integer, a local path that looks like the Hub's."""
-    with pytest.raises(ml.OutputError, match="not a pickle"):
-        adapter(45).save(tmp_path / "out.bin")
+    """A name no tool knows a safetensors file by, a seed that is no integer, a local path that looks like the Hub's."""
+    for name in ("out.bin", "out.txt", "out"):
+        with pytest.raises(ml.OutputError, match="ends in .safetensors"):
+            adapter(45).save(tmp_path / name)
     with pytest.raises(ml.OptionError, match="expected an integer"):
         ml.merge([adapter(45)], seed=1.5)  # type: ignore[arg-type]
     with pytest.raises(ml.SourceError, match="no such file"):
         ml.load("tests/data/nowhere/x.safetensors")
+
+
+def test_a_unet_and_a_transformer_do_not_go_together() -> None:
+    """Though neither says what it is for, as an adapter of an unknown UNet, or of a text model."""
+    block, other = lora((8, 8), 2, torch.Generator()), lora((8, 8), 2, torch.Generator())
+    a = ml.Adapter({"unet.mid_block.proj_in": block}, source="a")
+    b = ml.Adapter({"transformer.proj_out": other}, architecture="flux", source="b")
+    for refused in (lambda: ml.merge([a, b]), lambda: ml.compare([b, a]), lambda: a + b):
+        with pytest.raises(ml.ArchitectureError, match=r"a changes a UNet \(Stable Diffusion\), b changes a transf"):
+            refused()

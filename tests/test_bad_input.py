@@ -32,6 +32,7 @@ LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 OTHER = "unet.mid_block.attentions.0.proj_in"
 TEXT = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
 FORMATS = ("diffusers", "kohya", "peft")
+OUTPUTS = {"diffusers": "out.safetensors", "kohya": "out.safetensors", "peft": "out"}
 _SCRIPT = shutil.which("mergelab", path=str(Path(sys.executable).parent))
 COMMAND = [_SCRIPT] if _SCRIPT else [sys.executable, "-c", "from mergelab.cli import main; main()"]
 
@@ -332,9 +333,9 @@ def test_not_finite_in_every_format(format: str, tmp_path: Path, refused: Refuse
     tensors = lora()
     tensors[A][0, 0] = math.nan
     bad = write(tmp_path / "bad.safetensors", tensors)
-    refused("convert", bad, "-o", tmp_path / "out", "--format", format, needles=[str(bad), "NaN"])
+    refused("convert", bad, "-o", tmp_path / OUTPUTS[format], "--format", format, needles=[str(bad), "NaN"])
     with pytest.raises(ml.MergelabError, match="to_q"):
-        ml.load(bad).save(tmp_path / "out", format=format)
+        ml.load(bad).save(tmp_path / OUTPUTS[format], format=format)
     assert list(content(tmp_path)) == ["bad.safetensors"]
 
 
@@ -790,13 +791,12 @@ def test_float16_overflow(tmp_path: Path, refused: Refused) -> None:
 def test_formats_without_a_name_for_a_layer(tmp_path: Path, refused: Refused) -> None:
     """A layer or a tensor that a format has no place for is named, with a format or an option that helps."""
     text = write(tmp_path / "text.safetensors", lora("base_model.model.layers.0.q_proj"))
-    out = tmp_path / "out"
     for format in ("diffusers", "kohya"):
-        refused("convert", text, "-o", out, "--format", format, needles=[str(text), "q_proj", "format='peft'"])
+        refused("convert", text, "-o", tmp_path / OUTPUTS[format], "--format", format, needles=[str(text), "q_proj", "format='peft'"])
     extra = write(tmp_path / "extra.safetensors", lora(), {"emb_params": numbers(4)})
     for format in FORMATS:
-        refused("convert", extra, "-o", out, "--format", format, needles=[str(extra), "emb_params", "--drop-extras"])
-    assert cli.run(["convert", str(extra), "-o", str(out), "--format", "peft", "--drop-extras"]) == 0
+        refused("convert", extra, "-o", tmp_path / OUTPUTS[format], "--format", format, needles=[str(extra), "emb_params", "--drop-extras"])
+    assert cli.run(["convert", str(extra), "-o", str(tmp_path / "out"), "--format", "peft", "--drop-extras"]) == 0
 
 
 # Real processes.
@@ -829,7 +829,7 @@ def test_process_refuses(tmp_path: Path, good: Path) -> None:
 def test_file_size_limit(format: str, tmp_path: Path, large: Path) -> None:
     """A write that fails midway, as on a full disk, leaves what was there."""
     resource = pytest.importorskip("resource")
-    out = tmp_path / "out"
+    out = tmp_path / OUTPUTS[format]
     ml.load(lora()).save(out, format=format)
     before = content(tmp_path)
     done = run(

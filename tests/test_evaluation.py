@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from mergelab.evaluation import metrics as metric_table
 from mergelab.evaluation.analysis import calls, triggers_of
 from mergelab.evaluation.config import read
 from mergelab.evaluation.fingerprints import fingerprint, weights_hash
-from mergelab.evaluation.generation import draw, swap
+from mergelab.evaluation.generation import check_adapters, draw, swap
 from mergelab.evaluation.scorers import ClipModel, ClipText, Picture
 from mergelab.evaluation.store import Store
 from mergelab.miniature.world import Scene, caption
@@ -170,6 +171,27 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(
         patch.setattr(run_module, "draw", lambda *arguments: 1 / 0)
         with pytest.raises(ml.OutputError, match="every cell failed, the first with: ZeroDivisionError"):
             ml.evaluate(small, tmp_path / "other", pipeline=pipeline)
+
+
+def test_an_adapter_of_another_base_model_is_refused_before_anything_is_drawn(
+    pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a transformer on a UNet, alone and beside one that fits; of another UNet, by what it says of itself."""
+    drawn = counted(monkeypatch)
+    flux, sdxl = {"path": "miniature/flux/ghost"}, {"path": "miniature/sdxl/stripes"}
+    for loras, sentence in (
+        ([flux], "ghost is for flux, and the pipeline is sdxl"),
+        ([flux, sdxl], "stripes changes a UNet"),
+    ):
+        with pytest.raises(ml.ArchitectureError, match=sentence):
+            ml.evaluate(SMALL | {"loras": loras}, tmp_path, pipeline=pipeline)
+    old = replace(ml.load(miniature.adapters("sdxl")[0].path), architecture="sd15")
+    with pytest.raises(ml.ArchitectureError, match="old is for sd15, and the pipeline is sdxl"):
+        check_adapters(pipeline, {"old": old})
+    text = replace(old, architecture=None, layers={"model.layers.0.q_proj": next(iter(old.layers.values()))})
+    with pytest.raises(ml.ArchitectureError, match="text is for another base model: StableDiffusionXLPipeline has none"):
+        check_adapters(pipeline, {"text": text})
+    assert not drawn
 
 
 def test_two_runs_into_one_folder_are_refused(tmp_path: Path) -> None:
@@ -434,6 +456,9 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.run([*command, "--set", "sedes=2"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("mergelab: error: ") and "did you mean 'seeds'" in error and error.count("\n") == 1
+    elsewhere = ["evaluate", str(tmp_path / "config.yaml"), "-o", str(tmp_path / "elsewhere"), "--set", "device=gpuu"]
+    assert cli.run(elsewhere) == 2 and not (tmp_path / "elsewhere").exists()
+    assert "device='gpuu' cannot be used here" in capsys.readouterr().err
     assert cli.run(["demo", "--pipeline", "sd3", "-o", str(tmp_path / "demo")]) == 2
     assert "unknown miniature pipeline 'sd3'" in capsys.readouterr().err
 

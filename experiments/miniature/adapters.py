@@ -19,7 +19,7 @@ from experiments.miniature import base, vae
 from experiments.miniature.captions import vary
 from experiments.miniature.tokens import SPARE
 from experiments.miniature.training import DEVICE, RUNS, fit
-from mergelab.miniature.world import SHAPES, STYLES, SUBJECTS, Scene, sample
+from mergelab.miniature.world import SHAPES, STYLES, SUBJECTS, TRIGGERS, Scene, sample
 
 STEPS = {"sdxl": {"subject": 350, "style": 500}, "flux": {"subject": 500, "style": 600}}
 BATCH, OWN, LR, PICTURES = 32, 20, 4e-3, 1500
@@ -153,7 +153,8 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
             state[f"{part}.{key}"] = value.detach().clone()
             state[f"{part}.{key.rsplit('.lora_', 1)[0]}.alpha"] = torch.tensor(float(recipe.alpha))
     folder.mkdir(parents=True, exist_ok=True)
-    mergelab.load(state).save(path, format=recipe.format, dtype=torch.float16)
+    header = {"modelspec.title": recipe.name, "modelspec.trigger_phrase": TRIGGERS[recipe.name]}
+    replace(mergelab.load(state), metadata=header).save(path, format=recipe.format, dtype=torch.float16)
     return path
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from mergelab.errors import OptionError, SourceError
 from mergelab.layer import short_name
@@ -96,7 +97,9 @@ def _lora(value: Any) -> Any:
 
 
 def _seeds(value: Any) -> Any:
-    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(value, (int, list)) or isinstance(value, bool) or (isinstance(value, int) and value < 1):
+        raise PydanticCustomError("seeds", "expected how many (at least 1), or a list")
+    return list(range(value)) if isinstance(value, int) else value
 
 
 class Config(_Strict):

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from mergelab.adapter import Adapter
-from mergelab.errors import LayerError, OptionError, SourceError
+from mergelab.checks import usable_device
+from mergelab.errors import ArchitectureError, LayerError, OptionError, SourceError
 from mergelab.evaluation.config import Config, Memory
 from mergelab.evaluation.fingerprints import fingerprint
+from mergelab.formats.architecture import detect
 
 Pipeline = Any
 """A text-to-image pipeline of diffusers: their methods differ, and no class declares them all."""
@@ -51,8 +53,12 @@ def open_pipeline(config: Config) -> tuple[Pipeline, str]:
 
 
 def device_of(config: Config) -> str:
-    """The device of a configuration: the one it names, or else a GPU where there is one."""
-    return config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """The device of a configuration: the one it names, or else a GPU where there is one.
+
+    Raises:
+        OptionError: the one it names cannot be used here.
+    """
+    return str(usable_device(config.device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 @contextmanager
@@ -154,17 +160,45 @@ def _quietly() -> Iterator[None]:
                 part.enable_progress_bar()
 
 
-def _is_loaded(pipeline: Pipeline, layer: str, adapter: str) -> bool:
-    """Whether a layer of the pipeline carries factors of the adapter."""
+def _module(pipeline: Pipeline, layer: str) -> nn.Module | None:
+    """The layer of the pipeline with this canonical name."""
     component, _, path = layer.partition(".")
     model = getattr(pipeline, component, None)
     for candidate in (path, path.removeprefix("text_model."), f"text_model.{path}"):
         try:
-            module = model.get_submodule(candidate) if model is not None else None
+            return model.get_submodule(candidate) if isinstance(model, nn.Module) else None
         except AttributeError:
             continue
-        return module is not None and adapter in getattr(module, "lora_A", {})
-    return False
+    return None
+
+
+def _is_loaded(pipeline: Pipeline, layer: str, adapter: str) -> bool:
+    """Whether a layer of the pipeline carries factors of the adapter."""
+    return adapter in getattr(_module(pipeline, layer), "lora_A", {})
+
+
+def check_adapters(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> None:
+    """Raises where an adapter is for another base model than the pipeline's.
+
+    Raises:
+        ArchitectureError: the pipeline has none of its layers, or the names and shapes of another architecture.
+    """
+    shapes = {
+        f"{component}.{name}": tuple(module.weight.shape)
+        for component, model in pipeline.components.items()
+        if isinstance(model, nn.Module)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    }
+    architecture = detect(shapes, {})
+    for name, adapter in adapters.items():
+        if architecture and adapter.architecture and architecture != adapter.architecture:
+            raise ArchitectureError(f"{name} is for {adapter.architecture}, and the pipeline is {architecture}")
+        if not any(_module(pipeline, layer) for layer in adapter.layers):
+            raise ArchitectureError(
+                f"{name} is for another base model: {type(pipeline).__name__} has none of its layers, such as "
+                f"{next(iter(adapter.layers))}"
+            )
 
 
 def keywords_of(config: Config, pipeline: Pipeline) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mergelab.evaluation.analysis import Anchor, Finding, Scores, anchors, calls
 from mergelab.evaluation.cells import Job, generate, score
 from mergelab.evaluation.config import Config, read
 from mergelab.evaluation.fingerprints import fingerprint
-from mergelab.evaluation.generation import Pipeline, check_given, open_pipeline, threads_for
+from mergelab.evaluation.generation import Pipeline, check_adapters, check_given, device_of, open_pipeline, threads_for
 from mergelab.evaluation.scorers import Metric
 from mergelab.evaluation.store import Store, to_json, write
 from mergelab.provenance import package_version
@@ -89,6 +89,7 @@ def evaluate(
     """
     settings = read(config, overrides)
     metric_table.check_names(settings)
+    device_of(settings)
     if pipeline is not None:
         check_given(pipeline, settings)
     with Store(Path(out)).open() as store:
@@ -107,6 +108,7 @@ def _run(config: Config, store: Store, pipeline: Pipeline | None, progress: bool
     job = Job(config, store, variants.make(config, loras, scaled, store, failures), progress, failures)
     merged = time.perf_counter()
     opened, identity = open_pipeline(config) if pipeline is None else (pipeline, fingerprint(pipeline))
+    check_adapters(opened, loras)
     with threads_for(config):
         generate(job, opened, identity)
         frame = score(job, scorers)

@@ -101,7 +101,7 @@ def _ranking(result: Result, metric: str) -> list[str]:
     if worst:
         name = max(worst, key=lambda name: worst[name])
         label = name.removeprefix("merge:")
-        lines.append(f"On these prompts and seeds, {label} keeps most of the adapter it keeps least of: "
+        lines.append(f"Best by the adapter that suffers most, on these prompts and seeds: {label} keeps "
                      f"{_kept(table[name])} ({metric}; chosen on the images it is judged by).")  # fmt: skip
     if table.get("stack"):
         lines.append(f"The unmerged stack keeps {_kept(table['stack'])}.")

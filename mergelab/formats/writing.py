@@ -107,7 +107,9 @@ def header(contents: Contents, format: str, tensors: Mapping[str, Tensor]) -> di
     strings = {key: value for key, value in contents.metadata.items() if key not in _STALE}
     architecture = contents.architecture
     strings["modelspec.sai_model_spec"] = "1.0.0"
-    strings.setdefault("modelspec.title", short_name(contents.source))
+    strings.setdefault(
+        "modelspec.title", "untitled" if contents.source.startswith("<") else short_name(contents.source)
+    )
     if architecture:
         strings["modelspec.architecture"] = _MODELSPEC[architecture]
         strings["modelspec.implementation"] = (

@@ -1,0 +1,42 @@
+"""Whether adapters are for one base model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mergelab.errors import ArchitectureError
+from mergelab.layer import Contents
+
+_DENOISERS = {"unet": "a UNet (Stable Diffusion)", "transformer": "a transformer (FLUX)"}
+
+
+def check_base_models(adapters: Sequence[Contents], names: Sequence[str]) -> None:
+    """Raises where adapters are known to be for different base models.
+
+    Raises:
+        ArchitectureError: two architectures, or a UNet and a transformer.
+
+    Example:
+        >>> import torch
+        >>> from mergelab import Adapter, LoraLayer
+        >>> layer = LoraLayer(torch.ones(2, 3), torch.ones(4, 2))
+        >>> a, b = (Adapter({f"{part}.conv_in": layer}) for part in ("unet", "transformer"))
+        >>> check_base_models([a, b], ["a", "b"])
+        Traceback (most recent call last):
+            ...
+        mergelab.errors.ArchitectureError: adapters for different base models do not go together: a changes a UNet (Stable
+        Diffusion), b changes a transformer (FLUX); use adapters of one base model
+    """
+    known = {a.architecture: f"{name} is for {a.architecture}" for a, name in zip(adapters, names) if a.architecture}
+    if len(known) < 2:
+        known = {
+            component: f"{name} changes {which}"
+            for component, which in _DENOISERS.items()
+            for adapter, name in zip(adapters, names)
+            if any(layer.startswith(f"{component}.") for layer in adapter.layers)
+        }
+    if len(known) > 1:
+        raise ArchitectureError(
+            f"adapters for different base models do not go together: {', '.join(known.values())}; use adapters of one "
+            "base model"
+        )
