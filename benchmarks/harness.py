@@ -13,9 +13,9 @@ import mergelab as ml
 from mergelab.evaluation.demo import config
 
 with tempfile.TemporaryDirectory() as folder:
-    grounds = ("gray", "white", "navy", "sand", "black")
-    prompts = [f"a qrv on a {ground} background in vtx style" for ground in grounds]
-    ml.evaluate(config("sdxl") | {"prompts": prompts, "seeds": 5, "merges": config("sdxl")["merges"][:4]}, folder)
+    demo = config("sdxl")
+    prompts = [*demo["prompts"][:3], "a sks", "a blue circle on a white background"]
+    ml.evaluate(demo | {"prompts": prompts, "seeds": 5, "merges": demo["merges"][:3]}, folder)
     seconds = json.loads((Path(folder) / "summary.json").read_text())["seconds"]
     images = len(list((Path(folder) / "images").glob("*.png")))
 total = sum(seconds.values())

@@ -24,8 +24,8 @@ def check_base_models(adapters: Sequence[Contents], names: Sequence[str]) -> Non
         >>> check_base_models([a, b], ["a", "b"])
         Traceback (most recent call last):
             ...
-        mergelab.errors.ArchitectureError: adapters for different base models do not go together: a changes a UNet (Stable
-        Diffusion), b changes a transformer (FLUX); use adapters of one base model
+        mergelab.errors.ArchitectureError: adapters for different base models do not go together: a changes a UNet
+        (Stable Diffusion), b changes a transformer (FLUX); use adapters of one base model
     """
     known = {a.architecture: f"{name} is for {a.architecture}" for a, name in zip(adapters, names) if a.architecture}
     if len(known) < 2:

@@ -418,7 +418,7 @@ def test_a_merge_that_cancels_says_so() -> None:
 def test_names_and_seeds_that_would_mislead(tmp_path: Path) -> None:
     """A name no tool knows a safetensors file by, a seed that is no integer, a local path that looks like the Hub's."""
     for name in ("out.bin", "out.txt", "out"):
-        with pytest.raises(ml.OutputError, match="ends in .safetensors"):
+        with pytest.raises(ml.OutputError, match=r"ends in \.safetensors"):
             adapter(45).save(tmp_path / name)
     with pytest.raises(ml.OptionError, match="expected an integer"):
         ml.merge([adapter(45)], seed=1.5)  # type: ignore[arg-type]

@@ -792,10 +792,12 @@ def test_formats_without_a_name_for_a_layer(tmp_path: Path, refused: Refused) ->
     """A layer or a tensor that a format has no place for is named, with a format or an option that helps."""
     text = write(tmp_path / "text.safetensors", lora("base_model.model.layers.0.q_proj"))
     for format in ("diffusers", "kohya"):
-        refused("convert", text, "-o", tmp_path / OUTPUTS[format], "--format", format, needles=[str(text), "q_proj", "format='peft'"])
+        needles = [str(text), "q_proj", "format='peft'"]
+        refused("convert", text, "-o", tmp_path / OUTPUTS[format], "--format", format, needles=needles)
     extra = write(tmp_path / "extra.safetensors", lora(), {"emb_params": numbers(4)})
     for format in FORMATS:
-        refused("convert", extra, "-o", tmp_path / OUTPUTS[format], "--format", format, needles=[str(extra), "emb_params", "--drop-extras"])
+        needles = [str(extra), "emb_params", "--drop-extras"]
+        refused("convert", extra, "-o", tmp_path / OUTPUTS[format], "--format", format, needles=needles)
     assert cli.run(["convert", str(extra), "-o", str(tmp_path / "out"), "--format", "peft", "--drop-extras"]) == 0
 
 

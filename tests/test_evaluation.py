@@ -189,7 +189,7 @@ def test_an_adapter_of_another_base_model_is_refused_before_anything_is_drawn(
     with pytest.raises(ml.ArchitectureError, match="old is for sd15, and the pipeline is sdxl"):
         check_adapters(pipeline, {"old": old})
     text = replace(old, architecture=None, layers={"model.layers.0.q_proj": next(iter(old.layers.values()))})
-    with pytest.raises(ml.ArchitectureError, match="text is for another base model: StableDiffusionXLPipeline has none"):
+    with pytest.raises(ml.ArchitectureError, match="text is for another base model: StableDiffusionXLPipeline has"):
         check_adapters(pipeline, {"text": text})
     assert not drawn
 
@@ -425,6 +425,7 @@ def test_the_report_is_one_file(run: ml.evaluation.Result) -> None:
     for part in (*run.verdict[:1], "recovery of fish", "fish alone", "ties rank=8", PROMPTS[0]):
         assert part in text
     assert text.index(run.verdict[0]) < text.index("<table")
+    assert "One prompt is free of triggers: the change on it has no interval." in run.verdict
 
 
 def test_text_of_the_user_is_escaped(pipeline: Any, tmp_path: Path) -> None:

@@ -250,7 +250,8 @@ def test_an_adapter_shows_its_concept_and_a_merge_of_two_both(pipe: tuple[str, o
     pipeline.load_lora_weights(str(merged.save(tmp_path / "merged.safetensors")))
     verdict = judge(generate(pipe, [caption(scene)] * 4))
     pipeline.unload_lora_weights()
-    assert verdict.best("object").count(subject.name) + verdict.best("style").count(style.name) >= 4
+    shown = list(zip(verdict.best("object"), verdict.best("style")))
+    assert shown.count((subject.name, style.name)) >= 3, shown
 
 
 # --- the metrics ---------------------------------------------------------------------------------------------------

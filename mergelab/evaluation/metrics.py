@@ -92,12 +92,11 @@ def check_names(config: Config) -> None:
 
 
 def build(config: Config, concepts: Mapping[str, str]) -> list[Metric]:
-    """The metrics of a configuration, loaded.
+    """The metrics of a configuration with known names, loaded.
 
     Raises:
-        OptionError: an unknown metric, or one whose model cannot be loaded.
+        OptionError: one whose model cannot be loaded.
     """
-    check_names(config)
     device = device_of(config)
     clip = lru_cache(lambda: ClipModel(*_clip_of(config), device))  # both metrics share it, and neither may need it
     known: dict[str, Callable[[], Metric]] = {

@@ -7,7 +7,9 @@ from html import escape
 
 from matplotlib.ticker import MaxNLocator
 
-WIDTH, HEIGHT, LEFT, BOTTOM = 640, 360, 56, 44
+WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 640, 360, 56, 44, 8
+# The part within the axes.
+WIDE, HIGH = WIDTH - LEFT - EDGE, HEIGHT - BOTTOM - EDGE
 
 
 def _scale(values: Sequence[float], low: float, high: float) -> tuple[float, float]:
@@ -19,15 +21,14 @@ def _scale(values: Sequence[float], low: float, high: float) -> tuple[float, flo
 
 def _frame(x: tuple[float, float], y: tuple[float, float], labels: tuple[str, str], ticks_x: bool = True) -> list[str]:
     """Axes with a few round ticks each, in the units of the data."""
-    width, height = WIDTH - LEFT - 8, HEIGHT - BOTTOM - 8
-    parts = [f'<rect class="frame" x="{LEFT}" y="8" width="{width}" height="{height}"/>']
+    parts = [f'<rect class="frame" x="{LEFT}" y="{EDGE}" width="{WIDE}" height="{HIGH}"/>']
     for value in _ticks(x) if ticks_x else ():
-        parts.append(f'<text class="tick" x="{_place(value, x, LEFT, width):.0f}" y="{HEIGHT - BOTTOM + 16}" '
+        parts.append(f'<text class="tick" x="{_across(value, x):.0f}" y="{HEIGHT - BOTTOM + 16}" '
                      f'text-anchor="middle">{value:g}</text>')  # fmt: skip
     for value in _ticks(y):
-        at = 8 + height - _place(value, y, 0, height)
+        at = _up(value, y)
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.0f}" text-anchor="end">{value:g}</text>')
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 8}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - EDGE}" y1="{at:.1f}" y2="{at:.1f}"/>')
     middle = (WIDTH + LEFT) / 2
     parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(labels[0])}</text>')
     parts.append(f'<text class="label" transform="translate(14 {(HEIGHT - BOTTOM) / 2}) rotate(-90)" '
@@ -39,8 +40,12 @@ def _ticks(limits: tuple[float, float]) -> list[float]:
     return [round(float(v), 10) for v in MaxNLocator(5).tick_values(*limits) if limits[0] <= v <= limits[1]]
 
 
-def _place(value: float, limits: tuple[float, float], start: float, length: float) -> float:
-    return start + (value - limits[0]) / (limits[1] - limits[0]) * length
+def _across(value: float, limits: tuple[float, float]) -> float:
+    return LEFT + (value - limits[0]) / (limits[1] - limits[0]) * WIDE
+
+
+def _up(value: float, limits: tuple[float, float]) -> float:
+    return EDGE + HIGH - (value - limits[0]) / (limits[1] - limits[0]) * HIGH
 
 
 def _svg(parts: Sequence[str], title: str) -> str:
@@ -52,8 +57,7 @@ def scatter(points: Mapping[str, tuple[float, float]], front: Set[str], labels: 
     """Named points; those of the Pareto front are filled and joined."""
     xs, ys = [p[0] for p in points.values()], [p[1] for p in points.values()]
     x, y = _scale(xs, 0.0, 1.0), _scale(ys, 0.0, 1.0)
-    width, height = WIDTH - LEFT - 8, HEIGHT - BOTTOM - 8
-    place = {name: (_place(a, x, LEFT, width), 8 + height - _place(b, y, 0, height)) for name, (a, b) in points.items()}
+    place = {name: (_across(a, x), _up(b, y)) for name, (a, b) in points.items()}
     parts = _frame(x, y, labels)
     joined = sorted(place[name] for name in front)
     if len(joined) > 1:
@@ -77,7 +81,6 @@ def lines(series: Mapping[str, Sequence[float | None]], labels: tuple[str, str],
     values = [value for line in series.values() for value in line if value is not None]
     longest = max((len(line) for line in series.values()), default=0)
     x, y = (0.0, float(max(longest - 1, 1))), _scale(values, low, high)
-    width, height = WIDTH - LEFT - 8, HEIGHT - BOTTOM - 8
     parts = _frame(x, y, labels, ticks_x=False)
     for index, (name, line) in enumerate(series.items()):
         path, pen = [], "M"
@@ -85,7 +88,7 @@ def lines(series: Mapping[str, Sequence[float | None]], labels: tuple[str, str],
             if value is None:
                 pen = "M"
                 continue
-            path.append(f"{pen}{_place(i, x, LEFT, width):.1f} {8 + height - _place(value, y, 0, height):.1f}")
+            path.append(f"{pen}{_across(i, x):.1f} {_up(value, y):.1f}")
             pen = "L"
         parts.append(f'<path class="line c{index % 8}" d="{" ".join(path)}"><title>{escape(name)}</title></path>')
     legend = "".join(f'<span><i class="c{i % 8}"></i>{escape(name)}</span>' for i, name in enumerate(series))

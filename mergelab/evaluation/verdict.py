@@ -70,7 +70,10 @@ def words(result: Result, calling: Mapping[str, set[str]]) -> list[str]:
         lines.append(f"{len(result.failures)} cells failed, the first: {first['variant']}: {first['error']}")
     if len(calling) == 1:
         lines.append("One prompt gives no intervals: prompts are what varies.")
-    if all(calling.values()):
+    free = [prompt for prompt, called in calling.items() if not called]
+    if len(free) == 1 < len(calling):
+        lines.append("One prompt is free of triggers: the change on it has no interval.")
+    if not free:
         lines.append("No prompt is free of triggers: nothing is said about what the merges do to other prompts.")
     uncalled = [lora.name for lora in result.config.loras if not any(lora.name in names for names in calling.values())]
     if uncalled:
