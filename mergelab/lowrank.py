@@ -132,12 +132,10 @@ def joint_cores(changes: Sequence[Factors]) -> tuple[Tensor, list[Tensor], Tenso
 
     `delta_i = U @ cores[i] @ V.T` to float precision: nothing of any change is lost.
     """
-    ranks = [c.A.shape[0] for c in changes]
     stacked = stack(changes)
     q_b, r_b = torch.linalg.qr(stacked.B)
     q_a, r_a = torch.linalg.qr(stacked.A.T)
-    parts = zip(torch.split(r_b.double(), ranks, dim=1), torch.split(r_a.double(), ranks, dim=1))
-    return q_b, [b @ a.T for b, a in parts], q_a
+    return q_b, Joint(*stacked, r_b.double(), r_a.double(), tuple(c.A.shape[0] for c in changes)).cores(), q_a
 
 
 class Sum(NamedTuple):

@@ -58,35 +58,26 @@ class _Collected:
         self.histogram += _histogram(tally.values, self.bracket)
 
 
-def kth_largest_magnitudes(
-    passes: Callable[[], Iterable[tuple[int, Tensor]]], counts: Sequence[int], sizes: Sequence[int]
-) -> list[float]:
+def select(visit: Visit, counts: Sequence[int], sizes: Sequence[int], brackets: Sequence[Bracket]) -> list[float]:
     """The exact `counts[i]`-th largest magnitude of vector i, which is only ever seen in blocks.
 
+    Every pass counts what lies above the bracket of a vector and collects what lies within. Few values are searched; of
+    many, a histogram over the bits (whose order is that of the magnitudes) gives a narrower bracket for the next pass.
+
     Args:
-        passes: called once for each pass; yields `(i, block)` pairs that together hold every vector once.
+        visit: called once for each pass; see `Visit`.
         counts: how many entries of each vector to keep, `0 <= counts[i] <= sizes[i]`.
         sizes: length of each vector.
+        brackets: in which the answers probably lie: a good one saves a pass, a bad one costs one.
 
     Returns:
         One threshold per vector: infinity where nothing is kept, 0 where everything is.
 
     Example:
-        >>> kth_largest_magnitudes(lambda: [(0, torch.tensor([1.0, -3.0, 2.0]))], [2], [3])
+        >>> def visit(look):
+        ...     return [(0, look(0, torch.tensor(block).abs())) for block in ([1.0, -3.0], [2.0])]
+        >>> select(visit, [2], [3], [EVERYTHING])
         [2.0]
-    """
-
-    def visit(function: Callable[[int, Tensor], Tally]) -> Iterable[tuple[int, Tally]]:
-        return ((i, function(i, block.abs())) for i, block in passes())
-
-    return select(visit, counts, sizes, [EVERYTHING] * len(counts))
-
-
-def select(visit: Visit, counts: Sequence[int], sizes: Sequence[int], brackets: Sequence[Bracket]) -> list[float]:
-    """The same, from brackets in which the answers probably lie: a good one saves a pass, a bad one costs one.
-
-    Every pass counts what lies above the bracket of a vector and collects what lies within. Few values are searched; of
-    many, a histogram over the bits (whose order is that of the magnitudes) gives a narrower bracket for the next pass.
     """
     thresholds = [math.inf if k == 0 else 0.0 for k in counts]
     searched = {i: brackets[i] for i, k in enumerate(counts) if 0 < k < sizes[i]}

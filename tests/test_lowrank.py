@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from mergelab.dense import squared_norm, svd_dense
 from mergelab.lowrank import Factors, Spectrum, inner, joint_cores, stack, svd
 from mergelab.ranks import RankBudget, rank_for_energy
-from mergelab.selection import kth_largest_magnitudes
+from mergelab.selection import EVERYTHING, Tally, select
 from mergelab.sparsify import drop, trim, trim_topk
 
 
@@ -141,10 +143,10 @@ def test_kth_largest_magnitude_is_exact(n: int, block: int, share: float, seed: 
     xs = [torch.randn(n, generator=generator) * 2.0**power, torch.randint(-3, 4, (n,), generator=generator).float()]
     k = int(share * n)
 
-    def passes():  # type: ignore[no-untyped-def]
-        return ((i, part) for i, x in enumerate(xs) for part in x.split(block))
+    def visit(look: Callable[[int, torch.Tensor], Tally]) -> Iterable[tuple[int, Tally]]:
+        return ((i, look(i, part.abs())) for i, x in enumerate(xs) for part in x.split(block))
 
-    for x, threshold in zip(xs, kth_largest_magnitudes(passes, [k, k], [n, n])):
+    for x, threshold in zip(xs, select(visit, [k, k], [n, n], [EVERYTHING] * 2)):
         ordered = x.abs().sort(descending=True).values
         if k == 0:
             assert not trim(x, threshold).any()
