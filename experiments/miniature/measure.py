@@ -1,11 +1,11 @@
 """Measures everything the model card claims: `python -m experiments.miniature.measure [sdxl] [flux] [metrics]`.
 
-Prints them, keeps them in `runs/miniature/measured.json` and writes them into the model card.
+Prints them and writes them into the model card.
 """
 
 from __future__ import annotations
 
-import json
+import re
 import sys
 import tempfile
 import time
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -23,7 +24,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 import mergelab
-from experiments.miniature.training import RUNS
 from mergelab import miniature
 from mergelab.miniature.judge import OBJECTS
 from mergelab.miniature.world import BACKGROUNDS, COLORS, SHAPES, SIZES, STYLES, SUBJECTS, Scene, caption, draw, sample
@@ -94,7 +94,7 @@ def triggered(adapter: miniature.MiniatureAdapter, count: int) -> tuple[list[Sce
     return scenes, [caption(scene) for scene in scenes]
 
 
-def measure_pipeline(name: str, count: int = 200, each: int = 48, pair: int = 16) -> dict[str, object]:
+def measure_pipeline(name: str, count: int = 200, each: int = 48, pair: int = 16) -> dict[str, Any]:
     """Base model, adapters alone and stacks."""
     pipeline = miniature.pipeline(name)
     pipeline.set_progress_bar_config(disable=True)
@@ -147,9 +147,9 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def measure_metrics() -> dict[str, object]:
+def measure_metrics() -> dict[str, float]:
     """The judge on drawn images, CLIP and LPIPS."""
-    found: dict[str, object] = {}
+    found: dict[str, float] = {}
     scenes = sample(1000, 21, objects=OBJECTS, styles=[None] * 4 + [*STYLES], held_out=None)
     images = draw(scenes)
     verdict = miniature.judge(images)
@@ -219,46 +219,50 @@ def visible(a: Scene, b: Scene, name: str) -> bool:
     return not (name == "background" and "night" in (a.style, b.style))
 
 
-def markdown(results: dict[str, dict[str, object]]) -> str:
-    """The figures as the tables of the model card."""
-    lines = []
-    for name in (name for name in miniature.PIPELINES if name in results):
-        part = results[name]
-        base = ", ".join(f"{key} {share:.1%}" for key, share in part["base"].items())
-        lines += [
-            f"### {name}",
-            "",
-            f"200 prompts of held-out combinations: {base}. Eight images of 20 steps: "
-            f"{part['seconds for 8 images']:.1f} s ({part['threads']} threads).",
-            "",
-            "| adapter | shown when called | shown uncalled | accuracy kept uncalled | lowest of six shapes |",
-            "|---|---|---|---|---|",
-        ]
-        for adapter, row in part["adapters"].items():
-            lowest = f"{min(row['by_shape']):.0%}" if "by_shape" in row else ""
-            lines.append(f"| {adapter} | {row['shown']:.0%} | {row['uncalled']:.0%} | {row['kept']:.0%} | {lowest} |")
-        lines += ["", "| unmerged stack | subject | style | both |", "|---|---|---|---|"]
-        for pair, row in part["stacks"].items():
-            lines.append(f"| {pair} | {row['subject']:.0%} | {row['style']:.0%} | {row['both']:.0%} |")
-        lines.append("")
-    if "metrics" in results:
-        lines += ["### Judge, autoencoder, CLIP and LPIPS, on drawn images", "", "| | |", "|---|---|"]
-        lines += [f"| {key} | {value:.3f} |" for key, value in results["metrics"].items()]
-    return "\n".join(lines).strip()
+def pipeline_tables(name: str, part: dict[str, Any]) -> str:
+    """The figures of a base model, its adapters and their stacks, as a section of the model card."""
+    base = ", ".join(f"{key} {share:.1%}" for key, share in part["base"].items())
+    lines = [
+        f"### {name}",
+        "",
+        f"200 prompts of held-out combinations: {base}. Eight images of 20 steps: "
+        f"{part['seconds for 8 images']:.1f} s ({part['threads']} threads).",
+        "",
+        "| adapter | shown when called | shown uncalled | accuracy kept uncalled | lowest of six shapes |",
+        "|---|---|---|---|---|",
+    ]
+    for adapter, row in part["adapters"].items():
+        lowest = f"{min(row['by_shape']):.0%}" if "by_shape" in row else ""
+        lines.append(f"| {adapter} | {row['shown']:.0%} | {row['uncalled']:.0%} | {row['kept']:.0%} | {lowest} |")
+    lines += ["", "| unmerged stack | subject | style | both |", "|---|---|---|---|"]
+    for pair, row in part["stacks"].items():
+        lines.append(f"| {pair} | {row['subject']:.0%} | {row['style']:.0%} | {row['both']:.0%} |")
+    return "\n".join(lines)
+
+
+def metric_table(found: dict[str, float]) -> str:
+    """The figures of the metrics, as a section of the model card."""
+    lines = ["### Judge, autoencoder, CLIP and LPIPS, on drawn images", "", "| | |", "|---|---|"]
+    return "\n".join(lines + [f"| {key} | {value:.3f} |" for key, value in found.items()])
+
+
+def replaced(card: str, section: str) -> str:
+    """The model card with one section between its marks in place of the one of the same heading."""
+    before, rest = card.split("<!-- measured -->\n")
+    measured, after = rest.split("<!-- end -->")
+    sections = {part.split("\n", 1)[0]: part.strip() for part in re.split(r"(?m)^(?=### )", measured) if part.strip()}
+    sections[section.split("\n", 1)[0]] = section
+    return "\n".join([f"{before}<!-- measured -->", "\n\n".join(sections.values()), f"<!-- end -->{after}"])
 
 
 def main(parts: Sequence[str]) -> None:
-    """Measures the named parts, keeps those of earlier runs, and writes the tables into the model card."""
-    path = RUNS / "measured.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    for part in parts or ("metrics", *miniature.PIPELINES):
-        results[part] = measure_metrics() if part == "metrics" else measure_pipeline(part)
-        path.write_text(json.dumps(results, indent=2) + "\n")
-    tables = markdown(results)
-    print(tables)
-    before, rest = CARD.read_text().split("<!-- measured -->\n")
-    _, after = rest.split("<!-- end -->")
-    CARD.write_text(f"{before}<!-- measured -->\n{tables}\n<!-- end -->{after}")
+    """Measures the named parts, prints them, and puts them into the model card; its other parts stay."""
+    for part in parts or (*miniature.PIPELINES, "metrics"):
+        section = (
+            metric_table(measure_metrics()) if part == "metrics" else pipeline_tables(part, measure_pipeline(part))
+        )
+        print(section)
+        CARD.write_text(replaced(CARD.read_text(), section))
 
 
 if __name__ == "__main__":
