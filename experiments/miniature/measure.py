@@ -94,7 +94,7 @@ def triggered(adapter: miniature.MiniatureAdapter, count: int) -> tuple[list[Sce
     return scenes, [caption(scene) for scene in scenes]
 
 
-def measure_pipeline(name: str, count: int = 200, each: int = 48, pair: int = 16) -> dict[str, Any]:
+def measure_pipeline(name: str, count: int = 200, each: int = 48) -> dict[str, Any]:
     """Base model, adapters alone and stacks."""
     pipeline = miniature.pipeline(name)
     pipeline.set_progress_bar_config(disable=True)
@@ -121,7 +121,7 @@ def measure_pipeline(name: str, count: int = 200, each: int = 48, pair: int = 16
     kinds = {kind: [adapter for adapter in known if adapter.kind == kind] for kind in ("subject", "style")}
     for subject, style in product(kinds["subject"], kinds["style"]):
         load(pipeline, [subject, style])
-        scenes_of = [replace(scene, style=style.name) for scene in triggered(subject, pair)[0]]
+        scenes_of = [replace(scene, style=style.name) for scene in triggered(subject, each)[0]]
         images = generate(name, pipeline, [caption(s) for s in scenes_of], f"{name}: {subject.name} + {style.name}")
         has_subject, has_style = shows(images, subject), shows(images, style)
         stacks[f"{subject.name} + {style.name}"] = {

@@ -1,6 +1,8 @@
-"""Contact sheets of what the miniature models draw: `python -m experiments.miniature.sheets`."""
+"""Contact sheets of what the miniature models draw: `python -m experiments.miniature.sheets [sdxl] [flux]`."""
 
 from __future__ import annotations
+
+import sys
 
 import matplotlib
 
@@ -67,5 +69,5 @@ def sheets(name: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in miniature.PIPELINES:
+    for name in sys.argv[1:] or miniature.PIPELINES:
         sheets(name)
