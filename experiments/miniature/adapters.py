@@ -51,7 +51,7 @@ RECIPES = {
     ),
     "flux": (
         Recipe("ghost", 8, 8, "diffusers", steps=1000),
-        Recipe("mushroom", 4, 4, "kohya", steps=1000),
+        Recipe("mushroom", 4, 4, "kohya"),
         Recipe("house", 16, 8, "peft"),
         Recipe("fish", 8, 16, "diffusers"),
         Recipe("day", 8, 8, "diffusers"),
