@@ -40,8 +40,8 @@ class Recipe:
 
 RECIPES = {
     "sdxl": (
-        Recipe("ghost", 8, 8, "kohya"),
-        Recipe("mushroom", 4, 4, "kohya"),
+        Recipe("ghost", 8, 8, "kohya", steps=700),
+        Recipe("mushroom", 4, 4, "kohya", steps=700),
         Recipe("house", 16, 8, "peft"),
         Recipe("fish", 8, 8, "diffusers", text=True),
         Recipe("day", 16, 16, "diffusers", convolutions=True),
