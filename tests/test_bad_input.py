@@ -944,7 +944,11 @@ def test_progress_and_interruption(tmp_path: Path) -> None:
     arguments = [*map(str, files), "-o", str(tmp_path / "out.safetensors"), "--method", "ties", "--rank", "64"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [*COMMAND, "merge", *arguments], stdout=subprocess.PIPE, stderr=other_end, env=environment
+        [*COMMAND, "merge", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=other_end,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
     ) as process:
         os.close(other_end)
         seen = read_until(terminal, process, r"[1-9]\d*/80")

@@ -21,6 +21,7 @@ ORDER = (
     "parallel",
     "dense",
     "layer",
+    "base_models",
     "report",
     "sparsify",
     "selection",
