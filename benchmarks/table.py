@@ -22,8 +22,8 @@ COUNTS, RANKS, LAYERS = (1, 2, 4, 8), (8, 16, 32, 64), (16, 32, 64, 128)
 GOALS = (
     "--arch flux --method svd",
     "--arch flux --method ties",
-    "--arch flux --method dare",
-    "--arch flux --method magnitude_prune",
+    "--arch flux --method dare --layers 40",
+    "--arch flux --method magnitude_prune --layers 40",
     "--arch flux --method ties --space core",
     "--arch flux --method linear",
     "--arch flux --method cat",
@@ -34,8 +34,8 @@ GOALS = (
     "--arch sd15 --method svd",
     "--arch sd15 --method ties",
 )
-# Without PEFT, whose time says nothing here.
-_ALONE = "--no-peft --checked 0"
+# Without PEFT and the floor, which say nothing here.
+_ALONE = "--no-floor --no-peft --checked 0"
 PLOTS = {
     "adapters": [f"--arch sdxl --method {m} --adapters {n} {_ALONE}" for m in ("svd", "ties") for n in COUNTS],
     "rank": [f"--arch sdxl --method {m} --rank {r} {_ALONE}" for m in ("svd", "ties") for r in RANKS],

@@ -61,7 +61,6 @@ def _canonical_order(job: Job, name: str, changes: Mapping[int, Factors]) -> lis
     """
     out, columns = next(iter(changes.values())).shape
     generator = layer_generator(job.seed, name, -2)
-    u = torch.randn(out, generator=generator, dtype=torch.float64).to(job.device)
-    v = torch.randn(columns, generator=generator, dtype=torch.float64).to(job.device)
-    keys = {i: job.weights[i][name] * float((u @ c.B.double()) @ (c.A.double() @ v)) for i, c in changes.items()}
+    u, v = (torch.randn(size, generator=generator, dtype=torch.float64).to(job.device).float() for size in (out, columns))
+    keys = {i: job.weights[i][name] * float((u @ c.B).double() @ (c.A @ v).double()) for i, c in changes.items()}
     return sorted(keys, key=keys.__getitem__)

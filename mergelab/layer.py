@@ -178,7 +178,7 @@ class Contents:
             LayerError: a factor holds NaN or infinity, or values far beyond those of any adapter.
         """
         factors = matrices(self.layers[name], device)
-        sizes = [float(matrix.abs().max()) for matrix in factors]
+        sizes = [float(torch.stack(torch.aminmax(matrix)).abs().max()) for matrix in factors]
         if not (math.prod(sizes) <= LARGEST_ENTRY and max(sizes) <= LARGEST_ENTRY**1.5):
             raise LayerError(f"{self.source}: layer {name}: {_what_is_wrong(factors)}")
         return factors

@@ -50,7 +50,7 @@ class Factors(NamedTuple):
         return self.B.shape[0], self.A.shape[1]
 
     def scaled(self, factor: float) -> Factors:
-        return Factors(self.B * factor, self.A)
+        return self if factor == 1 else Factors(self.B * factor, self.A)
 
 
 class Core(NamedTuple):
@@ -166,7 +166,7 @@ def svd_of_sum(changes: Sequence[Factors], count: Callable[[Tensor], int] = len)
     # U = B A v / s and V = (u B A).T / s; where a value is only rounding, so would be its vectors.
     over = torch.where(s > NULL * s.max().clamp_min(TINY), 1 / s, 0.0) if number else s
     u = whole.B @ (whole.r_a.T @ right * over).to(whole.B)
-    v = whole.A.T @ (whole.r_b.T @ left * over).to(whole.A)
+    v = ((whole.r_b.T @ left * over).to(whole.A).T @ whole.A).T
     cores = whole.cores()
     return Sum(
         Spectrum(u, s, v, energy),

@@ -25,6 +25,7 @@ def picture(run: Path, target: Path, seed: int | None, prompts: int) -> None:
     figure, axes = plt.subplots(
         len(rows), len(columns), figsize=(1.25 * len(columns), 1.45 * len(rows)), squeeze=False, layout="constrained"
     )
+    figure.get_layout_engine().set(h_pad=0.1)  # room for the prompts
     for number, (line, prompt) in enumerate(zip(axes, rows)):
         for axis, variant in zip(line, columns):
             axis.axis("off")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from mergelab.comparing import Comparison
 from mergelab.evaluation import plots
 from mergelab.evaluation.analysis import Finding
 from mergelab.evaluation.store import Store
-from mergelab.evaluation.verdict import found, front, main_metric, pair_metrics, recoveries, variants_of
+from mergelab.evaluation.verdict import found, front, main_metric, pair_metrics, percent, recoveries, variants_of
 
 if TYPE_CHECKING:
     from mergelab.evaluation.run import Result
@@ -93,7 +93,7 @@ def _row(result: Result, variant: Variant, metric: str | None) -> dict[str, Any]
     kept = recoveries(result, variant.name, metric) if metric else {}
     for lora in result.config.loras:
         if metric:
-            cells.append(_cell(kept[lora.name].interval, percent=True) if lora.name in kept else _nothing())
+            cells.append(_cell(kept[lora.name].interval, percent) if lora.name in kept else _nothing())
     for pair, lora in product(pair_metrics(result), result.config.loras):
         row = found(result, "similarity", variant.name, pair, f"single:{lora.name}")
         cells.append(_cell(row.interval) if row else _nothing())
@@ -107,12 +107,11 @@ def _row(result: Result, variant: Variant, metric: str | None) -> dict[str, Any]
     return {"name": short(variant.name), "kind": variant.name.partition(":")[0], "cells": cells}
 
 
-def _cell(interval: Any, percent: bool = False) -> dict[str, Any]:
-    form = "{:.0%}" if percent else "{:.3f}"
+def _cell(interval: Any, form: Callable[[float], str] = "{:.3f}".format) -> dict[str, Any]:
     if not math.isfinite(interval.estimate):
         return _nothing()
-    bounds = f"{form.format(interval.low)} to {form.format(interval.high)}" if math.isfinite(interval.low) else ""
-    return {"text": form.format(interval.estimate), "bounds": bounds, "value": interval.estimate}
+    bounds = f"{form(interval.low)} to {form(interval.high)}" if math.isfinite(interval.low) else ""
+    return {"text": form(interval.estimate), "bounds": bounds, "value": interval.estimate}
 
 
 def _finding(row: Finding) -> dict[str, Any]:

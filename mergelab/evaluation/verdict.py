@@ -165,4 +165,14 @@ def _percent(row: Finding | None) -> str:
     if row is None:
         return "–"
     low, high = row.interval.low, row.interval.high
-    return f"{row.interval.estimate:.0%}" + (f" [{low:.0%}, {high:.0%}]" if math.isfinite(low) else "")
+    return percent(row.interval.estimate) + (f" [{percent(low)}, {percent(high)}]" if math.isfinite(low) else "")
+
+
+def percent(share: float) -> str:
+    """A share as people read it; a little below zero is no "-0%".
+
+    Example:
+        >>> percent(0.834), percent(-0.001)
+        ('83%', '0%')
+    """
+    return f"{round(share, 2) + 0.0:.0%}"

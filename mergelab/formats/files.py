@@ -9,6 +9,7 @@ import shutil
 import struct
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from mergelab.errors import FormatError, OutputError, SourceError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+HASH = "modelspec.hash_sha256"
 
 _USUAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _DTYPES = {
@@ -130,8 +132,8 @@ def file_order(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
 
 
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Of the tensors' bytes in the order of the file: what modelspec calls `hash_sha256`."""
+def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Of the tensors' bytes in the order of the file."""
     digest = hashlib.sha256()
     for name in file_order(tensors):
         digest.update(_raw(tensors[name]))
@@ -142,23 +144,33 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     """Write a safetensors file whose bytes depend on nothing but its content.
 
     (The safetensors package writes the entries of the metadata in a random order, so the same content would give
-    other bytes every time.) The file is written beside its target and renamed when it is whole.
+    other bytes every time.) The file is written beside its target and renamed when it is whole. Its header gets the hash
+    of the tensors, which is computed while they are written.
     """
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    entries: dict[str, object] = {}
     offset = 0
     for name in file_order(tensors):
         tensor = tensors[name]
         if tensor.dtype not in _DTYPES:
             raise OutputError(f"{path}: layer {name}: {tensor.dtype} cannot be stored in a safetensors file")
         end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
-    text += b" " * (-len(text) % 8)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+
+    def head(digest: str) -> bytes:
+        strings = dict(sorted({**metadata, HASH: f"0x{digest}"}.items()))
+        content = {"__metadata__": strings, **entries}
+        text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+    with ThreadPoolExecutor(1) as hasher, replacing(path) as temporary, temporary.open("wb") as file:
+        digest = hasher.submit(_tensors_sha256, tensors)
+        file.write(head("0" * 64))
         for name in file_order(tensors):
             file.write(_raw(tensors[name]))
+        file.seek(0)
+        file.write(head(digest.result()))
 
 
 @contextlib.contextmanager

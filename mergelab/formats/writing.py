@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mergelab.errors import OptionError, OutputError
-from mergelab.formats.files import replacing_folder, tensors_sha256, write_safetensors
+from mergelab.formats.files import HASH, replacing_folder, write_safetensors
 from mergelab.formats.kohya import kohya
 from mergelab.formats.peft import adapter_metadata, diffusers, folder_config, peft, split_components
 from mergelab.formats.shared import most_frequent
@@ -28,7 +28,7 @@ _STALE = (
     "lora_adapter_metadata",
     "sshs_model_hash",
     "sshs_legacy_hash",
-    "modelspec.hash_sha256",
+    HASH,
     "ss_network_module",
     "ss_network_dim",
     "ss_network_alpha",
@@ -117,7 +117,6 @@ def header(contents: Contents, format: str, tensors: Mapping[str, Tensor]) -> di
         )
         strings["ss_base_model_version"] = _KOHYA_BASE[architecture]
         strings["ss_v2"] = str(architecture == "sd2")
-    strings["modelspec.hash_sha256"] = "0x" + tensors_sha256(tensors)
     if format == "kohya":
         ranks = Counter(t.shape[0] for key, t in tensors.items() if key.endswith(".lora_down.weight"))
         alphas = Counter(float(t) for key, t in tensors.items() if key.endswith(".alpha"))
