@@ -61,6 +61,7 @@ def _canonical_order(job: Job, name: str, changes: Mapping[int, Factors]) -> lis
     """
     out, columns = next(iter(changes.values())).shape
     generator = layer_generator(job.seed, name, -2)
-    u, v = (torch.randn(size, generator=generator, dtype=torch.float64).to(job.device).float() for size in (out, columns))
+    u, v = (torch.randn(size, generator=generator, dtype=torch.float64).float() for size in (out, columns))
+    u, v = u.to(job.device), v.to(job.device)
     keys = {i: job.weights[i][name] * float((u @ c.B).double() @ (c.A @ v).double()) for i, c in changes.items()}
     return sorted(keys, key=keys.__getitem__)

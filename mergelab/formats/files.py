@@ -144,8 +144,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     """Write a safetensors file whose bytes depend on nothing but its content.
 
     (The safetensors package writes the entries of the metadata in a random order, so the same content would give
-    other bytes every time.) The file is written beside its target and renamed when it is whole. Its header gets the hash
-    of the tensors, which is computed while they are written.
+    other bytes every time.) The file is written beside its target and renamed when it is whole. Its header gets the
+    hash of the tensors, which is computed while they are written.
     """
     entries: dict[str, object] = {}
     offset = 0
