@@ -96,16 +96,18 @@ def _ranking(result: Result, metric: str) -> list[str]:
     table = {name: recoveries(result, name, metric) for name in variants_of(result)}
     complete = max(len(rows) for rows in table.values()) if table else 0
     worst = {
-        name: min(min(row.interval.estimate, 1.0) for row in rows.values())
+        name: min((row.interval for row in rows.values()), key=lambda interval: interval.estimate)
         for name, rows in table.items()
         if name != "stack" and rows and len(rows) == complete
     }
     lines = []
     if worst:
-        name = max(worst, key=lambda name: worst[name])
+        name = max(worst, key=lambda name: min(worst[name].estimate, 1.0))
         label = name.removeprefix("merge:")
+        equals = sum(interval.high >= worst[name].low for interval in worst.values()) - 1
+        doubt = f" Intervals overlap with {equals} of {len(worst) - 1} other merges." if equals > 0 else ""
         lines.append(f"Best by the adapter that suffers most, on these prompts and seeds: {label} keeps "
-                     f"{_kept(table[name])} ({metric}; chosen on the images it is judged by).")  # fmt: skip
+                     f"{_kept(table[name])} ({metric}; chosen on the images it is judged by).{doubt}")  # fmt: skip
     if table.get("stack"):
         lines.append(f"The unmerged stack keeps {_kept(table['stack'])}.")
     lost = [
