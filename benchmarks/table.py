@@ -20,18 +20,18 @@ BEGIN, END = "<!-- table: python -m benchmarks.table -->", "<!-- end of the tabl
 
 COUNTS, RANKS, LAYERS = (1, 2, 4, 8), (8, 16, 32, 64), (16, 32, 64, 128)
 GOALS = (
-    "--arch flux --method svd",
+    "--arch flux --method svd --repeats 3",
     "--arch flux --method ties",
     "--arch flux --method dare --layers 40",
     "--arch flux --method magnitude_prune --layers 40",
     "--arch flux --method ties --space core",
-    "--arch flux --method linear",
-    "--arch flux --method cat",
+    "--arch flux --method linear --repeats 3",
+    "--arch flux --method cat --repeats 3",
     "--arch flux --method dare --space core",
-    "--arch sdxl --method svd",
+    "--arch sdxl --method svd --repeats 3",
     "--arch sdxl --method ties",
     "--arch sdxl --method ties --space core",
-    "--arch sd15 --method svd",
+    "--arch sd15 --method svd --repeats 3",
     "--arch sd15 --method ties",
 )
 # Without PEFT and the floor, which say nothing here.

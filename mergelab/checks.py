@@ -45,6 +45,8 @@ def usable_device(device: torch.device | str | None) -> torch.device:
         found = torch.device(device or "cpu")
         torch.zeros(1, device=found).sum().item()
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise OptionError(f"device={str(device)!r} cannot be used here, expected 'cpu' or 'cuda': {reason}") from None
+        here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available():
+            here.append("mps")
+        raise OptionError(f"device={str(device)!r} cannot be used here; devices: {', '.join(here)}") from error
     return found

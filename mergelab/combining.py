@@ -11,13 +11,14 @@ from torch import Tensor
 from mergelab.dense import leading_directions
 from mergelab.lowrank import Core, Factors, stack
 from mergelab.parallel import Lane
-from mergelab.selection import EVERYTHING, KEPT, Bracket, Tally, sampled_bracket, select
+from mergelab.selection import EVERYTHING, Bracket, Tally, sampled_bracket, select
 from mergelab.spaces import Merged, Stacked, view_of
 from mergelab.sparsify import Drop, Trim, draw, drop, dropped, trim, trim_topk
 from mergelab.strategies import Strategy
 
-# Rows and columns from which the threshold of a large matrix is estimated before it is found.
-SAMPLED = 640
+# All entries of a matrix of at most so many are searched for its threshold; that of a larger one is first estimated
+# from every fourth row and column, or from so many of them.
+SEARCHED, SAMPLED = 1 << 18, 640
 # Blocks for which random numbers are drawn ahead, one thread for each adapter.
 DRAWN = 8
 
@@ -113,12 +114,13 @@ def layer_thresholds(density: float, stacked: Stacked, lane: Lane) -> list[float
     n, size = len(stacked.matrices), math.prod(stacked.shape)
 
     def bracket(i: int) -> Bracket:
-        return sampled_bracket(stacked.sample(i, SAMPLED, SAMPLED), density, stacked.shape)
+        picked = (min(SAMPLED, side // 4) for side in stacked.shape)
+        return sampled_bracket(stacked.sample(i, *picked), density, stacked.shape)
 
     def visit(look: Callable[[int, Tensor], Tally]) -> Iterable[tuple[int, Tally]]:
         return visit_blocks(stacked, range(n), look, lane)
 
-    brackets = [EVERYTHING] * n if size <= KEPT or density >= 1 else list(lane.map(bracket, range(n)))
+    brackets = [EVERYTHING] * n if size <= SEARCHED or density >= 1 else list(lane.map(bracket, range(n)))
     return select(visit, [int(density * size)] * n, [size] * n, brackets)
 
 

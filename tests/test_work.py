@@ -80,7 +80,7 @@ def test_any_number_of_threads_gives_the_same_bytes(
     monkeypatch.setattr(layerwise, "LARGE", 100_000)
     monkeypatch.setattr(spaces, "BLOCK", 1 << 14)
     monkeypatch.setattr(selection, "KEPT", 1 << 12)
-    monkeypatch.setattr(combining, "KEPT", 1 << 12)
+    monkeypatch.setattr(combining, "SEARCHED", 1 << 12)
     loras = [adapter(i, rank=4, shapes=SHAPES) for i in range(3)]
     found = []
     for threads in (1, 3):

@@ -14,6 +14,7 @@ import pandas as pd
 import yaml
 
 from mergelab.adapter import load
+from mergelab.base_models import check_base_models
 from mergelab.comparing import compare
 from mergelab.errors import OptionError, OutputError
 from mergelab.evaluation import metrics as metric_table
@@ -98,17 +99,20 @@ def evaluate(
 
 def _run(config: Config, store: Store, pipeline: Pipeline | None, progress: bool | None) -> Result:
     start = time.perf_counter()
-    write(store.folder / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
+    # What cannot work is found before anything is written, and before hours of merging and drawing.
     loras = {lora.name: load(lora.path) for lora in config.loras}
+    check_base_models(list(loras.values()), list(loras))
+    opened, identity = open_pipeline(config) if pipeline is None else (pipeline, fingerprint(pipeline))
+    check_adapters(opened, loras)
+    concepts = {lora.name: lora.concept for lora in config.loras}
+    scorers = metric_table.build(config, concepts)
+    ready = time.perf_counter()
+    write(store.folder / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
     scaled = variants.at_weights(config, loras)
     comparison = compare(list(scaled.values())) if len(scaled) > 1 else None
-    concepts = {lora.name: lora.concept for lora in config.loras}
-    scorers = metric_table.build(config, concepts)  # before hours of drawing
     failures: list[dict[str, Any]] = []
     job = Job(config, store, variants.make(config, loras, scaled, store, failures), progress, failures)
     merged = time.perf_counter()
-    opened, identity = open_pipeline(config) if pipeline is None else (pipeline, fingerprint(pipeline))
-    check_adapters(opened, loras)
     with threads_for(config):
         generate(job, opened, identity)
         frame = score(job, scorers)
@@ -127,7 +131,7 @@ def _run(config: Config, store: Store, pipeline: Pipeline | None, progress: bool
     frame.to_parquet(partial, index=False)
     partial.replace(store.folder / "scores.parquet")
     end = time.perf_counter()
-    seconds = {"merging and comparing": merged - start} | job.spent
+    seconds = {"loading": ready - start, "merging and comparing": merged - ready} | job.spent
     seconds["everything else"] = end - start - sum(seconds.values())
     summary = _summary(result, job, scorers, triggers, identity, seconds)
     write(store.folder / "summary.json", to_json(summary))

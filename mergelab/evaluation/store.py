@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,13 +72,14 @@ class Store:
 
     @contextmanager
     def open(self) -> Iterator[Store]:
-        """Takes the folder, or says who has it.
+        """Takes the folder, or says who has it; one that is new and stays empty is removed again.
 
         Raises:
             OutputError: the folder is in use, or is none.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise OutputError(f"{self.folder}: expected a folder for the run, found a file")
+        new = not self.folder.exists()
         for folder in (self.images, self.adapters):
             folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -86,6 +88,9 @@ class Store:
                 yield self
         except Timeout:
             raise OutputError(f"{self.folder}: another run is writing into this folder; choose another") from None
+        finally:
+            if new and {path.name for path in self.folder.rglob("*")} <= {"images", "adapters", ".lock"}:
+                shutil.rmtree(self.folder)
 
     # Images.
 
