@@ -113,7 +113,7 @@ def test_a_sampled_threshold_is_exact(density: float, monkeypatch: pytest.Monkey
     change = adapter(3, rank=6, shapes={"unet.conv_in": (300, 500)}).matrices("unet.conv_in")
     exact = float(change.delta().abs().flatten().sort(descending=True).values[int(density * 150_000) - 1])
     stacked = Stacked((change,), (1.0,))
-    monkeypatch.setattr(combining, "KEPT", 1000)
+    monkeypatch.setattr(combining, "SEARCHED", 1000)
     low, high = sampled_bracket(stacked.sample(0, 100, 100), density, stacked.shape)
     assert low <= exact <= high
     for bracket in ((low, high), (0.0, exact / 2), (2 * exact, math.inf), (exact, exact * 1.001)):
