@@ -249,12 +249,17 @@ class Adapter(Contents):
             rows.append((component, str(len(own)), shown + (", ..." if len(ranks) > 4 else ""), f"{size:,}"))
         return rows
 
+    def _base_model(self) -> str:
+        parts = {layer.partition(".")[0] for layer in self.layers}
+        kind = next((f"{part} of an " for part in ("unet", "transformer") if part in parts), "")
+        return self.architecture or f"{kind}unknown base model"
+
     def __repr__(self) -> str:
         rows = self._table()
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         extras = [f"and {len(self.extras)} tensors that are no layers"] if self.extras else []
-        return "\n".join([f"Adapter {self.name} ({self.architecture or 'unknown base model'})", *lines, *extras])
+        return "\n".join([f"Adapter {self.name} ({self._base_model()})", *lines, *extras])
 
     def _repr_html_(self) -> str:
         head, *rows = (
@@ -262,7 +267,7 @@ class Adapter(Contents):
             for tag, row in zip(["th"] + ["td"] * len(self._table()), self._table())
         )
         body = "".join(f"<tr>{row}</tr>" for row in rows)
-        title = html.escape(f"Adapter {self.name} ({self.architecture or 'unknown base model'})")
+        title = html.escape(f"Adapter {self.name} ({self._base_model()})")
         return f"<b>{title}</b><table><tr>{head}</tr>{body}</table>"
 
 

@@ -135,9 +135,12 @@ def resize(
     allow_pickle: Pickle = False,
 ) -> None:
     """Write the best approximation of an adapter at another rank, and say what it lost."""
+    from mergelab.errors import OptionError
+
     adapter = _opened(file, output, format, dtype, force, allow_pickle)
     parsed = _rank(rank)
-    assert parsed is not None
+    if parsed is None or parsed in ("max", "sum"):
+        raise OptionError(f"rank={rank!r}: expected a number such as 16, 0.9 (share of energy) or mean=16 (a budget)")
     resized = adapter.resize(parsed)
     _save(resized, output, format, dtype)
     print(resized.report)
@@ -146,7 +149,7 @@ def resize(
 @app.command(epilog="Example: mergelab methods")
 def methods(as_json: Json = False, plugins: Import = None) -> None:
     """List the methods with their options and defaults."""
-    from mergelab.strategies import method_names, options_of, summary_of
+    from mergelab.strategies import choices_of, method_names, options_of, summary_of
 
     _import(plugins)
     table = {name: options_of(name) for name in method_names()}
@@ -155,7 +158,10 @@ def methods(as_json: Json = False, plugins: Import = None) -> None:
         return
     for name, options in table.items():
         print(f"{name}: {summary_of(name)}")
-        print("    " + ", ".join(f"--{key.replace('_', '-')} {value}" for key, value in options.items()))
+        choices = choices_of(name)
+        for key, value in options.items():
+            others = [choice for choice in choices.get(key, ()) if choice != value]
+            print(f"    --{key.replace('_', '-')} {value}" + (f" (or {', '.join(others)})" if others else ""))
 
 
 @app.command(epilog="Example: mergelab evaluate config.yaml -o run --set seeds=4")

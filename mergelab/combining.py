@@ -20,7 +20,7 @@ from mergelab.strategies import Strategy
 # from every fourth row and column, or from so many of them.
 SEARCHED, SAMPLED = 1 << 18, 640
 # Blocks for which random numbers are drawn ahead, one thread for each adapter.
-DRAWN = 8
+DRAWN = 4
 
 
 def merge_layer(

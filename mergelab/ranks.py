@@ -68,7 +68,7 @@ def check_rank(rank: object) -> Rank:
         return int(rank)
     raise OptionError(
         f"rank={rank!r}: expected an integer of at least 1, 'max', 'sum', a share of the energy strictly between "
-        "0 and 1, or RankBudget(mean=...)"
+        "0 and 1, or a budget, RankBudget(mean=32) (on the command line mean=32)"
     )
 
 

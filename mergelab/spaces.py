@@ -20,7 +20,7 @@ from mergelab.strategies import Strategy
 NULL_TOLERANCE = 4e-6
 # Entries of all changes that are held at a time: on a CPU a block and a few copies fit the cache, on a GPU the kernels
 # are worth their launch. More of one change than the second number is no faster.
-BLOCK, GPU_BLOCK, MOST = 1 << 20, 1 << 26, 1 << 18
+BLOCK, GPU_BLOCK, MOST = 1 << 21, 1 << 26, 1 << 19
 
 Matrix = Factors | Tensor
 # What a merge of one layer yields: factors that are final as they are, a low-rank product, or a dense change.

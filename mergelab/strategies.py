@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 from mergelab.checks import EXPECTED_NUMBER, is_number, shown
 from mergelab.errors import OptionError
+from mergelab.hints import did_you_mean
 from mergelab.rules import elect_and_average, weighted_sum
 from mergelab.rules.ties import MAJORITY_SIGNS, MajoritySign
 from mergelab.sparsify import SCOPES, Drop, Scope, Trim, check_density
@@ -354,11 +355,24 @@ def options_of(name: str) -> dict[str, Any]:
     """
     own: Any = METHODS.get(name) or _REGISTERED.get(name)
     if own is None:
-        raise OptionError(f"there is no method {name!r}; methods: {', '.join(method_names())}")
+        raise OptionError(f"there is no method {name!r}; {did_you_mean(name, method_names())}")
     listed = fields(own) if is_dataclass(own) else ()
     options = {f.name: None if f.default is MISSING else f.default for f in listed}
     shared = {"space": options.pop("space", "delta"), "basis": options.pop("basis", "changes")}
     return {**options, **shared}
+
+
+def choices_of(name: str) -> dict[str, tuple[str, ...]]:
+    """What the options of a method that are a choice can be.
+
+    Example:
+        >>> choices_of("dare")
+        {'space': ('delta', 'core', 'knots', 'factors'), 'basis': ('changes', 'factors')}
+    """
+    own = METHODS.get(name, Strategy)
+    hints = get_type_hints(own)
+    found = {option: get_args(hints[option]) for option in options_of(name) if get_origin(hints.get(option)) is Literal}
+    return found | {"space": SPACES[:-1]} if issubclass(own, _ExactSum) else found
 
 
 def summary_of(name: str) -> str:
@@ -392,5 +406,4 @@ def make(method: str | Strategy, options: dict[str, Any]) -> Strategy:
 def _check_known(method: str, options: dict[str, Any], known: dict[str, Any]) -> None:
     for name in options:
         if name not in known:
-            own = ", ".join(f"{key}={value!r}" for key, value in known.items())
-            raise OptionError(f"method {method!r} has no option {name!r}; its options: {own}")
+            raise OptionError(f"method {method!r} has no option {name!r}; {did_you_mean(name, known)}")

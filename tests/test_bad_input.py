@@ -547,6 +547,8 @@ OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lam infinite": (("--method", "ties", "--lam", "Infinity"), ("lam=inf", "finite number")),
     "lam a list": (("--method", "ties", "--lam", "[1]"), ("lam=[1]", "finite number")),
     "lam too large": (("--method", "ties", "--lam", "1e39"), ("float32",)),
+    "method misspelt": (("--method", "tie"), ("'tie'", "did you mean 'ties'?")),
+    "option misspelt": (("--method", "ties", "--densty", "0.5"), ("'densty'", "did you mean 'density'?")),
     "unknown sign": (("--method", "ties", "--majority-sign", "some"), ("'some'", "'total', 'frequency'")),
     "unknown space": (("--space", "beta"), ("'beta'", "'delta', 'core'")),
     "no such space": (("--space", "factors"), ("factors", "method='linear'")),
@@ -619,7 +621,7 @@ def test_usage(arguments: list[str], needle: str, refused: Refused) -> None:
     refused(*arguments, needles=[needle])
 
 
-@pytest.mark.parametrize("rank", ["0", "-3", "1.5", "foo"])
+@pytest.mark.parametrize("rank", ["0", "-3", "1.5", "foo", "sum"])
 def test_resize_rank(rank: str, tmp_path: Path, good: Path, refused: Refused) -> None:
     """The rank of `resize` is checked as that of `merge`."""
     refused("resize", good, "--rank", rank, "-o", tmp_path / "out.safetensors", needles=["rank=", rank, "expected"])

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import mergelab as ml
 from mergelab import cli, miniature
-from mergelab.evaluation import demo
+from mergelab.evaluation import demo, plots
 from mergelab.evaluation import metrics as metric_table
 from mergelab.evaluation.analysis import calls, triggers_of
 from mergelab.evaluation.config import read
@@ -184,7 +184,8 @@ def test_an_adapter_of_another_base_model_is_refused_before_anything_is_drawn(
         ([flux, sdxl], "stripes changes a UNet"),
     ):
         with pytest.raises(ml.ArchitectureError, match=sentence):
-            ml.evaluate(SMALL | {"loras": loras}, tmp_path, pipeline=pipeline)
+            ml.evaluate(SMALL | {"loras": loras}, tmp_path / "new", pipeline=pipeline)
+        assert not (tmp_path / "new").exists()
     old = replace(ml.load(miniature.adapters("sdxl")[0].path), architecture="sd15")
     with pytest.raises(ml.ArchitectureError, match="old is for sd15, and the pipeline is sdxl"):
         check_adapters(pipeline, {"old": old})
@@ -428,6 +429,17 @@ def test_the_report_is_one_file(run: ml.evaluation.Result) -> None:
     assert "One prompt is free of triggers: the change on it has no interval." in run.verdict
 
 
+def test_names_in_the_scatter_are_readable() -> None:
+    """Eight points almost in one place: every name is within the frame, and none covers another or a point."""
+    points = {f"ties density=0.{i} rank=16": (560.0 + i, 60.0 + i) for i in range(8)}
+    boxes = [(a - 6, a + 6, b - 6, b + 6) for a, b in points.values()]
+    for name, (left, middle) in plots._beside(points).items():
+        box = (left, left + plots.LETTER * len(name), middle - plots.LINE / 2, middle + plots.LINE / 2)
+        assert box[0] > plots.LEFT and box[1] < plots.WIDTH and box[2] > plots.EDGE and box[3] < plots.HEIGHT
+        assert not any(plots._covers(box, other) for other in boxes)
+        boxes.append(box)
+
+
 def test_text_of_the_user_is_escaped(pipeline: Any, tmp_path: Path) -> None:
     """A prompt may hold any sign."""
     prompt = 'a "red" <script>alert(1)</script> & more'
@@ -504,11 +516,14 @@ def test_offload_needs_a_gpu(tmp_path: Path) -> None:
         ml.evaluate(SMALL | {"memory": {"offload": "model"}, "device": "cpu"}, tmp_path)
 
 
-def test_a_guidance_without_effect_is_refused(tmp_path: Path) -> None:
-    """The miniature FLUX has no guidance embedding, as FLUX.1-schnell."""
+def test_what_cannot_work_leaves_no_folder(tmp_path: Path) -> None:
+    """A guidance without effect: the miniature FLUX has no guidance embedding, as FLUX.1-schnell; no pipeline."""
     flux = {"pipeline": "miniature/flux", "loras": ["miniature/flux/fish"], "prompts": ["a qrv"], "metrics": ["judge"]}
     with pytest.raises(ml.OptionError, match=r"generation\.guidance does nothing .* set generation\.options\.true_cfg"):
-        ml.evaluate(flux | {"generation": {"guidance": 3.5}}, tmp_path)
+        ml.evaluate(flux | {"generation": {"guidance": 3.5}}, tmp_path / "new")
+    with pytest.raises(ml.SourceError, match="no-such-pipeline: diffusers cannot load it"):
+        ml.evaluate(flux | {"pipeline": str(tmp_path / "no-such-pipeline"), "metrics": ["lpips"]}, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_half_precision(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ PACKAGE = Path(ml.__file__).parent
 # From the bottom up: a module imports only from those above its own line.
 ORDER = (
     "errors",
+    "hints",
     "checks",
     "lowrank",
     "parallel",

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mergelab.evaluation.analysis import COLUMNS
 from mergelab.evaluation.config import Config
-from mergelab.evaluation.generation import Pipeline, draw, keywords_of, swap
+from mergelab.evaluation.generation import Pipeline, draw, swap
 from mergelab.evaluation.scorers import Metric, Picture
 from mergelab.evaluation.store import Store, hash_of
 from mergelab.evaluation.variants import Variant, failure
@@ -51,14 +51,17 @@ class Job:
         return tqdm(total=total, desc=label, disable=None if self.progress is None else not self.progress)
 
 
-def generate(job: Job, pipeline: Pipeline, identity: str) -> None:
-    """Draws what is missing, variant by variant, from the model with this fingerprint."""
+def generate(job: Job, pipeline: Pipeline, identity: str, keywords: Mapping[str, Any]) -> None:
+    """Draws what is missing, variant by variant, from the model with this fingerprint, called with these keywords."""
     config, store = job.config, job.store
-    keywords = keywords_of(config, pipeline)
     for variant in job.variants:
         for prompt, seed in product(config.prompts, config.seeds):
             request = {"model": identity, "adapters": variant.identity, "prompt": prompt, "seed": seed}
-            request |= {"keywords": keywords, "vae_tiling": config.memory.vae_tiling, "compile": config.memory.compile}
+            request |= {
+                "keywords": dict(keywords),
+                "vae_tiling": config.memory.vae_tiling,
+                "compile": config.memory.compile,
+            }
             variant.requests[prompt, seed] = hash_of(request)
     missing = sum(not store.image_path(key).exists() for v in job.variants for key in v.requests.values())
     with job.bar(missing, "images") as bar:

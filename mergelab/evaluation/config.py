@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +12,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from mergelab.checks import shown
 from mergelab.errors import OptionError, SourceError
+from mergelab.hints import did_you_mean
 from mergelab.layer import short_name
 from mergelab.ranks import RankBudget, check_rank
 from mergelab.strategies import make
@@ -138,7 +139,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any] | Config, overrides:
         >>> read({"pipeline": "miniature/sdxl", "loras": [{"path": "a"}], "prompts": ["a sks"], "sedes": 2})
         Traceback (most recent call last):
             ...
-        mergelab.errors.OptionError: config: unknown key 'sedes'; did you mean 'seeds'?
+        mergelab.errors.OptionError: config: unknown key 'sedes'; did you mean 'seeds'? known: pipeline, ...
     """
     if isinstance(source, Config):
         content: Any = source.model_dump()
@@ -254,12 +255,11 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
         fields = list(_model_at(first["loc"][:-1]).model_fields)
-        near = get_close_matches(key, fields, n=1, cutoff=0.5)
-        return f"unknown key {where!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}")
+        return f"unknown key {where!r}; {did_you_mean(key, fields)}"
     if first["type"] == "missing":
         return f"the key {where!r} is missing"
     message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{where}: {message}, got {first['input']!r}"
+    return f"{where}: {message}, got {shown(first['input'])}"
 
 
 def _model_at(path: Iterable[int | str]) -> type[BaseModel]:

@@ -193,7 +193,10 @@ def check_adapters(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> None:
     architecture = detect(shapes, {})
     for name, adapter in adapters.items():
         if architecture and adapter.architecture and architecture != adapter.architecture:
-            raise ArchitectureError(f"{name} is for {adapter.architecture}, and the pipeline is {architecture}")
+            raise ArchitectureError(
+                f"{name} is for {adapter.architecture}, and the pipeline is {architecture}; use adapters and pipeline "
+                "of one base model"
+            )
         if not any(_module(pipeline, layer) for layer in adapter.layers):
             raise ArchitectureError(
                 f"{name} is for another base model: {type(pipeline).__name__} has none of its layers, such as "

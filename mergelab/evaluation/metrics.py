@@ -16,6 +16,7 @@ from mergelab.errors import OptionError
 from mergelab.evaluation.config import Clip, Config
 from mergelab.evaluation.generation import device_of
 from mergelab.evaluation.scorers import ClipModel, ClipText, ImageSimilarity, Judge, Lpips, Metric, Picture, dino
+from mergelab.hints import did_you_mean
 
 UserMetric = Callable[[Tensor, str, Mapping[str, Tensor]], "float | Mapping[str, float]"]
 
@@ -80,13 +81,9 @@ def check_names(config: Config) -> None:
     Raises:
         OptionError: so.
     """
-    from difflib import get_close_matches
-
     for name in config.metrics:
         if name not in metric_names():
-            near = get_close_matches(name, metric_names(), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(metric_names())}"
-            raise OptionError(f"metrics: there is no {name!r}; {hint}")
+            raise OptionError(f"metrics: there is no {name!r}; {did_you_mean(name, metric_names())}")
     if "judge" in config.metrics and not config.miniature:
         raise OptionError("metrics: judge reads images of the miniature world alone; leave it out for other models")
 

@@ -8,6 +8,8 @@ from html import escape
 from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 640, 360, 56, 44, 8
+# About a letter of a name, and a line of them.
+LETTER, LINE = 5.6, 12
 # The part within the axes.
 WIDE, HIGH = WIDTH - LEFT - EDGE, HEIGHT - BOTTOM - EDGE
 
@@ -62,18 +64,43 @@ def scatter(points: Mapping[str, tuple[float, float]], front: Set[str], labels: 
     joined = sorted(place[name] for name in front)
     if len(joined) > 1:
         parts.append(f'<polyline class="front" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in joined)}"/>')
-    taken: list[tuple[float, float]] = []
     for name, (a, b) in place.items():
-        below = b
-        while any(abs(below - other) < 12 and abs(a - at) < 150 for at, other in taken):
-            below += 12
-        taken.append((a, below))
-        end = a > WIDTH * 0.7
         kind = "dot on" if name in front else "dot"
         parts.append(f'<circle class="{kind}" cx="{a:.1f}" cy="{b:.1f}" r="5"><title>{escape(name)}</title></circle>')
-        parts.append(f'<text class="name" x="{a + (-9 if end else 9):.1f}" y="{below + 4:.1f}" '
-                     f'text-anchor="{"end" if end else "start"}">{escape(name)}</text>')  # fmt: skip
+    for name, (left, middle) in _beside(place).items():
+        a, b = place[name]
+        if abs(middle - b) > LINE:
+            end = left if left > a else left + LETTER * len(name)
+            parts.append(f'<line class="grid" x1="{a:.1f}" y1="{b:.1f}" x2="{end:.1f}" y2="{middle:.1f}"/>')
+        parts.append(f'<text class="name" x="{left:.1f}" y="{middle + 4:.1f}">{escape(name)}</text>')
     return _svg(parts, f"{labels[1]} against {labels[0]}")
+
+
+def _beside(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """Left end and middle of every point's name: as near to it as other names and points allow.
+
+    Example:
+        >>> _beside({"a": (300.0, 100.0), "b": (301.0, 100.0)})
+        {'a': (309.0, 100.0), 'b': (286.4, 100.0)}
+    """
+    boxes = [(a - 6, a + 6, b - 6, b + 6) for a, b in points.values()]
+    found = {}
+    for name, (a, b) in sorted(points.items(), key=lambda item: item[1]):
+        wide = LETTER * len(name)
+        heights = sorted((b + step * LINE / 2 for step in range(-40, 41)), key=lambda height: abs(height - b))
+        sides = [side for side in (a + 9, a - 9 - wide) if LEFT < side < WIDTH - EDGE - wide] or [LEFT + 4.0]
+        within = [height for height in heights if EDGE + LINE < height < HEIGHT - BOTTOM - LINE]
+        spots = [(side, height) for height in within for side in sides]
+        free = (spot for spot in spots if not any(_covers((spot[0], spot[0] + wide, spot[1] - LINE / 2,
+                spot[1] + LINE / 2), box) for box in boxes))  # fmt: skip
+        left, middle = next(free, spots[0])
+        boxes.append((left, left + wide, middle - LINE / 2, middle + LINE / 2))
+        found[name] = (round(left, 1), round(middle, 1))
+    return found
+
+
+def _covers(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
 
 
 def lines(series: Mapping[str, Sequence[float | None]], labels: tuple[str, str], low: float, high: float) -> str:

@@ -17,12 +17,22 @@ from mergelab.comparing import Comparison
 from mergelab.evaluation import plots
 from mergelab.evaluation.analysis import Finding
 from mergelab.evaluation.store import Store
-from mergelab.evaluation.verdict import found, front, main_metric, pair_metrics, percent, recoveries, variants_of
+from mergelab.evaluation.verdict import (
+    decimal,
+    found,
+    front,
+    main_metric,
+    pair_metrics,
+    percent,
+    recoveries,
+    variants_of,
+)
 
 if TYPE_CHECKING:
     from mergelab.evaluation.run import Result
     from mergelab.evaluation.variants import Variant
 
+_WAYS = {"lpips": "distance from", "clip_image": "likeness to", "dino": "likeness to"}
 THUMBNAIL = 256
 """Longer side, in pixels, of the images inside the report; the run folder has them whole."""
 
@@ -34,6 +44,7 @@ def render(
     environment = Environment(
         loader=PackageLoader("mergelab.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["decimal"] = decimal
     metric = main_metric(result)
     return environment.get_template("report.html.j2").render(
         pipeline=result.config.pipeline,
@@ -74,15 +85,15 @@ def _columns(result: Result, metric: str | None) -> list[dict[str, str]]:
         if metric
     ]
     columns += [
-        {"head": f"{pair} to {name}", "help": f"against {name} alone, same prompt and seed"}
+        {"head": f"{pair} to {name}", "help": f"{_WAYS[pair]} the image of {name} alone, same prompt and seed"}
         for pair, name in product(pair_metrics(result), names)
     ]
     columns.append({"head": "without a trigger", "help": "change of the prompt's score where no adapter is called"})
     columns += [
-        {"head": "energy", "help": "share of the merge's energy that its rank holds"},
+        {"head": "energy", "help": "share of the merge's energy (its squared singular values) that its rank holds"},
         {"head": "MB", "help": "size of the file"},
-        {"head": "s to merge", "help": "seconds"},
-        {"head": "s an image", "help": "seconds"},
+        {"head": "s to merge", "help": "seconds that the merge took"},
+        {"head": "s an image", "help": "seconds that an image takes; adapters are loaded beside the model, not fused"},
     ]
     return columns
 
@@ -107,7 +118,7 @@ def _row(result: Result, variant: Variant, metric: str | None) -> dict[str, Any]
     return {"name": short(variant.name), "kind": variant.name.partition(":")[0], "cells": cells}
 
 
-def _cell(interval: Any, form: Callable[[float], str] = "{:.3f}".format) -> dict[str, Any]:
+def _cell(interval: Any, form: Callable[[float], str] = decimal) -> dict[str, Any]:
     if not math.isfinite(interval.estimate):
         return _nothing()
     bounds = f"{form(interval.low)} to {form(interval.high)}" if math.isfinite(interval.low) else ""

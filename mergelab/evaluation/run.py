@@ -23,7 +23,15 @@ from mergelab.evaluation.analysis import Anchor, Finding, Scores, anchors, calls
 from mergelab.evaluation.cells import Job, generate, score
 from mergelab.evaluation.config import Config, read
 from mergelab.evaluation.fingerprints import fingerprint
-from mergelab.evaluation.generation import Pipeline, check_adapters, check_given, device_of, open_pipeline, threads_for
+from mergelab.evaluation.generation import (
+    Pipeline,
+    check_adapters,
+    check_given,
+    device_of,
+    keywords_of,
+    open_pipeline,
+    threads_for,
+)
 from mergelab.evaluation.scorers import Metric
 from mergelab.evaluation.store import Store, to_json, write
 from mergelab.provenance import package_version
@@ -104,6 +112,7 @@ def _run(config: Config, store: Store, pipeline: Pipeline | None, progress: bool
     check_base_models(list(loras.values()), list(loras))
     opened, identity = open_pipeline(config) if pipeline is None else (pipeline, fingerprint(pipeline))
     check_adapters(opened, loras)
+    keywords = keywords_of(config, opened)
     concepts = {lora.name: lora.concept for lora in config.loras}
     scorers = metric_table.build(config, concepts)
     ready = time.perf_counter()
@@ -114,7 +123,7 @@ def _run(config: Config, store: Store, pipeline: Pipeline | None, progress: bool
     job = Job(config, store, variants.make(config, loras, scaled, store, failures), progress, failures)
     merged = time.perf_counter()
     with threads_for(config):
-        generate(job, opened, identity)
+        generate(job, opened, identity, keywords)
         frame = score(job, scorers)
     if not len(frame) and failures:
         raise OutputError(f"{store.folder}: every cell failed, the first with: {failures[0]['error']}")

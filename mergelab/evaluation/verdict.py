@@ -70,12 +70,16 @@ def words(result: Result, calling: Mapping[str, set[str]]) -> list[str]:
         lines.append(f"{len(result.failures)} cells failed, the first: {first['variant']}: {first['error']}")
     if len(calling) == 1:
         lines.append("One prompt gives no intervals: prompts are what varies.")
+    names = [lora.name for lora in result.config.loras]
     free = [prompt for prompt, called in calling.items() if not called]
     if len(free) == 1 < len(calling):
         lines.append("One prompt is free of triggers: the change on it has no interval.")
+    once = [name for name in names if sum(name in called for called in calling.values()) == 1 < len(calling)]
+    if once:
+        lines.append(f"One prompt calls {', '.join(once)}: what was kept of it has no interval.")
     if not free:
         lines.append("No prompt is free of triggers: nothing is said about what the merges do to other prompts.")
-    uncalled = [lora.name for lora in result.config.loras if not any(lora.name in names for names in calling.values())]
+    uncalled = [name for name in names if not any(name in called for called in calling.values())]
     if uncalled:
         lines.append(f"No prompt calls {', '.join(uncalled)}: nothing is said about what was kept of it.")
     blind = sorted({f"{a.metric} ({a.reference.removeprefix('single:')})" for a in result.anchors if a.blind})
@@ -135,7 +139,7 @@ def _cost_of_leaks(result: Result, metric: str) -> list[str]:
         return []
     return [
         f"{worst.variant.removeprefix('merge:')} costs most on prompts that call no adapter: "
-        f"{worst.interval.estimate:+.3f} ({metric})."
+        f"{decimal(worst.interval.estimate, '+')} ({metric})."
     ]
 
 
@@ -157,8 +161,8 @@ def table(result: Result) -> str:
         cells = [_percent(kept.get(name)) for name in names]
         for pair, name in pairs:
             row = found(result, "similarity", variant, pair, f"single:{name}")
-            cells.append(f"{row.interval.estimate:.3f}" if row else "–")
-        rows.append([variant.removeprefix("merge:"), *cells, f"{calm.interval.estimate:+.3f}" if calm else "–"])
+            cells.append(decimal(row.interval.estimate) if row else "–")
+        rows.append([variant.removeprefix("merge:"), *cells, decimal(calm.interval.estimate, "+") if calm else "–"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
@@ -168,6 +172,16 @@ def _percent(row: Finding | None) -> str:
         return "–"
     low, high = row.interval.low, row.interval.high
     return percent(row.interval.estimate) + (f" [{percent(low)}, {percent(high)}]" if math.isfinite(low) else "")
+
+
+def decimal(value: float, sign: str = "") -> str:
+    """Three digits; a little below zero is no "-0.000", and what is not there is a dash.
+
+    Example:
+        >>> decimal(0.12345), decimal(-0.0001), decimal(0.5, sign="+"), decimal(float("nan"))
+        ('0.123', '0.000', '+0.500', '–')
+    """
+    return f"{round(value, 3) + 0.0:{sign}.3f}" if math.isfinite(value) else "–"
 
 
 def percent(share: float) -> str:
