@@ -18,9 +18,9 @@ from mergelab.strategies import Strategy
 
 # Singular directions below this share of the largest are rounding, not part of any change.
 NULL_TOLERANCE = 4e-6
-# Entries of all changes that are held at a time: on a CPU a block and a few copies fit the cache, on a GPU the kernels
-# are worth their launch. More of one change than the second number is no faster.
-BLOCK, GPU_BLOCK, MOST = 1 << 21, 1 << 26, 1 << 19
+# Entries of all changes that are held at a time: on a CPU a block and a few copies fit the cache, and are little beside
+# the layer (of one change a 32nd of it, or so many as are worth a product); on a GPU they are worth a kernel's launch.
+BLOCK, GPU_BLOCK, LEAST = 1 << 21, 1 << 26, 1 << 18
 
 Matrix = Factors | Tensor
 # What a merge of one layer yields: factors that are final as they are, a low-rank product, or a dense change.
@@ -42,8 +42,9 @@ class Stacked:
     def blocks(self) -> list[slice]:
         """Row blocks that cover the matrices."""
         rows, columns = self.shape
-        cpu = self.device.type == "cpu"
-        block = min(BLOCK // len(self.matrices), MOST) if cpu else GPU_BLOCK // len(self.matrices)
+        block = (BLOCK if self.device.type == "cpu" else GPU_BLOCK) // len(self.matrices)
+        if self.device.type == "cpu":
+            block = min(block, max(LEAST, rows * columns // 32))
         return list(panels(rows, max(1, block // columns)))
 
     @property
