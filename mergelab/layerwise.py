@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from mergelab.errors import LayerError
 from mergelab.job import Aligned, Job, changes_of, layer_generator
 from mergelab.layer import LoraLayer, layer_of
 from mergelab.lowrank import Factors, Spectrum, inner, inner_products, stack, svd, svd_of_sum
-from mergelab.parallel import Lane, threads
+from mergelab.parallel import Lane, give_back, threads
 from mergelab.ranks import RankBudget, cut, number, rank_note, wanted
 from mergelab.report import LayerReport
 from mergelab.selection import EVERYTHING, KEPT, Tally, bracket_of, select
@@ -70,12 +70,13 @@ def merge_layers(job: Job, present: dict[str, tuple[int, ...]], done: Callable[[
 
         def one(name: str, lane: Lane) -> None:
             found[name] = _merge_one(job, name, present[name], thresholds, lane)
+            if len(found) % 32 == 0:
+                give_back()
 
-        for _ in everyone.map(lambda name: one(name, Lane()), small):
+        for _ in everyone.map(partial(one, lane=Lane()), small):
             done()
-        lane = _lane_for(job, large, pool)
         for name in large:
-            one(name, lane)
+            one(name, everyone)
             done()
     return [found[name] for name in present]
 
@@ -87,13 +88,6 @@ def _is_large(job: Job, name: str) -> bool:
 
 def _shape(job: Job, name: str) -> tuple[int, ...]:
     return max((a.layers[name].shape for a in job.adapters if name in a.layers), key=len)
-
-
-def _lane_for(job: Job, large: Sequence[str], pool: ThreadPoolExecutor | None) -> Lane:
-    if job.device.type != "cpu":
-        return Lane()
-    size = max((math.prod(_shape(job, name)) for name in large), default=0)
-    return Lane(pool, torch.empty(size))
 
 
 def _merge_one(

@@ -7,7 +7,9 @@ What is computed in which order then depends on the shapes alone: any number of 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,15 +27,15 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Lane:
-    """What the computation of one layer may use.
+    """What the computation of a layer may use: threads for its blocks, and memory that the next layer gets again.
+
+    (New memory for every large matrix would cost more than what is computed in it.)
 
     Attributes:
-        pool: threads for its blocks; None: it has one thread.
-        buffer: memory for its dense change, so that not every large layer asks the system for new pages.
+        pool: threads for the blocks of a layer; None: it has one thread. Several may use it, each for its own layer.
     """
 
     pool: ThreadPoolExecutor | None = None
-    buffer: Tensor | None = None
     _own: threading.local = field(default_factory=threading.local)
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -48,19 +50,32 @@ class Lane:
             pass
 
     def dense(self, rows: int, columns: int, device: torch.device) -> Tensor:
-        """An uninitialised matrix; the buffer, where it is large enough."""
-        size = rows * columns
-        if self.buffer is not None and self.buffer.numel() >= size:
-            return self.buffer[:size].view(rows, columns)
-        return torch.empty(rows, columns, device=device)
+        """An uninitialised matrix for the change of a layer, the same for every layer of a thread."""
+        return self._memory("change", rows * columns, device).view(rows, columns)
 
     def scratch(self, *shape: int, device: torch.device) -> Tensor:
         """Uninitialised memory for a block, the same for every block of a thread."""
-        size = math.prod(shape)
-        found: Tensor | None = getattr(self._own, "memory", None)
+        return self._memory("block", math.prod(shape), device).view(shape)
+
+    def _memory(self, use: str, size: int, device: torch.device) -> Tensor:
+        found: Tensor | None = getattr(self._own, use, None)
         if found is None or found.numel() < size or found.device != device:
-            self._own.memory = found = torch.empty(size, device=device)
-        return found[:size].view(shape)
+            found = None
+            setattr(self._own, use, None)  # not two at a time
+            found = torch.empty(size, device=device)
+            setattr(self._own, use, found)
+        return found[:size]
+
+
+def give_back() -> None:
+    """Hand the free memory between what is in use back to the system.
+
+    What is kept of the layers of a merge lies scattered among what was freed, and glibc would keep all of that. Does
+    nothing where there is another C library.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -19,8 +19,8 @@ from mergelab.strategies import Strategy
 # Singular directions below this share of the largest are rounding, not part of any change.
 NULL_TOLERANCE = 4e-6
 # Entries of all changes that are held at a time: on a CPU a block and a few copies fit the cache, and are little beside
-# the layer (of one change a 32nd of it, or so many as are worth a product); on a GPU they are worth a kernel's launch.
-BLOCK, GPU_BLOCK, LEAST = 1 << 21, 1 << 26, 1 << 18
+# the layer, but enough to be worth a product; on a GPU they are worth a kernel's launch.
+BLOCK, LEAST, GPU_BLOCK = 1 << 21, 1 << 20, 1 << 26
 
 Matrix = Factors | Tensor
 # What a merge of one layer yields: factors that are final as they are, a low-rank product, or a dense change.
@@ -42,9 +42,10 @@ class Stacked:
     def blocks(self) -> list[slice]:
         """Row blocks that cover the matrices."""
         rows, columns = self.shape
-        block = (BLOCK if self.device.type == "cpu" else GPU_BLOCK) // len(self.matrices)
         if self.device.type == "cpu":
-            block = min(block, max(LEAST, rows * columns // 32))
+            block = min(BLOCK, max(LEAST, rows * columns // 8)) // max(4, len(self.matrices))
+        else:
+            block = GPU_BLOCK // len(self.matrices)
         return list(panels(rows, max(1, block // columns)))
 
     @property
