@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from mergelab.parallel import give_back
+
 _STATUS = Path("/proc/self/status")
 
 
@@ -32,6 +34,7 @@ class Measured:
 def measured(interval: float = 0.005) -> Iterator[Measured]:
     """Measure a block of code; memory is looked at every `interval` seconds."""
     found, stop = Measured(), threading.Event()
+    give_back()  # what is free already is not what the block frees
     before = anonymous_bytes()
 
     def watch() -> None:

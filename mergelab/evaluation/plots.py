@@ -71,7 +71,7 @@ def scatter(points: Mapping[str, tuple[float, float]], front: Set[str], labels: 
         a, b = place[name]
         if abs(middle - b) > LINE:
             end = left if left > a else left + LETTER * len(name)
-            parts.append(f'<line class="grid" x1="{a:.1f}" y1="{b:.1f}" x2="{end:.1f}" y2="{middle:.1f}"/>')
+            parts.append(f'<line class="lead" x1="{a:.1f}" y1="{b:.1f}" x2="{end:.1f}" y2="{middle:.1f}"/>')
         parts.append(f'<text class="name" x="{left:.1f}" y="{middle + 4:.1f}">{escape(name)}</text>')
     return _svg(parts, f"{labels[1]} against {labels[0]}")
 

@@ -187,7 +187,8 @@ def _scatters(result: Result, metric: str | None) -> list[str]:
         if points:
             labels = (f"recovery of {first}", f"recovery of {second}")
             flat = {name: (point[first], point[second]) for name, point in points.items()}
-            figures.append(plots.scatter(flat, front(points), labels))
+            shown = {name: {key: round(share, 2) for key, share in point.items()} for name, point in points.items()}
+            figures.append(plots.scatter(flat, front(shown), labels))
     return figures
 
 
