@@ -98,6 +98,10 @@ class Adapter(Contents):
     def __neg__(self) -> Adapter:
         return self * -1.0
 
+    def __radd__(self, other: object) -> Adapter:
+        """`sum(adapters)` begins with 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
     def __sub__(self, other: Adapter) -> Adapter:
         return self + -other if isinstance(other, Adapter) else NotImplemented
 

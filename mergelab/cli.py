@@ -62,15 +62,16 @@ def merge(
     plugins: Import = None,
 ) -> None:
     """Merge adapters into one. Other options of a method are given as --name value."""
-    from mergelab.adapter import check_target, load
+    from mergelab.adapter import check_target
     from mergelab.merging import merge as merge_adapters
 
     _import(plugins)
     adapters, options = _method_options([*adapters, *context.args])
+    _check_spelling(options, method, [parameter.name for parameter in context.command.params])
     options.update({k: v for k, v in (("space", space), ("density", density)) if v is not None})
     _check_writing(format, dtype)
     sources, weights = zip(*[_weighted(text) for text in adapters])
-    loaded = [load(source, allow_pickle=allow_pickle) for source in sources]
+    loaded = [_load(source, allow_pickle) for source in sources]
     check_target(output, tuple(path for a in loaded for path in a.inputs), force, format)
     merged = merge_adapters(loaded, list(weights), method, rank=_rank(rank), seed=seed, device=device, **options)
     _save(merged, output, format, dtype)
@@ -80,9 +81,7 @@ def merge(
 @app.command(epilog="Example: mergelab inspect style.safetensors")
 def inspect(file: str, as_json: Json = False, allow_pickle: Pickle = False) -> None:
     """Show what a file holds: architecture, layers, ranks, alphas, header."""
-    from mergelab.adapter import load
-
-    adapter = load(file, allow_pickle=allow_pickle)
+    adapter = _load(file, allow_pickle)
     if as_json:
         print(json.dumps(_described(adapter), indent=2))
         return
@@ -99,10 +98,9 @@ def inspect(file: str, as_json: Json = False, allow_pickle: Pickle = False) -> N
 @app.command(epilog="Example: mergelab compare style.safetensors subject.safetensors")
 def compare(adapters: list[str], as_json: Json = False, allow_pickle: Pickle = False) -> None:
     """Show where adapters agree and where they are in each other's way, before any merge."""
-    from mergelab.adapter import load
     from mergelab.comparing import compare as compare_adapters
 
-    comparison = compare_adapters([load(source, allow_pickle=allow_pickle) for source in adapters])
+    comparison = compare_adapters([_load(source, allow_pickle) for source in adapters])
     print(json.dumps(comparison.to_dict(), indent=2) if as_json else comparison)
 
 
@@ -244,6 +242,15 @@ def _fail(message: str) -> int:
     return 2
 
 
+def _load(source: str, allow_pickle: bool) -> Adapter:
+    """An adapter from a file, or of the miniature models by its name."""
+    from mergelab import miniature
+    from mergelab.adapter import load
+
+    ours = source.startswith("miniature/") and not Path(source).exists()
+    return load(miniature.adapter(source).path if ours else source, allow_pickle=allow_pickle)
+
+
 def _weighted(text: str) -> tuple[str, Any]:
     """ "FILE", "FILE:0.7" or "FILE:unet=0.7,text_encoder=0.3"."""
     from mergelab.errors import OptionError
@@ -300,6 +307,19 @@ def _method_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     return others, options
 
 
+def _check_spelling(options: dict[str, Any], method: str, ours: list[Any]) -> None:
+    """Raise where what would go to the method is one of our own options, misspelt."""
+    from difflib import get_close_matches
+
+    from mergelab.errors import OptionError
+    from mergelab.strategies import options_of
+
+    for name in options:
+        near = get_close_matches(name, ours, n=1, cutoff=0.75)
+        if near and name not in options_of(method) and not get_close_matches(name, options_of(method), cutoff=0.75):
+            raise OptionError(f"there is no option --{name}; did you mean --{near[0]}?")
+
+
 def _check_writing(format: str, dtype: str | None) -> None:
     from mergelab.formats import check_format, to_dtype
 
@@ -309,10 +329,10 @@ def _check_writing(format: str, dtype: str | None) -> None:
 
 def _opened(file: str, output: Path, format: str, dtype: str | None, force: bool, allow_pickle: bool) -> Adapter:
     """The input of a command, once it is clear that its output can be written."""
-    from mergelab.adapter import check_target, load
+    from mergelab.adapter import check_target
 
     _check_writing(format, dtype)
-    adapter = load(file, allow_pickle=allow_pickle)
+    adapter = _load(file, allow_pickle)
     check_target(output, adapter.inputs, force, format)
     return adapter
 

@@ -549,6 +549,8 @@ OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lam too large": (("--method", "ties", "--lam", "1e39"), ("float32",)),
     "method misspelt": (("--method", "tie"), ("'tie'", "did you mean 'ties'?")),
     "option misspelt": (("--method", "ties", "--densty", "0.5"), ("'densty'", "did you mean 'density'?")),
+    "own option misspelt": (("--metod", "ties"), ("--metod", "did you mean --method?")),
+    "no miniature adapter": (("miniature/sdxl/gost",), ("miniature/sdxl/gost", "known: ghost")),
     "unknown sign": (("--method", "ties", "--majority-sign", "some"), ("'some'", "'total', 'frequency'")),
     "unknown space": (("--space", "beta"), ("'beta'", "'delta', 'core'")),
     "no such space": (("--space", "factors"), ("factors", "method='linear'")),

@@ -316,13 +316,48 @@ def test_a_metric_of_ones_own(pipeline: Any, tmp_path: Path) -> None:
         return {key: float((image - other).abs().mean()) for key, other in references.items()}
 
     small = SMALL | {"seeds": 1, "prompts": PROMPTS[:1], "merges": [], "metrics": ["brightness", "distance"]}
-    scores = ml.evaluate(small, tmp_path, pipeline=pipeline).scores
+    result = ml.evaluate(small, tmp_path, pipeline=pipeline)
+    scores = result.scores
+    assert "brightness" in str(result)
+    assert '<button type="button">brightness</button>' in (tmp_path / "report.html").read_text()
+    means = scores[scores.metric == "brightness"].groupby("variant").value.mean()
+    found = {f.variant: f.interval.estimate for f in result.findings if f.metric == "brightness"}
+    assert found == pytest.approx(means.to_dict())
     assert scores[scores.metric == "brightness"].value.between(0, 1).all()
     assert set(scores[scores.metric == "distance"].reference) == {"base", "single:fish", "single:stripes", "stack"}
     for name in ("brightness", "distance"):
         del metric_table._REGISTERED[name]
     with pytest.raises(ml.OptionError, match="comes with mergelab"):
         ml.register_metric("lpips")(brightness)
+
+
+def test_a_metric_is_scored_again_when_its_version_changes(pipeline: Any, tmp_path: Path) -> None:
+    """What the function relies on is not in its own text."""
+    factor = 1.0
+
+    def register(version: str) -> float:
+        @ml.register_metric("scaled", version=version)
+        def scaled(image: Tensor, prompt: str, references: Mapping[str, Tensor]) -> float:
+            return factor * float(image.mean())
+
+        small = SMALL | {"seeds": 1, "prompts": PROMPTS[:1], "merges": [], "metrics": ["scaled"]}
+        return float(ml.evaluate(small, tmp_path, pipeline=pipeline).scores.value.iloc[0])
+
+    first, factor = register("1"), 2.0
+    assert register("1") == first and register("2") == pytest.approx(2 * first)
+    del metric_table._REGISTERED["scaled"]
+
+
+def test_prompts_that_call_nobody(pipeline: Any, tmp_path: Path) -> None:
+    """The verdict says so, and terminal and report agree on what was changed."""
+    small = SMALL | {"seeds": 1, "prompts": ["a blue circle on a white background"], "metrics": ["judge", "lpips"]}
+    result = ml.evaluate(small, tmp_path, pipeline=pipeline)
+    assert result.verdict[0] == "No recovery: no prompt calls any adapter."
+    change = next(f for f in result.findings if (f.quantity, f.metric, f.variant) == ("preservation", "judge", "stack"))
+    shown = (tmp_path / "report.html").read_text().partition("<h2>Pictures")[0]
+    assert f"{change.interval.estimate:+.3f}" in str(result) and f"{change.interval.estimate:.3f}" in shown
+    bounds = [f.interval for f in result.findings if f.metric == "lpips" and f.quantity == "similarity"]
+    assert all(not interval.low < 0 for interval in bounds)
 
 
 def test_an_unknown_metric_is_found_before_anything_is_computed(tmp_path: Path) -> None:
@@ -521,6 +556,8 @@ def test_what_cannot_work_leaves_no_folder(tmp_path: Path) -> None:
     flux = {"pipeline": "miniature/flux", "loras": ["miniature/flux/fish"], "prompts": ["a qrv"], "metrics": ["judge"]}
     with pytest.raises(ml.OptionError, match=r"generation\.guidance does nothing .* set generation\.options\.true_cfg"):
         ml.evaluate(flux | {"generation": {"guidance": 3.5}}, tmp_path / "new")
+    with pytest.raises(ml.OptionError, match="expected a loaded diffusers pipeline that takes adapters, found str"):
+        ml.evaluate(SMALL, tmp_path / "new", pipeline="miniature/sdxl")
     with pytest.raises(ml.SourceError, match="no-such-pipeline: diffusers cannot load it"):
         ml.evaluate(flux | {"pipeline": str(tmp_path / "no-such-pipeline"), "metrics": ["lpips"]}, tmp_path / "new")
     assert not (tmp_path / "new").exists()

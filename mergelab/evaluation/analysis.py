@@ -14,6 +14,7 @@ CONCEPT_METRICS = ("judge", "clip_text")
 """Metrics with a score for an adapter's concept, the sharper first."""
 PAIR_METRICS = ("lpips", "clip_image", "dino")
 """Metrics that compare two images."""
+_RANGES = {"lpips": (0.0, np.inf), "clip_image": (-1.0, 1.0), "dino": (-1.0, 1.0)}
 NAN = float("nan")
 COLUMNS = ("set", "variant", "prompt_id", "prompt", "seed", "metric", "reference", "reference_seed", "value", "image")
 """Of `scores.parquet`."""
@@ -26,7 +27,8 @@ class Finding:
     Attributes:
         quantity: "recovery" (0 as the base model, 1 as the adapter alone), "similarity" (to an image), "leakage"
             (change of an adapter's score where it is not called), "preservation" (change of the prompt's own score, or
-            distance from the base model's image, where no adapter is called), "wins over the stack" (share of images).
+            distance from the base model's image, where no adapter is called), "wins over the stack" (share of images),
+            "score" (mean of a metric of one's own over all prompts).
         variant: `stack` or `merge:<label>`; also `base` and `single:<name>` where they are anchors.
         metric: its metric.
         reference: the adapter it is about, as `single:<name>`, or the image it is compared with.
@@ -100,6 +102,12 @@ class Scores:
             for key, part in frame[own_seed].groupby(["variant", "metric", "reference"])
         }
         self._other_seeds = frame[~own_seed]
+
+    def of_ones_own(self, variant: str) -> list[tuple[str, str]]:
+        """Metric and reference of the scores by metrics that do not come with mergelab."""
+        ours = {*CONCEPT_METRICS, *PAIR_METRICS}
+        keys = [tuple(map(str, key)) for key in self._tables]
+        return [(metric, reference) for name, metric, reference in keys if name == variant and metric not in ours]
 
     def noise(self, variant: str, metric: str, prompts: set[str]) -> float:
         """Mean value between images of the same variant and prompt with other seeds; NaN with one seed."""
@@ -175,7 +183,11 @@ def findings(
         if not len(table):
             return
         means = _clusters(table)
-        rows.append(Finding(quantity, variant, metric, reference, interval(means, statistic)))  # type: ignore[arg-type]
+        estimate = interval(means, statistic)  # type: ignore[arg-type]
+        if statistic is _first and metric in _RANGES:  # what no value can be is no part of an interval
+            low, high = np.clip([estimate.low, estimate.high], *_RANGES[metric]).tolist()
+            estimate = Interval(estimate.estimate, low, high)
+        rows.append(Finding(quantity, variant, metric, reference, estimate))
         if variant.startswith("merge:") and gain is not None:
             against = scores.aligned([columns[0], ("stack", *columns[0][1:])], prompts)
             if len(against):
@@ -204,6 +216,8 @@ def findings(
         for metric in PAIR_METRICS:
             add("preservation", variant, metric, "base", [(variant, metric, "base")], untriggered, _first, True)
             add("similarity", variant, metric, "stack", [(variant, metric, "stack")], set(calling), _first, None)
+        for metric, reference in scores.of_ones_own(variant):
+            add("score", variant, metric, reference, [(variant, metric, reference)], set(calling), _first, None)
     corrected = holm([p for _, p in tests])
     for (index, _), p in zip(tests, corrected):
         row = rows[index]

@@ -165,6 +165,6 @@ def _scored(job: Job, metric: Metric, key: str, prompt: str, comparisons: Mappin
         values = dict(metric.score(picture, prompt, references))
         job.spent["metrics"] += time.perf_counter() - start
         if bad := [reference for reference, value in values.items() if not math.isfinite(value)]:
-            raise ValueError(f"the score is not finite (reference {bad[0]!r})")
+            raise ValueError("the score is not finite" + (f" (against {bad[0]})" if bad[0] else ""))
         job.store.keep(request_key, values)
     return dict(values)

@@ -250,14 +250,19 @@ def _override(content: dict[str, Any], text: str) -> None:
 
 def _sentence(error: ValidationError) -> str:
     """The first thing that is wrong, in words."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    errors = error.errors(include_url=False)
+    # A misspelt key says more than the key that is missing for it.
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    # Where a value may have several types, the place ends in one of them.
+    where = ".".join(str(part) for part in first["loc"] if part != "float" and not str(part).startswith("dict["))
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
         fields = list(_model_at(first["loc"][:-1]).model_fields)
         return f"unknown key {where!r}; {did_you_mean(key, fields)}"
     if first["type"] == "missing":
         return f"the key {where!r} is missing"
+    if first["type"] == "too_short":
+        return f"{where}: expected at least one"
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{where}: {message}, got {shown(first['input'])}"
 
@@ -284,12 +289,11 @@ def _shipped(lora: Lora) -> Lora:
     """An adapter "miniature/sdxl/ghost" as the file that ships, with its concept and its trigger."""
     from mergelab import miniature
 
-    parts = lora.path.split("/")
-    if len(parts) != 3 or parts[0] != "miniature":
+    if not lora.path.startswith(MINIATURE) or lora.path.count("/") != 2:
         return lora
-    known = {adapter.name: adapter for adapter in miniature.adapters(parts[1])}
-    if parts[2] not in known:
-        raise OptionError(f"loras: there is no miniature adapter {lora.path!r}; known: {', '.join(known)}")
-    adapter = known[parts[2]]
+    try:
+        adapter = miniature.adapter(lora.path)
+    except OptionError as error:
+        raise OptionError(f"loras: {error}") from None
     filled = {"name": lora.name or adapter.name, "path": str(adapter.path), "concept": lora.concept or adapter.prompt}
     return lora.model_copy(update=filled | {"trigger": lora.trigger or adapter.trigger})

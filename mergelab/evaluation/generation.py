@@ -225,8 +225,14 @@ def check_given(pipeline: Pipeline, config: Config) -> None:
     """Raises unless a pipeline that was handed in can be used as it is.
 
     Raises:
-        OptionError: it carries adapters, which would be unloaded; or the configuration says how to load one.
+        OptionError: it is no pipeline that loads adapters; it carries some, which would be unloaded; or the
+            configuration says how to load one.
     """
+    if not hasattr(pipeline, "get_list_adapters"):
+        raise OptionError(
+            f"pipeline: expected a loaded diffusers pipeline that takes adapters, found {type(pipeline).__name__}; "
+            "a name or a folder belongs into the configuration"
+        )
     if config.dtype is not None or config.memory != Memory():
         raise OptionError("dtype and memory say how a pipeline is loaded; the one handed in is used as it is")
     if any(pipeline.get_list_adapters().values()):

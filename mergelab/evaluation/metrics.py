@@ -41,14 +41,23 @@ _REGISTERED: dict[str, _Registered] = {}
 NAMES = ("clip_text", "clip_image", "lpips", "dino", "judge")
 
 
-def register_metric(name: str, *, higher_is_better: bool = True) -> Callable[[UserMetric], UserMetric]:
+def register_metric(
+    name: str, *, higher_is_better: bool = True, version: str = ""
+) -> Callable[[UserMetric], UserMetric]:
     """Decorator: makes a function a metric that `metrics: [name]` finds.
 
     The function gets the image, float (3, h, w) in [0, 1], its prompt, and the images it is compared with, by reference
-    ("base", "single:<name>", "stack"); it returns a number, or one for each reference.
+    ("base", "single:<name>", "stack"); it returns a number, or one for each reference. Its scores are kept in the run
+    folder until its own text changes. A name of your own that is registered again gets the new function.
+
+    Args:
+        name: what a configuration calls it.
+        higher_is_better: recorded in the summary.
+        version: change it when something else changes that the function relies on, such as a model or another function:
+            the images are then scored again.
 
     Raises:
-        OptionError: the name is taken.
+        OptionError: the name is that of a metric of mergelab.
 
     Example:
         >>> @register_metric("brightness")
@@ -64,7 +73,7 @@ def register_metric(name: str, *, higher_is_better: bool = True) -> Callable[[Us
             source = inspect.getsource(function)
         except (OSError, TypeError):  # typed at a prompt, or no function: scored again in every run
             source = str(time.time_ns())
-        _REGISTERED[name] = _Registered(function, name, higher_is_better, {"source": source})
+        _REGISTERED[name] = _Registered(function, name, higher_is_better, {"source": source, "version": version})
         return function
 
     return add

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 640, 360, 56, 44, 8
 # About a letter of a name, and a line of them.
-LETTER, LINE = 5.6, 12
+LETTER, LINE = 6.2, 12
 # The part within the axes.
 WIDE, HIGH = WIDTH - LEFT - EDGE, HEIGHT - BOTTOM - EDGE
 
@@ -81,7 +81,7 @@ def _beside(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float,
 
     Example:
         >>> _beside({"a": (300.0, 100.0), "b": (301.0, 100.0)})
-        {'a': (309.0, 100.0), 'b': (286.4, 100.0)}
+        {'a': (309.0, 100.0), 'b': (285.8, 100.0)}
     """
     boxes = [(a - 6, a + 6, b - 6, b + 6) for a, b in points.values()]
     found = {}

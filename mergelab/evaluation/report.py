@@ -18,10 +18,12 @@ from mergelab.evaluation import plots
 from mergelab.evaluation.analysis import Finding
 from mergelab.evaluation.store import Store
 from mergelab.evaluation.verdict import (
+    calm_of,
     decimal,
     found,
     front,
     main_metric,
+    own_metrics,
     pair_metrics,
     percent,
     recoveries,
@@ -90,10 +92,13 @@ def _columns(result: Result, metric: str | None) -> list[dict[str, str]]:
     ]
     columns.append({"head": "without a trigger", "help": "change of the prompt's score where no adapter is called"})
     columns += [
+        {"head": name, "help": "a metric of your own: its mean over all prompts"} for name in own_metrics(result)
+    ]
+    columns += [
         {"head": "energy", "help": "share of the merge's energy (its squared singular values) that its rank holds"},
         {"head": "MB", "help": "size of the file"},
-        {"head": "s to merge", "help": "seconds that the merge took"},
-        {"head": "s an image", "help": "seconds that an image takes; adapters are loaded beside the model, not fused"},
+        {"head": "seconds to merge", "help": "what the merge took"},
+        {"head": "seconds an image", "help": "what an image takes; adapters are loaded beside the model, not fused"},
     ]
     return columns
 
@@ -108,8 +113,11 @@ def _row(result: Result, variant: Variant, metric: str | None) -> dict[str, Any]
     for pair, lora in product(pair_metrics(result), result.config.loras):
         row = found(result, "similarity", variant.name, pair, f"single:{lora.name}")
         cells.append(_cell(row.interval) if row else _nothing())
-    calm = found(result, "preservation", variant.name, metric or "", "")
+    calm = calm_of(result, variant.name)
     cells.append(_cell(calm.interval) if calm else _nothing())
+    for name in own_metrics(result):
+        score = found(result, "score", variant.name, name, "")
+        cells.append(_cell(score.interval) if score else _nothing())
     cost = variant.cost
     cells.append(_number(cost.get("retained energy"), "{:.1%}"))
     cells.append(_number(cost["bytes"] / 1e6 if "bytes" in cost else None, "{:.2f}"))

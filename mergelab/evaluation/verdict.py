@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -64,7 +64,10 @@ def front(points: Mapping[str, Mapping[str, float]]) -> set[str]:
 def words(result: Result, calling: Mapping[str, set[str]]) -> list[str]:
     """What one would tell a colleague: which merge keeps most of each, what is lost, what cannot be said."""
     metric = main_metric(result)
-    lines = [_nothing_seen(result)] if metric is None else _ranking(result, metric) + _cost_of_leaks(result, metric)
+    called = set().union(*calling.values())
+    lines = (
+        [_nothing_seen(result, called)] if metric is None else _ranking(result, metric) + _cost_of_leaks(result, metric)
+    )
     if result.failures:
         first = result.failures[0]
         lines.append(f"{len(result.failures)} cells failed, the first: {first['variant']}: {first['error']}")
@@ -80,19 +83,24 @@ def words(result: Result, calling: Mapping[str, set[str]]) -> list[str]:
     if not free:
         lines.append("No prompt is free of triggers: nothing is said about what the merges do to other prompts.")
     uncalled = [name for name in names if not any(name in called for called in calling.values())]
-    if uncalled:
+    if uncalled and called:
         lines.append(f"No prompt calls {', '.join(uncalled)}: nothing is said about what was kept of it.")
     blind = sorted({f"{a.metric} ({a.reference.removeprefix('single:')})" for a in result.anchors if a.blind})
     if blind:
-        lines.append(f"Blind, and not to be read: {', '.join(blind)}.")
+        lines.append(
+            "Blind, and not to be read (base model and adapter alone are less than two standard errors apart, on these "
+            f"prompts): {', '.join(blind)}."
+        )
     return lines
 
 
-def _nothing_seen(result: Result) -> str:
+def _nothing_seen(result: Result, called: Set[str]) -> str:
     if not set(CONCEPT_METRICS) & set(result.config.metrics):
         return f"No recovery: none of the metrics looks for a concept; {' and '.join(CONCEPT_METRICS)} do."
     if not any(lora.concept for lora in result.config.loras):
         return "No recovery: give each adapter a concept prompt."
+    if not called:
+        return "No recovery: no prompt calls any adapter."
     return "No recovery: no metric tells any adapter alone from the base model, on the prompts that call it."
 
 
@@ -148,21 +156,37 @@ def pair_metrics(result: Result) -> list[str]:
     return [name for name in PAIR_METRICS if name in result.config.metrics]
 
 
+def own_metrics(result: Result) -> list[str]:
+    """The metrics of the user's own that give an image one number."""
+    return list(dict.fromkeys(f.metric for f in result.findings if f.quantity == "score" and not f.reference))
+
+
+def calm_of(result: Result, variant: str) -> Finding | None:
+    """What a variant changes where no adapter is called, by the main metric, or by the sharpest that is there."""
+    metrics = [main_metric(result), *CONCEPT_METRICS]
+    rows = (found(result, "preservation", variant, metric, "") for metric in metrics if metric)
+    return next((row for row in rows if row), None)
+
+
 def table(result: Result) -> str:
     """Recovery of every adapter in every variant, as text."""
-    metric = main_metric(result) or next(iter(CONCEPT_METRICS))
+    metric = main_metric(result)
     names = [lora.name for lora in result.config.loras]
     pairs = list(product(pair_metrics(result), names))
     head = ["", *(f"recovery of {name}" for name in names), *(f"{pair} to {name}" for pair, name in pairs)]
-    rows = [[*head, "without a trigger"]]
+    own = own_metrics(result)
+    rows = [[*head, "without a trigger", *own]]
     for variant in variants_of(result):
-        kept = recoveries(result, variant, metric)
-        calm = found(result, "preservation", variant, metric, "")
+        kept = recoveries(result, variant, metric) if metric else {}
+        calm = calm_of(result, variant)
         cells = [_percent(kept.get(name)) for name in names]
         for pair, name in pairs:
             row = found(result, "similarity", variant, pair, f"single:{name}")
             cells.append(decimal(row.interval.estimate) if row else "–")
-        rows.append([variant.removeprefix("merge:"), *cells, decimal(calm.interval.estimate, "+") if calm else "–"])
+        cells.append(decimal(calm.interval.estimate, "+") if calm else "–")
+        scores = [found(result, "score", variant, name, "") for name in own]
+        cells += [decimal(row.interval.estimate) if row else "–" for row in scores]
+        rows.append([variant.removeprefix("merge:"), *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 

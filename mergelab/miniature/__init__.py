@@ -137,6 +137,19 @@ def adapters(name: str) -> list[MiniatureAdapter]:
     return found
 
 
+def adapter(name: str) -> MiniatureAdapter:
+    """One adapter, by the name that configurations and the command line have for it: `"miniature/sdxl/ghost"`.
+
+    Raises:
+        OptionError: there is none of this name.
+    """
+    _, of, *rest = [*name.split("/"), "", ""]
+    known = {adapter.name: adapter for adapter in adapters(of)}
+    if rest[0] not in known:
+        raise OptionError(f"there is no miniature adapter {name!r}; known: {', '.join(known)}")
+    return known[rest[0]]
+
+
 def clip() -> str:
     """The name by which open_clip loads the small CLIP: `open_clip.create_model_and_transforms(miniature.clip())`.
 
