@@ -197,7 +197,7 @@ def test_a_registered_rule_works_by_name_everywhere(space: str, registry: None) 
     half = ml.merge(loras, weights, "scaled_sum", factor=0.5, space=space, rank=1000)
     scale = 0.25 if space == "factors" else 0.5
     assert difference(half, scale * expected) < 2e-5
-    with pytest.raises(ml.OptionError, match=r"no option 'density'; its options: factor=1.0"):
+    with pytest.raises(ml.OptionError, match=r"no option 'density'; known: factor=1.0"):
         ml.merge(loras, weights, "scaled_sum", density=0.5)
     with pytest.raises(ml.OptionError, match="taken"):
         ml.register("ties")
@@ -280,7 +280,7 @@ def test_select_and_tables() -> None:
     assert set(a.select("unet").layers) == set(NAMES)
     with pytest.raises(ml.OptionError, match="no layer matches 'transformer'"):
         a.select("transformer")
-    assert repr(a).startswith("Adapter a (unknown base model)") and "4 x 4" in repr(a)
+    assert repr(a).startswith("Adapter a (unet of an unknown base model)") and "4 x 4" in repr(a)
     assert "<table>" in a._repr_html_()
 
 
