@@ -67,7 +67,7 @@ def merge(
 
     _import(plugins)
     adapters, options = _method_options([*adapters, *context.args])
-    _check_spelling(options, method, [parameter.name for parameter in context.command.params])
+    _check_spelling(options, method, [flag for parameter in context.command.params for flag in parameter.opts])
     options.update({k: v for k, v in (("space", space), ("density", density)) if v is not None})
     _check_writing(format, dtype)
     sources, weights = zip(*[_weighted(text) for text in adapters])
@@ -244,11 +244,13 @@ def _fail(message: str) -> int:
 
 def _load(source: str, allow_pickle: bool) -> Adapter:
     """An adapter from a file, or of the miniature models by its name."""
-    from mergelab import miniature
     from mergelab.adapter import load
 
-    ours = source.startswith("miniature/") and not Path(source).exists()
-    return load(miniature.adapter(source).path if ours else source, allow_pickle=allow_pickle)
+    if not source.startswith("miniature/") or Path(source).exists():
+        return load(source, allow_pickle=allow_pickle)
+    from mergelab import miniature
+
+    return load(miniature.adapter(source).path)
 
 
 def _weighted(text: str) -> tuple[str, Any]:
@@ -307,17 +309,18 @@ def _method_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     return others, options
 
 
-def _check_spelling(options: dict[str, Any], method: str, ours: list[Any]) -> None:
-    """Raise where what would go to the method is one of our own options, misspelt."""
+def _check_spelling(options: dict[str, Any], method: str, flags: list[str]) -> None:
+    """Raise where what would go to the method is one of the command's own flags, misspelt."""
     from difflib import get_close_matches
 
     from mergelab.errors import OptionError
     from mergelab.strategies import options_of
 
+    own = options_of(method) if options else {}
     for name in options:
-        near = get_close_matches(name, ours, n=1, cutoff=0.75)
-        if near and name not in options_of(method) and not get_close_matches(name, options_of(method), cutoff=0.75):
-            raise OptionError(f"there is no option --{name}; did you mean --{near[0]}?")
+        near = get_close_matches(f"--{name}", flags, n=1, cutoff=0.75)
+        if near and name not in own and not get_close_matches(name, own, cutoff=0.75):
+            raise OptionError(f"there is no option --{name}; did you mean {near[0]}?")
 
 
 def _check_writing(format: str, dtype: str | None) -> None:

@@ -372,7 +372,9 @@ def choices_of(name: str) -> dict[str, tuple[str, ...]]:
     own = METHODS.get(name, Strategy)
     hints = get_type_hints(own)
     found = {option: get_args(hints[option]) for option in options_of(name) if get_origin(hints.get(option)) is Literal}
-    return found | {"space": SPACES[:-1]} if issubclass(own, _ExactSum) else found
+    if issubclass(own, _ExactSum):
+        found["space"] = tuple(space for space in SPACES if space != "factors")
+    return found
 
 
 def summary_of(name: str) -> str:

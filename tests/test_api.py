@@ -376,10 +376,10 @@ def test_the_recipe_does_not_depend_on_addresses(registry: None) -> None:
 
 def test_vector_space_conveniences() -> None:
     """Division, numpy scalars, and an integer of numpy as a rank."""
-    one, two = adapter(1), adapter(2)
-    assert difference(sum([one, two]), one + two) < 1e-6  # type: ignore[arg-type]
     import numpy as np
 
+    one, two = adapter(1), adapter(2)
+    assert difference(sum([one, two]), one + two) < 1e-6  # type: ignore[arg-type]
     a = adapter(41)
     assert difference(a / 2, 0.5 * a) == 0.0
     assert difference(a * np.float32(2), 2 * a) < 1e-7

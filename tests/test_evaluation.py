@@ -470,7 +470,8 @@ def test_names_in_the_scatter_are_readable() -> None:
     boxes = [(a - 6, a + 6, b - 6, b + 6) for a, b in points.values()]
     for name, (left, middle) in plots._beside(points).items():
         box = (left, left + plots.LETTER * len(name), middle - plots.LINE / 2, middle + plots.LINE / 2)
-        assert box[0] > plots.LEFT and box[1] < plots.WIDTH and box[2] > plots.EDGE and box[3] < plots.HEIGHT
+        assert box[0] > plots.LEFT and box[1] < plots.WIDTH - plots.EDGE
+        assert box[2] > plots.EDGE and box[3] < plots.HEIGHT - plots.BOTTOM
         assert not any(plots._covers(box, other) for other in boxes)
         boxes.append(box)
 

@@ -83,7 +83,10 @@ def test_adapters_of_the_miniature_bring_their_concept() -> None:
         ({"loras": [{"path": "x/a.safetensors"}, {"path": "y/a.safetensors"}]}, "two are called 'a'"),
         ({"loras": [{"path": "miniature/sdxl/gost"}]}, "no miniature adapter 'miniature/sdxl/gost'; known: ghost"),
         ({"merges": [{"method": "tise"}]}, "'tise'"),
-        ({"merges": [{"method": "ties", "densty": 0.3}]}, "has no option 'densty'; did you mean 'density'"),
+        (
+            {"merges": [{"method": "ties", "densty": 0.3}]},
+            "method 'ties' has no option 'densty'; did you mean 'density'? known: density",
+        ),
         ({"merges": [{"rank": 8}]}, "has no method"),
         ({"merges": [{"method": "cat"}, {"method": "cat"}]}, "'cat' is given twice"),
     ],

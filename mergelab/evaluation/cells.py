@@ -51,17 +51,13 @@ class Job:
         return tqdm(total=total, desc=label, disable=None if self.progress is None else not self.progress)
 
 
-def generate(job: Job, pipeline: Pipeline, identity: str, keywords: Mapping[str, Any]) -> None:
+def generate(job: Job, pipeline: Pipeline, identity: str, keywords: dict[str, Any]) -> None:
     """Draws what is missing, variant by variant, from the model with this fingerprint, called with these keywords."""
     config, store = job.config, job.store
     for variant in job.variants:
         for prompt, seed in product(config.prompts, config.seeds):
             request = {"model": identity, "adapters": variant.identity, "prompt": prompt, "seed": seed}
-            request |= {
-                "keywords": dict(keywords),
-                "vae_tiling": config.memory.vae_tiling,
-                "compile": config.memory.compile,
-            }
+            request |= {"keywords": keywords, "vae_tiling": config.memory.vae_tiling, "compile": config.memory.compile}
             variant.requests[prompt, seed] = hash_of(request)
     missing = sum(not store.image_path(key).exists() for v in job.variants for key in v.requests.values())
     with job.bar(missing, "images") as bar:

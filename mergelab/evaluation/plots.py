@@ -91,12 +91,16 @@ def _beside(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float,
         sides = [side for side in (a + 9, a - 9 - wide) if LEFT < side < WIDTH - EDGE - wide] or [LEFT + 4.0]
         within = [height for height in heights if EDGE + LINE < height < HEIGHT - BOTTOM - LINE]
         spots = [(side, height) for height in within for side in sides]
-        free = (spot for spot in spots if not any(_covers((spot[0], spot[0] + wide, spot[1] - LINE / 2,
-                spot[1] + LINE / 2), box) for box in boxes))  # fmt: skip
+        free = (spot for spot in spots if not any(_covers(_box(name, *spot), box) for box in boxes))
         left, middle = next(free, spots[0])
-        boxes.append((left, left + wide, middle - LINE / 2, middle + LINE / 2))
+        boxes.append(_box(name, left, middle))
         found[name] = (round(left, 1), round(middle, 1))
     return found
+
+
+def _box(name: str, left: float, middle: float) -> tuple[float, float, float, float]:
+    """Left, right, top and bottom of a name."""
+    return left, left + LETTER * len(name), middle - LINE / 2, middle + LINE / 2
 
 
 def _covers(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

@@ -53,6 +53,7 @@ def render(
         verdict=result.verdict,
         comparison=comparison.verdict().splitlines() if comparison else [],
         metric=metric or "",
+        distances="lpips" in pair_metrics(result),
         columns=_columns(result, metric),
         rows=[_row(result, variant, metric) for variant in variants if variant.name != "base"],
         prompts=[_grid(result, variants, prompt) for prompt in result.config.prompts],

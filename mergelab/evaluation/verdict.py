@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -64,26 +64,26 @@ def front(points: Mapping[str, Mapping[str, float]]) -> set[str]:
 def words(result: Result, calling: Mapping[str, set[str]]) -> list[str]:
     """What one would tell a colleague: which merge keeps most of each, what is lost, what cannot be said."""
     metric = main_metric(result)
-    called = set().union(*calling.values())
-    lines = (
-        [_nothing_seen(result, called)] if metric is None else _ranking(result, metric) + _cost_of_leaks(result, metric)
-    )
+    prompts = {lora.name: sum(lora.name in called for called in calling.values()) for lora in result.config.loras}
+    if metric is None:
+        lines = [_nothing_seen(result, any(prompts.values()))]
+    else:
+        lines = _ranking(result, metric) + _cost_of_leaks(result, metric)
     if result.failures:
         first = result.failures[0]
         lines.append(f"{len(result.failures)} cells failed, the first: {first['variant']}: {first['error']}")
     if len(calling) == 1:
         lines.append("One prompt gives no intervals: prompts are what varies.")
-    names = [lora.name for lora in result.config.loras]
     free = [prompt for prompt, called in calling.items() if not called]
     if len(free) == 1 < len(calling):
         lines.append("One prompt is free of triggers: the change on it has no interval.")
-    once = [name for name in names if sum(name in called for called in calling.values()) == 1 < len(calling)]
+    once = [name for name, count in prompts.items() if count == 1 < len(calling)]
     if once:
         lines.append(f"One prompt calls {', '.join(once)}: what was kept of it has no interval.")
     if not free:
         lines.append("No prompt is free of triggers: nothing is said about what the merges do to other prompts.")
-    uncalled = [name for name in names if not any(name in called for called in calling.values())]
-    if uncalled and called:
+    uncalled = [name for name, count in prompts.items() if count == 0]
+    if 0 < len(uncalled) < len(prompts):
         lines.append(f"No prompt calls {', '.join(uncalled)}: nothing is said about what was kept of it.")
     blind = sorted({f"{a.metric} ({a.reference.removeprefix('single:')})" for a in result.anchors if a.blind})
     if blind:
@@ -94,7 +94,7 @@ def words(result: Result, calling: Mapping[str, set[str]]) -> list[str]:
     return lines
 
 
-def _nothing_seen(result: Result, called: Set[str]) -> str:
+def _nothing_seen(result: Result, called: bool) -> str:
     if not set(CONCEPT_METRICS) & set(result.config.metrics):
         return f"No recovery: none of the metrics looks for a concept; {' and '.join(CONCEPT_METRICS)} do."
     if not any(lora.concept for lora in result.config.loras):

@@ -142,12 +142,17 @@ def adapter(name: str) -> MiniatureAdapter:
 
     Raises:
         OptionError: there is none of this name.
+
+    Examples:
+        >>> from mergelab import miniature
+        >>> miniature.adapter("miniature/sdxl/ghost").trigger
+        'sks'
     """
-    _, of, *rest = [*name.split("/"), "", ""]
+    of, _, own = name.removeprefix("miniature/").partition("/")
     known = {adapter.name: adapter for adapter in adapters(of)}
-    if rest[0] not in known:
+    if own not in known:
         raise OptionError(f"there is no miniature adapter {name!r}; known: {', '.join(known)}")
-    return known[rest[0]]
+    return known[own]
 
 
 def clip() -> str:
