@@ -118,12 +118,16 @@ class Joint(NamedTuple):
         return [b @ a.T for b, a in pairs]
 
 
-def joint(changes: Sequence[Factors]) -> Joint:
-    """The changes of one layer, in the coordinates of their common span."""
+def joint(changes: Sequence[Factors], dtype: torch.dtype = torch.float32) -> Joint:
+    """The changes of one layer, in the coordinates of their common span; the triangles are computed in this dtype.
+
+    In float32, coordinates of changes that cancel differ by rounding of the size of the largest: small ones then have
+    signs of their own. A rule that looks at signs needs float64.
+    """
     stacked = stack(changes)
     # Small matrices in float64 are work for the CPU, wherever the factors are.
-    r_b = torch.linalg.qr(stacked.B, mode="r").R.cpu().double()
-    r_a = torch.linalg.qr(stacked.A.T, mode="r").R.cpu().double()
+    r_b = torch.linalg.qr(stacked.B.to(dtype), mode="r").R.cpu().double()
+    r_a = torch.linalg.qr(stacked.A.T.to(dtype), mode="r").R.cpu().double()
     return Joint(*stacked, r_b, r_a, tuple(c.A.shape[0] for c in changes))
 
 
@@ -133,9 +137,10 @@ def joint_cores(changes: Sequence[Factors]) -> tuple[Tensor, list[Tensor], Tenso
     `delta_i = U @ cores[i] @ V.T` to float precision: nothing of any change is lost.
     """
     stacked = stack(changes)
-    q_b, r_b = torch.linalg.qr(stacked.B)
-    q_a, r_a = torch.linalg.qr(stacked.A.T)
-    return q_b, Joint(*stacked, r_b.double(), r_a.double(), tuple(c.A.shape[0] for c in changes)).cores(), q_a
+    q_b, r_b = torch.linalg.qr(stacked.B.double())
+    q_a, r_a = torch.linalg.qr(stacked.A.T.double())
+    cores = Joint(*stacked, r_b, r_a, tuple(c.A.shape[0] for c in changes)).cores()
+    return q_b.to(stacked.B), cores, q_a.to(stacked.A)
 
 
 class Sum(NamedTuple):

@@ -104,7 +104,7 @@ def _core(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[floa
         u, left = _basis(q_b, q_b.double().T @ stacked.B.double())
         v, right = _basis(q_a, q_a.double().T @ stacked.A.T.double())
     else:
-        whole = joint(weighted)
+        whole = joint(weighted, torch.float64)
         cores = whole.cores()
         u, left = _span(whole.B, cores, whole.r_a.split(whole.ranks, dim=1))
         v, right = _span(whole.A.T, [m.T for m in cores], whole.r_b.split(whole.ranks, dim=1))
@@ -129,9 +129,11 @@ def _span(columns: Tensor, cores: Sequence[Tensor], triangles: Sequence[Tensor])
 
 
 def _knots(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[float]) -> View:
-    q_b, cores, q_a = joint_cores([c.scaled(w) for c, w in zip(changes, weights)])
-    u, left = _basis(q_b, torch.cat(cores, dim=1), NULL_TOLERANCE)
-    seen, weights = _as_seen([left.T @ m @ q_a.double().T for m in cores], strategy, weights)
+    whole = joint([c.scaled(w) for c, w in zip(changes, weights)], torch.float64)
+    u, left = _span(whole.B, whole.cores(), whole.r_a.split(whole.ranks, dim=1))
+    # `U.T delta_i`, without the orthonormal factors of delta_i: what is left of B's triangle times A.
+    triangles, rows = whole.r_b.split(whole.ranks, dim=1), whole.A.double().split(whole.ranks)
+    seen, weights = _as_seen([(left.T @ r).to(a) @ a for r, a in zip(triangles, rows)], strategy, weights)
 
     def restore(results: list[Tensor]) -> Core:
         q, r = torch.linalg.qr(results[0].T)
@@ -150,14 +152,12 @@ def _factors(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[f
     return View((Stacked(a, signed), Stacked(b, roots)), lambda results: Factors(results[1], results[0]))
 
 
-def _basis(q: Tensor, core: Tensor, tolerance: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Left singular vectors of `q @ core` and of `core`, those of numerically zero singular values left out if asked.
+def _basis(q: Tensor, core: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors of `q @ core` and of `core`.
 
     The largest entry of each is made positive: where a vote is tied, it matters which way a vector points.
     """
-    left, s, _ = torch.linalg.svd(core, full_matrices=False)
-    count = max(1, int((s > tolerance * s[0]).sum())) if tolerance else len(s)
-    left = left[:, :count]
+    left, _, _ = torch.linalg.svd(core, full_matrices=False)
     vectors = q @ left.to(q.dtype)
     signs = _signs(vectors)
     return vectors * signs, left * signs

@@ -10,6 +10,8 @@ from torch import Tensor
 
 MajoritySign = Literal["total", "frequency"]
 MAJORITY_SIGNS = ("total", "frequency")
+# Votes that cancel to less than this share of what was cast are a tie: float32 leaves as much of zero.
+TIE = 1e-6
 
 
 def elect_and_average(
@@ -24,9 +26,10 @@ def elect_and_average(
     `gamma = sign(sum_i x_i)` for "total", `sign(sum_i sign(x_i))` for "frequency"; then
     `sum_{i: sign(x_i) = gamma} w_i x_i / max(1, count of those i)`. Entries that are zero neither agree nor count.
 
-    Variant: a tie of "frequency" is decided by "total", and where that is zero as well no sign is elected and the
-    entry is zero, so that the merge of the negatives is the negative of the merge. With `tie_is_positive` any tie
-    elects +, as in PEFT: among two adapters every conflict is then decided for the positive value.
+    Variant: a tie of "frequency" is decided by "total". Where that is a tie as well, `|sum_i x_i|` being at most 1e-6 of
+    `sum_i |x_i|`, no sign is elected and the entry is zero: the merge of the negatives is the negative of the merge, and
+    what cancels leaves no rounding behind. With `tie_is_positive` any tie elects +, as in PEFT: among two adapters
+    every conflict is then decided for the positive value.
 
     The vote is on the values as they are given, so pass `w_i x_i` with weights of 1 for a weighted vote (mergelab's
     default), or `x_i` with the weights for PEFT's.
@@ -43,15 +46,20 @@ def elect_and_average(
         >>> elect_and_average(torch.tensor([[2.0], [4.0], [-3.0]]), torch.ones(3))
         tensor([3.])
     """
-    votes = changes.sum(dim=0)
+    votes = total = changes.sum(dim=0)
     if majority_sign == "frequency":
         counted = changes.sign().sum(dim=0)
-        votes = counted if tie_is_positive else torch.where(counted == 0, votes, counted)
+        votes = counted if tie_is_positive else torch.where(counted == 0, total, counted)
     # Adding zero turns -0 into 0, whose sign is +.
     elected = torch.copysign(torch.ones_like(votes), votes + 0.0) if tie_is_positive else votes.sign()
     # Masks of booleans would cost more than the arithmetic: what agrees is positive, the rest is cut to zero.
     agreeing = torch.mul(changes, elected, out=changes if overwrite else None).clamp_(min=0.0)
-    scale = weights.view(-1, *[1] * (changes.dim() - 1))
-    total = (agreeing if bool((weights == 1).all()) else agreeing * scale).sum(dim=0)
+    merged = unweighted = agreeing.sum(dim=0)
+    if not bool((weights == 1).all()):
+        merged = (agreeing * weights.view(-1, *[1] * (changes.dim() - 1))).sum(dim=0)
+    if not tie_is_positive:
+        # What was cast is what agrees and what opposes: twice what agrees, less the majority.
+        tie = total.abs() <= 2 * TIE * unweighted
+        elected.masked_fill_(tie if majority_sign == "total" else tie & (counted == 0), 0.0)
     count = agreeing.sign_().sum(dim=0).clamp_(min=1.0)
-    return total.mul_(elected).div_(count)
+    return merged.mul_(elected).div_(count)
