@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mergelab.combining import directions, merge_layer, visit_blocks
-from mergelab.dense import svd_dense
+from mergelab.dense import EXACT_SIDE, svd_dense
 from mergelab.errors import LayerError
 from mergelab.job import Aligned, Job, changes_of, layer_generator
 from mergelab.layer import LoraLayer, layer_of
@@ -26,6 +26,8 @@ from mergelab.strategies import Cat
 
 # Energy below this share of the inputs' is what float32 leaves of a sum that is zero.
 CANCELLED = 1e-12
+# A spectrum that misses no more than this share of the energy is known to its end.
+UNKNOWN = 1e-9
 # Dense changes of more entries than this are computed one after the other, by all threads together.
 LARGE = 1 << 22
 # A trim over whole adapters looks at one in so many rows and columns first, and trusts the share of large entries there
@@ -119,6 +121,8 @@ def _merge_one(
             if isinstance(merged, Factors) and final and ask >= merged.A.shape[0]:
                 energy = inner(merged, merged)
                 return _final(job, Result(name, shape, None, None, present, energy, energy), inputs, merged)
+            if isinstance(job.rank, RankBudget) and isinstance(merged, Tensor) and limit > EXACT_SIDE:
+                ask = job.rank.searched(ranks, limit)
             spectrum = _decompose(merged, ask, layer_generator(job.seed, name, -1), aligned, lane)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         spectrum = None
@@ -195,8 +199,16 @@ def store(job: Job, results: Sequence[Result]) -> tuple[dict[str, LoraLayer], li
             factors = spectrum.factors() if len(spectrum.S) else None
         if factors is not None:
             layers[result.name] = layer_of(factors, result.shape)
-        rows.append(result.row or _row(job, result, factors, kept, None))
+        rows.append(result.row or _row(job, result, factors, kept, None, _known(result)))
     return layers, rows
+
+
+def _known(result: Result) -> int | None:
+    """How many singular values of a spectrum are known, where there are more."""
+    spectrum, limit = result.spectrum, min(result.shape[0], math.prod(result.shape[1:]))
+    if spectrum is None or len(spectrum.S) == limit or spectrum.energy - spectrum.kept <= UNKNOWN * spectrum.energy:
+        return None
+    return len(spectrum.S)
 
 
 def _measured(factors: Factors | None, inputs: Mapping[int, Factors]) -> Measured:
@@ -205,14 +217,16 @@ def _measured(factors: Factors | None, inputs: Mapping[int, Factors]) -> Measure
     return {i: (p, inner_products(c, [c])[0]) for (i, c), p in zip(inputs.items(), inside)}
 
 
-def _row(job: Job, result: Result, factors: Factors | None, kept: float, measured: Measured | None) -> LayerReport:
+def _row(
+    job: Job, result: Result, factors: Factors | None, kept: float, measured: Measured | None, known: int | None = None
+) -> LayerReport:
     """A row of the report; the inputs are read again where nobody measured them."""
     if measured is None:
         own = [(i, job.weights[i][result.name]) for i in result.present]
         measured = _measured(factors, {i: job.adapters[i].matrices(result.name).scaled(w) for i, w in own})
     found = [measured.get(i, (None, None)) for i in range(len(job.adapters))]
     rank = factors.A.shape[0] if factors is not None else 0
-    note = rank_note(job.rank, rank) if result.present else "left out: every weight is 0 there"
+    note = rank_note(job.rank, rank, known) if result.present else "left out: every weight is 0 there"
     energy = result.energy
     if result.present and energy < CANCELLED * sum(norm for _, norm in measured.values()):
         energy, kept, note = 0.0, 0.0, "the inputs cancel: what is left is rounding"

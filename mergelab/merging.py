@@ -135,7 +135,7 @@ def _options_record(strategy: Strategy, rank: Rank, seed: int) -> dict[str, Any]
     if rule := options.pop("function", None):
         # A dataclass shows its own options; a function only where it comes from, not where it lies in memory.
         options["rule"] = repr(rule) if is_dataclass(rule) else f"{rule.__module__}.{rule.__qualname__}"
-    stored = {"mean": rank.mean, "max": rank.limit} if isinstance(rank, RankBudget) else rank
+    stored = {"mean": rank.mean, "max": rank.max} if isinstance(rank, RankBudget) else rank
     return {**options, "rank": stored, "seed": seed}
 
 

@@ -20,11 +20,11 @@ class RankBudget:
     Args:
         mean: ranks per layer on average; `mean * number of layers` singular values are kept in all. A layer may get
             none: it is then left out, with a row of the report.
-        max: most that one layer gets; default 4 * mean. (A dense merge has to compute that many for every layer.)
+        max: most that one layer gets; default: as many as it can hold.
 
     Example:
-        >>> RankBudget(mean=16).limit
-        64
+        >>> RankBudget(mean=1).spend([torch.tensor([9.0, 8.0]), torch.tensor([1.0])])
+        [2, 0]
     """
 
     mean: int
@@ -37,10 +37,14 @@ class RankBudget:
             if self.max < self.mean:
                 raise OptionError(f"RankBudget: max={self.max} is below mean={self.mean}")
 
-    @property
-    def limit(self) -> int:
-        """Most that one layer gets."""
-        return 4 * self.mean if self.max is None else self.max
+    def searched(self, input_ranks: Sequence[int], limit: int) -> int:
+        """How many singular values of a dense merge are computed, where all `limit` of them would cost too much.
+
+        Example:
+            >>> RankBudget(mean=16).searched([8, 8], 1280), RankBudget(mean=16, max=20).searched([8, 8], 1280)
+            (64, 20)
+        """
+        return min(max(4 * self.mean, sum(input_ranks)), limit, self.max or limit)
 
     def spend(self, singular_values: Sequence[Tensor]) -> list[int]:
         """How many of each layer's (descending) singular values to keep."""
@@ -81,7 +85,7 @@ def wanted(rank: Rank, input_ranks: Sequence[int], limit: int) -> int | float:
         limit: most that the layer can hold, `min(out, in)`.
     """
     if isinstance(rank, RankBudget):
-        return min(rank.limit, limit)
+        return min(rank.max or limit, limit)
     if rank == "max":
         return min(max(input_ranks), limit)
     if rank == "sum":
@@ -120,10 +124,18 @@ def cut(spectrum: Spectrum, ask: int | float) -> Spectrum:
     return spectrum.truncated(number(ask, spectrum.S, spectrum.energy))
 
 
-def rank_note(rank: Rank, found: int) -> str:
-    """What the report says of a layer that did not get the rank that was asked for."""
+def rank_note(rank: Rank, found: int, known: int | None = None) -> str:
+    """What the report says of a layer that did not get the rank that was asked for.
+
+    Args:
+        rank: as given.
+        found: of the result.
+        known: how many singular values were computed, where there are more of them.
+    """
     if found == 0:
         return "left out: the rank budget went to other layers"
+    if isinstance(rank, RankBudget) and found == known != rank.max:
+        return f"its {known} largest singular values are all that was computed: the budget might have gone to more of it"
     if isinstance(rank, int) and found < rank:
         return f"rank capped at {found}, all that the layer or the merge can hold (asked for {rank})"
     return ""
