@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 import mergelab as ml
-from mergelab.combining import merge_layer
-from mergelab.job import Job, changes_of, layer_generator
-from mergelab.lowrank import Core, Factors
+from mergelab.engine.blocks import merge_layer
+from mergelab.engine.job import Job, changes_of, layer_generator
+from mergelab.linalg.lowrank import Core, Factors
 
 
 @torch.no_grad()

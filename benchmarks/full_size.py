@@ -25,8 +25,8 @@ from benchmarks.floors import forming, reading_and_writing
 from benchmarks.measuring import Measured, measured
 from benchmarks.peers import COMBINATIONS, most_frequent, peft_seconds
 from benchmarks.synthetic import write_adapter
-from mergelab.job import Job
-from mergelab.strategies import make, options_of
+from mergelab.engine.job import Job
+from mergelab.methods.registry import make, options_of
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mergelab.parallel import give_back
+from mergelab.linalg.workspace import give_back
 
 _STATUS = Path("/proc/self/status")
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     )
     from mergelab.evaluation import evaluate, register_metric
     from mergelab.layer import LoraLayer
-    from mergelab.merging import merge
+    from mergelab.engine.merge import merge
     from mergelab.ranks import RankBudget
     from mergelab.report import Report
-    from mergelab.strategies import Cat, Dare, DareTies, Linear, MagnitudePrune, Strategy, Svd, Ties, register
+    from mergelab.methods.registry import Cat, Dare, DareTies, Linear, MagnitudePrune, Strategy, Svd, Ties, register
 
 _HOMES = {
     "adapter": ("Adapter", "load"),
@@ -42,10 +42,10 @@ _HOMES = {
         "SourceError",
     ),
     "layer": ("LoraLayer",),
-    "merging": ("merge",),
+    "engine.merge": ("merge",),
     "ranks": ("RankBudget",),
     "report": ("Report",),
-    "strategies": ("Cat", "Dare", "DareTies", "Linear", "MagnitudePrune", "Strategy", "Svd", "Ties", "register"),
+    "methods.registry": ("Cat", "Dare", "DareTies", "Linear", "MagnitudePrune", "Strategy", "Svd", "Ties", "register"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -19,7 +19,7 @@ from mergelab.base_models import check_base_models
 from mergelab.checks import EXPECTED_NUMBER, is_number, shown
 from mergelab.errors import LayerError, OptionError, OutputError
 from mergelab.layer import BIAS, Contents, LoraLayer, LoraSum, layer_of, same_weight, short_name, terms_of
-from mergelab.lowrank import Spectrum, exact_arithmetic, inner, svd
+from mergelab.linalg.lowrank import Spectrum, exact_arithmetic, inner, svd
 from mergelab.ranks import Rank, RankBudget, check_rank, cut, rank_note, wanted
 from mergelab.report import LayerReport, Report
 

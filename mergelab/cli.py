@@ -63,7 +63,7 @@ def merge(
 ) -> None:
     """Merge adapters into one. Other options of a method are given as --name value."""
     from mergelab.adapter import check_target
-    from mergelab.merging import merge as merge_adapters
+    from mergelab.engine.merge import merge as merge_adapters
 
     _import(plugins)
     adapters, options = _method_options([*adapters, *context.args])
@@ -147,7 +147,7 @@ def resize(
 @app.command(epilog="Example: mergelab methods")
 def methods(as_json: Json = False, plugins: Import = None) -> None:
     """List the methods with their options and defaults."""
-    from mergelab.strategies import choices_of, method_names, options_of, summary_of
+    from mergelab.methods.registry import choices_of, method_names, options_of, summary_of
 
     _import(plugins)
     table = {name: options_of(name) for name in method_names()}
@@ -314,7 +314,7 @@ def _check_spelling(options: dict[str, Any], method: str, flags: list[str]) -> N
     from difflib import get_close_matches
 
     from mergelab.errors import OptionError
-    from mergelab.strategies import options_of
+    from mergelab.methods.registry import options_of
 
     own = options_of(method) if options else {}
     for name in options:

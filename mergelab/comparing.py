@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mergelab.adapter import Adapter, Source
-from mergelab.aligning import aligned_layers, loaded, unique_names
-from mergelab.lowrank import Factors, exact_arithmetic, inner, svd
-from mergelab.parallel import Lane, threads
+from mergelab.engine.aligning import aligned_layers, loaded, unique_names
+from mergelab.linalg.lowrank import Factors, exact_arithmetic, inner, svd
+from mergelab.linalg.workspace import Lane, threads
 
 if TYPE_CHECKING:
     import pandas

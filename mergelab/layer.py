@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergelab.errors import LayerError
-from mergelab.lowrank import Factors
+from mergelab.linalg.lowrank import Factors
 
 # The extra that holds the difference of a layer's bias: the layer's name and this.
 BIAS = ".lora_B.bias"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mergelab.errors import OptionError
-from mergelab.lowrank import Spectrum
+from mergelab.linalg.lowrank import Spectrum
 
 
 @dataclass(frozen=True)

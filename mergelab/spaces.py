@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergelab.dense import panels
-from mergelab.lowrank import Core, Factors, joint, joint_cores, stack
-from mergelab.strategies import Strategy
+from mergelab.linalg.dense import panels
+from mergelab.linalg.lowrank import Core, Factors, joint, joint_cores, stack
+from mergelab.methods.registry import Strategy
 
 # Singular directions below this share of the largest are rounding, not part of any change.
 NULL_TOLERANCE = 4e-6

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 import mergelab as ml
-from mergelab import strategies
+from mergelab.methods import registry as strategies
 from mergelab.cli import run
 from mergelab.layer import LoraLayer
 from tests.synthetic import SHAPES, adapter, dense, difference, lora, relative

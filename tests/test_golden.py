@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import mergelab as ml
-from mergelab.dense import svd_dense
-from mergelab.lowrank import Core, Factors
+from mergelab.linalg.dense import svd_dense
+from mergelab.linalg.lowrank import Core, Factors
 from mergelab.spaces import view_of
-from mergelab.strategies import Strategy, make
+from mergelab.methods.registry import Strategy, make
 
 COPIES = Path(__file__).parent / "data" / "golden"
 WHOLE = 10**6  # a rank above that of every layer: nothing is truncated

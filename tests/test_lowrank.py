@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergelab.dense import squared_norm, svd_dense
-from mergelab.lowrank import Factors, Spectrum, inner, joint_cores, stack, svd
+from mergelab.linalg.dense import squared_norm, svd_dense
+from mergelab.linalg.lowrank import Factors, Spectrum, inner, joint_cores, stack, svd
 from mergelab.ranks import RankBudget, rank_for_energy
-from mergelab.selection import EVERYTHING, Tally, select
-from mergelab.sparsify import drop, trim, trim_topk
+from mergelab.linalg.selection import EVERYTHING, Tally, select
+from mergelab.methods.sparsify import drop, trim, trim_topk
 
 
 def factors(out: int, columns: int, rank: int, seed: int) -> Factors:

@@ -103,5 +103,5 @@ def test_public_names() -> None:
 
 def test_the_functions_are_no_modules() -> None:
     """`ml.merge` stays the function, whatever is imported first."""
-    code = "import mergelab.cli, mergelab.merging, mergelab as ml; print(callable(ml.merge), callable(ml.compare))"
+    code = "import mergelab.cli, mergelab.engine.merge, mergelab as ml; print(callable(ml.merge), callable(ml.compare))"
     assert _python(code) == "True True"

@@ -12,9 +12,9 @@ from peft.tuners.lora import LoraModel
 from torch import Tensor, nn
 
 import mergelab as ml
-from mergelab.combining import merge_layer
-from mergelab.dense import svd_dense
-from mergelab.lowrank import Factors
+from mergelab.engine.blocks import merge_layer
+from mergelab.linalg.dense import svd_dense
+from mergelab.linalg.lowrank import Factors
 
 ALPHAS = (8, 12, 4)
 EQUAL_RANKS = (8, 8, 8)
@@ -210,7 +210,7 @@ def test_random_factor_family_is_bit_identical(name: str, keywords: dict[str, An
     adapters = adapters_of(model, 3)
     expected, generator = peft_with_draws(model, weights, name, None, keywords)
     method, own = FACTORS[name]
-    strategy = ml.strategies.make(method, {"space": "factors", **options(own, keywords)})
+    strategy = strategies.make(method, {"space": "factors", **options(own, keywords)})
     for path, layer in expected.items():
         layers = [a.layers[f"model.{path}"] for a in adapters]
         changes = [Factors(x.lora_B.flatten(1), x.lora_A.flatten(1)) for x in layers]
@@ -229,7 +229,7 @@ def test_random_svd_family_is_the_same_change(name: str, keywords: dict[str, Any
     adapters = adapters_of(model, 3)
     expected, generator = peft_with_draws(model, weights, name, SVD_RANK, keywords)
     method, own = DELTAS[name]
-    strategy = ml.strategies.make(method, options(own, keywords))
+    strategy = strategies.make(method, options(own, keywords))
     for path, layer in expected.items():
         layers = [a.layers[f"model.{path}"] for a in adapters]
         changes = [Factors(x.lora_B.flatten(1) * x.scaling, x.lora_A.flatten(1)) for x in layers]

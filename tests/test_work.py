@@ -14,11 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mergelab as ml
 from benchmarks.full_size import main
-from mergelab import combining, layerwise, selection, spaces
-from mergelab.combining import layer_thresholds
-from mergelab.lowrank import Factors
-from mergelab.parallel import Lane
-from mergelab.selection import sampled_bracket
+from mergelab import spaces
+from mergelab.engine import blocks as combining
+from mergelab.engine import layers as layerwise
+from mergelab.linalg import selection
+from mergelab.engine.blocks import layer_thresholds
+from mergelab.linalg.lowrank import Factors
+from mergelab.linalg.workspace import Lane
+from mergelab.linalg.selection import sampled_bracket
 from mergelab.spaces import Stacked
 from tests.synthetic import adapter
 
@@ -75,7 +78,7 @@ def test_any_number_of_threads_gives_the_same_bytes(
     method: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within a large layer as well as across small ones."""
-    if any(name not in ml.strategies.options_of(method) for name in options):
+    if any(name not in strategies.options_of(method) for name in options):
         pytest.skip("not an option of this method")
     monkeypatch.setattr(layerwise, "LARGE", 100_000)
     monkeypatch.setattr(spaces, "BLOCK", 1 << 14)

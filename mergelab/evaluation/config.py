@@ -17,7 +17,7 @@ from mergelab.errors import OptionError, SourceError
 from mergelab.hints import did_you_mean
 from mergelab.layer import short_name
 from mergelab.ranks import RankBudget, check_rank
-from mergelab.strategies import make
+from mergelab.methods.registry import make
 
 MINIATURE = "miniature/"
 

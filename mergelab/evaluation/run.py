@@ -34,7 +34,7 @@ from mergelab.evaluation.generation import (
 )
 from mergelab.evaluation.scorers import Metric
 from mergelab.evaluation.store import Store, to_json, write
-from mergelab.provenance import package_version
+from mergelab.engine.provenance import package_version
 
 
 @dataclass(frozen=True, repr=False)

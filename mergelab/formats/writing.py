@@ -18,7 +18,7 @@ from mergelab.formats.peft import adapter_metadata, diffusers, folder_config, pe
 from mergelab.formats.shared import most_frequent
 from mergelab.formats.sources import PEFT_CONFIG, PEFT_WEIGHTS
 from mergelab.layer import Contents, short_name
-from mergelab.parallel import Lane, threads
+from mergelab.linalg.workspace import Lane, threads
 
 FORMATS = ("diffusers", "kohya", "peft")
 

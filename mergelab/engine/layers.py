@@ -10,19 +10,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mergelab.combining import directions, merge_layer, visit_blocks
-from mergelab.dense import EXACT_SIDE, svd_dense
+from mergelab.engine.blocks import directions, merge_layer, visit_blocks
+from mergelab.linalg.dense import EXACT_SIDE, svd_dense
 from mergelab.errors import LayerError
-from mergelab.job import Aligned, Job, changes_of, layer_generator
+from mergelab.engine.job import Aligned, Job, changes_of, layer_generator
 from mergelab.layer import LoraLayer, layer_of
-from mergelab.lowrank import Factors, Spectrum, inner, inner_products, stack, svd, svd_of_sum
-from mergelab.parallel import Lane, give_back, threads
+from mergelab.linalg.lowrank import Factors, Spectrum, inner, inner_products, stack, svd, svd_of_sum
+from mergelab.linalg.workspace import Lane, give_back, threads
 from mergelab.ranks import RankBudget, cut, number, rank_note, wanted
 from mergelab.report import LayerReport
-from mergelab.selection import EVERYTHING, KEPT, Tally, bracket_of, select
+from mergelab.linalg.selection import EVERYTHING, KEPT, Tally, bracket_of, select
 from mergelab.spaces import Merged, Stacked, view_of
-from mergelab.sparsify import Trim
-from mergelab.strategies import Cat
+from mergelab.methods.sparsify import Trim
+from mergelab.methods.registry import Cat
 
 # Energy below this share of the inputs' is what float32 leaves of a sum that is zero.
 CANCELLED = 1e-12

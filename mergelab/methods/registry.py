@@ -17,9 +17,10 @@ from torch import Tensor
 from mergelab.checks import EXPECTED_NUMBER, is_number, shown
 from mergelab.errors import OptionError
 from mergelab.hints import did_you_mean
-from mergelab.rules import elect_and_average, weighted_sum
-from mergelab.rules.ties import MAJORITY_SIGNS, MajoritySign
-from mergelab.sparsify import SCOPES, Drop, Scope, Trim, check_density
+from mergelab.methods.linear import weighted_sum
+from mergelab.methods.ties import elect_and_average
+from mergelab.methods.ties import MAJORITY_SIGNS, MajoritySign
+from mergelab.methods.sparsify import SCOPES, Drop, Scope, Trim, check_density
 
 Space = Literal["delta", "core", "knots", "factors"]
 SPACES = ("delta", "core", "knots", "factors")

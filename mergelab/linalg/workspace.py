@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mergelab.lowrank import exact_arithmetic
+from mergelab.linalg.lowrank import exact_arithmetic
 
 T = TypeVar("T")
 R = TypeVar("R")

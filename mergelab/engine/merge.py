@@ -11,19 +11,19 @@ import torch
 from tqdm import tqdm
 
 from mergelab.adapter import Adapter, Source
-from mergelab.aligning import aligned_layers, loaded, unique_names
+from mergelab.engine.aligning import aligned_layers, loaded, unique_names
 from mergelab.checks import usable_device
 from mergelab.errors import OptionError
-from mergelab.extras import bias_only, merge_extras
-from mergelab.job import Job
-from mergelab.layerwise import merge_layers, store
-from mergelab.lowrank import exact_arithmetic
-from mergelab.parallel import Lane, threads
-from mergelab.provenance import Recipe, input_record, merged_metadata
+from mergelab.engine.extras import bias_only, merge_extras
+from mergelab.engine.job import Job
+from mergelab.engine.layers import merge_layers, store
+from mergelab.linalg.lowrank import exact_arithmetic
+from mergelab.linalg.workspace import Lane, threads
+from mergelab.engine.provenance import Recipe, input_record, merged_metadata
 from mergelab.ranks import Rank, RankBudget, check_rank
 from mergelab.report import Report
-from mergelab.strategies import METHODS, Cat, Strategy, make
-from mergelab.weights import Weight, resolve
+from mergelab.methods.registry import METHODS, Cat, Strategy, make
+from mergelab.engine.weights import Weight, resolve
 
 
 @exact_arithmetic()

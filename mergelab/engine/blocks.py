@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from mergelab.dense import leading_directions
-from mergelab.lowrank import Core, Factors, stack
-from mergelab.parallel import Lane
-from mergelab.selection import EVERYTHING, Bracket, Tally, sampled_bracket, select
+from mergelab.linalg.dense import leading_directions
+from mergelab.linalg.lowrank import Core, Factors, stack
+from mergelab.linalg.workspace import Lane
+from mergelab.linalg.selection import EVERYTHING, Bracket, Tally, sampled_bracket, select
 from mergelab.spaces import Merged, Stacked, view_of
-from mergelab.sparsify import Drop, Trim, draw, drop, dropped, trim, trim_topk
-from mergelab.strategies import Strategy
+from mergelab.methods.sparsify import Drop, Trim, draw, drop, dropped, trim, trim_topk
+from mergelab.methods.registry import Strategy
 
 # All entries of a matrix of at most so many are searched for its threshold; that of a larger one is first estimated
 # from every fourth row and column, or from so many of them.

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from mergelab.adapter import Adapter
-from mergelab.lowrank import Factors
+from mergelab.linalg.lowrank import Factors
 from mergelab.ranks import Rank
-from mergelab.strategies import Strategy
+from mergelab.methods.registry import Strategy
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from mergelab.adapter import Adapter
-from mergelab.combining import combine
+from mergelab.engine.blocks import combine
 from mergelab.errors import LayerError
-from mergelab.job import Job, layer_generator
+from mergelab.engine.job import Job, layer_generator
 from mergelab.layer import BIAS
-from mergelab.lowrank import Factors
+from mergelab.linalg.lowrank import Factors
 from mergelab.spaces import view_of
 
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergelab.lowrank import Factors, Spectrum
-from mergelab.parallel import Lane
+from mergelab.linalg.lowrank import Factors, Spectrum
+from mergelab.linalg.workspace import Lane
 
 # Up to this smaller side a dense SVD is cheap enough to be exact.
 EXACT_SIDE = 256
