@@ -9,7 +9,7 @@ from torch import Tensor
 
 import mergelab as ml
 from mergelab.engine.blocks import merge_layer
-from mergelab.engine.job import Job, changes_of, layer_generator
+from mergelab.engine.job import Job, LayerChance
 from mergelab.linalg.lowrank import Core, Factors
 
 
@@ -19,10 +19,8 @@ def excess_error(job: Job, merged: ml.Adapter, name: str) -> float:
 
     (Small negative values are rounding: factors are stored in float32.)
     """
-    present = [i for i, adapter in enumerate(job.adapters) if name in adapter.layers]
-    aligned = changes_of(job, name, present)
-    generators = [layer_generator(job.seed, name, i) for i in range(len(present))]
-    whole = merge_layer(job.strategy, aligned.changes, aligned.weights, generators)
+    present = [i for i, given in enumerate(job.inputs) if name in given.adapter.layers]
+    whole = merge_layer(job.strategy, job.parts(name, present), LayerChance(job.seed, name))
     stored = merged.matrices(name)
     rank = stored.A.shape[0]
     if isinstance(whole, Tensor):
@@ -34,9 +32,7 @@ def excess_error(job: Job, merged: ml.Adapter, name: str) -> float:
             for x, b in zip(whole.split(256), stored.B.split(256))
         )
     else:
-        parts: Sequence[Tensor] = (
-            whole if isinstance(whole, Core) else (whole.B, torch.eye(whole.A.shape[0]), whole.A.T)
-        )
+        parts = whole if isinstance(whole, Core) else (whole.B, torch.eye(whole.A.shape[0]), whole.A.T)
         u, m, v = (part.double() for part in parts)
         squares = torch.linalg.svdvals(torch.linalg.qr(u).R @ m @ torch.linalg.qr(v).R.T).square()
         rest = Factors(torch.cat([u @ m, -stored.B.double()], 1), torch.cat([v.T, stored.A.double()], 0))

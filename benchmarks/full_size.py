@@ -25,8 +25,8 @@ from benchmarks.floors import forming, reading_and_writing
 from benchmarks.measuring import Measured, measured
 from benchmarks.peers import COMBINATIONS, most_frequent, peft_seconds
 from benchmarks.synthetic import write_adapter
-from mergelab.engine.job import Job
-from mergelab.methods.registry import make, options_of
+from mergelab.engine.job import Input, Job
+from mergelab.methods.registry import options_of, strategy_of
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -144,10 +144,10 @@ def _floor(
     output: Path,
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    strategy = make(args.method, options)
+    strategy = strategy_of(args.method, options)
     say("the floor")
     files = reading_and_writing(paths, output)
-    if strategy.is_sum:
+    if strategy.is_exact_sum:
         return _described("reading all inputs and writing the output with safetensors", files)
     shared = {"files_seconds": round(files.seconds, 3)}
     if args.space != "delta":
@@ -175,11 +175,11 @@ def _excess(
     options: dict[str, Any],
     layers: dict[str, tuple[int, ...]],
 ) -> dict[str, float]:
-    strategy = make(args.method, options)
+    strategy = strategy_of(args.method, options)
     if args.scope == "adapter":
         return {}  # its thresholds are those of the whole merge
-    weights = [dict.fromkeys(adapter.layers, 1.0) for adapter in adapters]
-    job = Job(strategy, args.rank, adapters, weights, 0, torch.device(args.device))
+    inputs = tuple(Input(adapter.name, adapter, dict.fromkeys(adapter.layers, 1.0)) for adapter in adapters)
+    job = Job(strategy, args.rank, inputs, 0, torch.device(args.device))
     usual = most_frequent(layers)
     others = [name for name in sampled(layers, args.checked) if layers[name] != layers[usual]]
     found = {}

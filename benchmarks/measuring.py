@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mergelab.linalg.workspace import give_back
+from mergelab.linalg.workspace import trim_heap
 
 _STATUS = Path("/proc/self/status")
 
@@ -34,7 +34,7 @@ class Measured:
 def measured(interval: float = 0.005) -> Iterator[Measured]:
     """Measure a block of code; memory is looked at every `interval` seconds."""
     found, stop = Measured(), threading.Event()
-    give_back()  # what is free already is not what the block frees
+    trim_heap()  # what is free already is not what the block frees
     before = anonymous_bytes()
 
     def watch() -> None:

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from mergelab.engine.merge import merge
     from mergelab.ranks import RankBudget
     from mergelab.report import Report
-    from mergelab.methods.registry import Cat, Dare, DareTies, Linear, MagnitudePrune, Strategy, Svd, Ties, register
+    from mergelab.methods.dare import Dare, DareTies
+    from mergelab.methods.linear import Cat, Linear, Svd
+    from mergelab.methods.magnitude_prune import MagnitudePrune
+    from mergelab.methods.method import EntryWise, LayerWise, MatrixWise, Strategy
+    from mergelab.methods.registry import register
+    from mergelab.methods.ties import Ties
 
 _HOMES = {
     "adapter": ("Adapter", "load"),
@@ -45,7 +50,12 @@ _HOMES = {
     "engine.merge": ("merge",),
     "ranks": ("RankBudget",),
     "report": ("Report",),
-    "methods.registry": ("Cat", "Dare", "DareTies", "Linear", "MagnitudePrune", "Strategy", "Svd", "Ties", "register"),
+    "methods.dare": ("Dare", "DareTies"),
+    "methods.linear": ("Cat", "Linear", "Svd"),
+    "methods.magnitude_prune": ("MagnitudePrune",),
+    "methods.method": ("EntryWise", "LayerWise", "MatrixWise", "Strategy"),
+    "methods.registry": ("register",),
+    "methods.ties": ("Ties",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -72,6 +82,9 @@ __all__ = [  # noqa: RUF022 - in the order of the table above
     "DareTies",
     "Linear",
     "MagnitudePrune",
+    "EntryWise",
+    "LayerWise",
+    "MatrixWise",
     "Strategy",
     "Svd",
     "Ties",

@@ -19,8 +19,9 @@ from mergelab.base_models import check_base_models
 from mergelab.checks import EXPECTED_NUMBER, is_number, shown
 from mergelab.errors import LayerError, OptionError, OutputError
 from mergelab.layer import BIAS, Contents, LoraLayer, LoraSum, layer_of, same_weight, short_name, terms_of
-from mergelab.linalg.lowrank import Spectrum, exact_arithmetic, inner, svd
-from mergelab.ranks import Rank, RankBudget, check_rank, cut, rank_note, wanted
+from mergelab.linalg.lowrank import Spectrum, inner, svd
+from mergelab.linalg.precision import full_precision
+from mergelab.ranks import Rank, RankBudget, check_rank, rank_note, target_rank, truncate
 from mergelab.report import LayerReport, Report
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
@@ -135,7 +136,7 @@ class Adapter(Contents):
             metadata={},
         )
 
-    @exact_arithmetic()
+    @full_precision()
     def inner(self, other: Adapter) -> float:
         """Frobenius inner product of the changes, summed over the layers that both have; from the factors."""
         shared = [name for name in self.layers if name in other.layers]
@@ -174,7 +175,7 @@ class Adapter(Contents):
         """The layers alone."""
         return replace(self, extras={})
 
-    @exact_arithmetic()
+    @full_precision()
     def resize(self, rank: Rank) -> Adapter:
         """The best approximation at another rank, layer by layer; exact where the rank is not below what is there.
 
@@ -189,7 +190,7 @@ class Adapter(Contents):
         spectra: dict[str, Spectrum] = {}
         for name, layer in self.layers.items():
             limit = min(layer.shape[0], math.prod(layer.shape[1:]), layer.rank)
-            spectra[name] = cut(svd(self.matrices(name)), wanted(rank, [layer.rank], limit))
+            spectra[name] = truncate(svd(self.matrices(name)), target_rank(rank, [layer.rank], limit))
         if isinstance(rank, RankBudget):
             counts = rank.spend([s.S for s in spectra.values()])
             spectra = {name: s.truncated(count) for (name, s), count in zip(spectra.items(), counts)}

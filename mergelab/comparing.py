@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from mergelab.adapter import Adapter, Source
-from mergelab.engine.aligning import aligned_layers, loaded, unique_names
-from mergelab.linalg.lowrank import Factors, exact_arithmetic, inner, svd
-from mergelab.linalg.workspace import Lane, threads
+from mergelab.engine.aligning import aligned_layers, load_all, unique_names
+from mergelab.linalg.lowrank import Factors, inner, svd
+from mergelab.linalg.precision import full_precision
+from mergelab.linalg.workspace import Workspace, threads
 
 if TYPE_CHECKING:
     import pandas
@@ -144,7 +145,7 @@ class Comparison:
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
-@exact_arithmetic()
+@full_precision()
 def compare(adapters: Sequence[Adapter | Source]) -> Comparison:
     """Measure how adapters relate before they are merged.
 
@@ -164,12 +165,12 @@ def compare(adapters: Sequence[Adapter | Source]) -> Comparison:
         >>> round(compare([a, 2 * a]).totals()[0]["cosine"], 6)
         1.0
     """
-    found = loaded(adapters, least=2)
+    found = load_all(adapters, least=2)
     names = unique_names([a.name for a in found])
     aligned_layers(found, names)
     everywhere = dict.fromkeys(name for a in found for name in a.layers)
     with threads() as pool:
-        measured = dict(zip(everywhere, Lane(pool).map(lambda name: _measure_layer(found, names, name), everywhere)))
+        measured = dict(zip(everywhere, Workspace(pool).map(lambda name: _measure_layer(found, names, name), everywhere)))
     rows, shared = [], {}
     for i, j in itertools.combinations(range(len(found)), 2):
         both = [name for name in found[i].layers if name in found[j].layers]

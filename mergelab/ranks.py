@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,28 +56,50 @@ class RankBudget:
 
 
 Rank = int | float | str | RankBudget
+_MEAN = "mean="
 
 
 def check_rank(rank: object) -> Rank:
     """Return a valid rank, or raise `OptionError` with what is expected.
 
     Example:
-        >>> check_rank("sum"), check_rank(8), check_rank(0.9)
-        ('sum', 8, 0.9)
+        >>> check_rank("sum"), check_rank(8), check_rank(0.9), check_rank("mean=16")
+        ('sum', 8, 0.9, RankBudget(mean=16, max=None))
     """
     if isinstance(rank, RankBudget) or (isinstance(rank, str) and rank in ("max", "sum")):
         return rank
+    if isinstance(rank, str) and rank.startswith(_MEAN) and rank.removeprefix(_MEAN).isdecimal():
+        return RankBudget(mean=int(rank.removeprefix(_MEAN)))
     if isinstance(rank, float) and 0 < rank < 1:
         return float(rank)
     if isinstance(rank, Integral) and not isinstance(rank, bool) and int(rank) >= 1:
         return int(rank)
     raise OptionError(
         f"rank={rank!r}: expected an integer of at least 1, 'max', 'sum', a share of the energy strictly between "
-        "0 and 1, or a budget, RankBudget(mean=32) (on the command line mean=32)"
+        "0 and 1, or a budget, RankBudget(mean=32) or 'mean=32'"
     )
 
 
-def wanted(rank: Rank, input_ranks: Sequence[int], limit: int) -> int | float:
+def parse_rank(text: str) -> Rank:
+    """A rank from a command line: "32", "0.9", "max", "sum" or "mean=32".
+
+    Raises:
+        OptionError: it is none of these.
+
+    Example:
+        >>> parse_rank("32"), parse_rank("0.9"), parse_rank("mean=4").mean
+        (32, 0.9, 4)
+    """
+    if text in ("max", "sum") or text.startswith(_MEAN):
+        return check_rank(text)
+    try:
+        number = float(text) if "." in text else int(text)
+    except ValueError:
+        raise OptionError(f"rank={text!r}: expected a number such as 32, max, sum, 0.9 or mean=32") from None
+    return check_rank(number)
+
+
+def target_rank(rank: Rank, input_ranks: Sequence[int], limit: int) -> int | float:
     """What to ask of one layer's decomposition: a number of singular values, or the share of energy they hold.
 
     Args:
@@ -106,22 +129,27 @@ def rank_for_energy(singular_values: Tensor, share: float, energy: float) -> int
     return int(enough[0]) + 1 if len(enough) else len(singular_values)
 
 
-def number(ask: int | float, singular_values: Tensor, energy: float | None = None) -> int:
+def rank_reached(target: int | float, singular_values: Tensor, energy: float | None = None) -> int:
     """How many singular values were asked for: a number, or the share that they hold of the energy (default: theirs).
 
     Example:
-        >>> number(0.9, torch.tensor([3.0, 1.0, 1.0])), number(1, torch.tensor([3.0]))
+        >>> rank_reached(0.9, torch.tensor([3.0, 1.0, 1.0])), rank_reached(1, torch.tensor([3.0]))
         (2, 1)
     """
-    if isinstance(ask, int):
-        return ask
+    if isinstance(target, int):
+        return target
     whole = float((singular_values.double() ** 2).sum()) if energy is None else energy
-    return rank_for_energy(singular_values, ask, whole)
+    return rank_for_energy(singular_values, target, whole)
 
 
-def cut(spectrum: Spectrum, ask: int | float) -> Spectrum:
+def truncate(spectrum: Spectrum, target: int | float) -> Spectrum:
     """The leading part that was asked for."""
-    return spectrum.truncated(number(ask, spectrum.S, spectrum.energy))
+    return spectrum.truncated(rank_reached(target, spectrum.S, spectrum.energy))
+
+
+def rank_record(rank: Rank) -> Any:
+    """A rank as a recipe keeps it, JSON-ready."""
+    return {"mean": rank.mean, "max": rank.max} if isinstance(rank, RankBudget) else rank
 
 
 def rank_note(rank: Rank, found: int, known: int | None = None) -> str:
@@ -135,7 +163,9 @@ def rank_note(rank: Rank, found: int, known: int | None = None) -> str:
     if found == 0:
         return "left out: the rank budget went to other layers"
     if isinstance(rank, RankBudget) and found == known != rank.max:
-        return f"its {known} largest singular values are all that was computed: the budget might have gone to more of it"
+        return (
+            f"its {known} largest singular values are all that was computed: the budget might have gone to more of it"
+        )
     if isinstance(rank, int) and found < rank:
         return f"rank capped at {found}, all that the layer or the merge can hold (asked for {rank})"
     return ""

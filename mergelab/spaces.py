@@ -1,115 +1,154 @@
-"""Where a rule acts: delta, core, knots, factors.
+"""SPACE: where a rule acts. Changes of one layer become matrices in a space, and the rule's result a change again.
 
-A `View` holds one layer's changes as matrices in a space, and the way back to the weight.
+A space knows nothing of methods; what tells one space from another is data that the engine asks for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from mergelab.linalg.dense import panels
-from mergelab.linalg.lowrank import Core, Factors, joint, joint_cores, stack
-from mergelab.methods.registry import Strategy
+from mergelab.errors import OptionError
+from mergelab.linalg.lowrank import Core, Factors, orthonormal_cores, stack, stacked_qr
+from mergelab.linalg.stacks import ChangeStack
 
 # Singular directions below this share of the largest are rounding, not part of any change.
 NULL_TOLERANCE = 4e-6
-# Entries of all changes that are held at a time: on a CPU a block and a few copies fit the cache, and are little beside
-# the layer, but enough to be worth a product; on a GPU they are worth a kernel's launch.
-BLOCK, LEAST, GPU_BLOCK = 1 << 21, 1 << 20, 1 << 26
 
-Matrix = Factors | Tensor
 # What a merge of one layer yields: factors that are final as they are, a low-rank product, or a dense change.
 Merged = Factors | Core | Tensor
 
 
-@dataclass(frozen=True)
-class Stacked:
-    """Matrices of one shape, one for each adapter, and the weights that the rule is to apply to them."""
+def dense(merged: Merged) -> Tensor:
+    """What a merge of one layer yields as a dense matrix, `(out, in)`.
 
-    matrices: tuple[Matrix, ...]
-    weights: tuple[float, ...]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        rows, columns = self.matrices[0].shape
-        return rows, columns
-
-    def blocks(self) -> list[slice]:
-        """Row blocks that cover the matrices."""
-        rows, columns = self.shape
-        if self.device.type == "cpu":
-            block = min(BLOCK, max(LEAST, rows * columns // 8)) // max(4, len(self.matrices))
-        else:
-            block = GPU_BLOCK // len(self.matrices)
-        return list(panels(rows, max(1, block // columns)))
-
-    @property
-    def device(self) -> torch.device:
-        first = self.matrices[0]
-        return first.A.device if isinstance(first, Factors) else first.device
-
-    def rows(self, i: int, rows: slice, out: Tensor | None = None) -> Tensor:
-        """Some rows of one matrix."""
-        matrix = self.matrices[i]
-        if isinstance(matrix, Factors):
-            return torch.matmul(matrix.B[rows], matrix.A, out=out)
-        return matrix[rows] if out is None else out.copy_(matrix[rows])
-
-    def sample(self, i: int, rows: int, columns: int) -> Tensor:
-        """Evenly spaced rows and columns of one matrix."""
-        matrix = self.matrices[i]
-        picks = [_spaced(size, count, self.device) for size, count in zip(self.shape, (rows, columns))]
-        if isinstance(matrix, Factors):
-            return matrix.B[picks[0]] @ matrix.A[:, picks[1]]
-        return matrix[picks[0]][:, picks[1]]
+    Example:
+        >>> dense(Factors(torch.ones(2, 1), torch.ones(1, 2))).tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
+    """
+    if isinstance(merged, Core):
+        return merged.U @ merged.M.to(merged.U) @ merged.V.T
+    return merged.delta() if isinstance(merged, Factors) else merged
 
 
 @dataclass(frozen=True)
-class View:
-    """The stacks that the rule is applied to (one, or two in space "factors") and the way back from its results."""
+class Coordinates:
+    """The changes of one layer in a space.
 
-    stacks: tuple[Stacked, ...]
+    Attributes:
+        stacks: that the rule is applied to: one, or two in space "factors".
+        restore: the merged change from the rule's results, one for each stack.
+    """
+
+    stacks: tuple[ChangeStack, ...]
     restore: Callable[[list[Tensor]], Merged]
 
 
-def _spaced(size: int, count: int, device: torch.device) -> Tensor:
-    return torch.linspace(0, size - 1, max(1, min(size, count)), device=device).round().long()
+@dataclass(frozen=True)
+class Space:
+    """One space.
+
+    Attributes:
+        name: of the option `space=`.
+        build: `(changes, weights, weigh, basis)` -> coordinates. With `weigh` the matrices are those of the changes
+            times their weights, and the weights that are left are 1; without, both are as given.
+        bases: that the option `basis=` can name.
+        keeps_sums: a weighted sum in the space is the weighted sum of the changes, so it need not be formed there.
+        is_dense: its matrices are as large as the layer.
+        acts_on_factors: the rule sees `lora_A` and `lora_B` as files hold them, without scalings and in the order
+            given, each as a whole, with the arithmetic and the draws of PEFT.
+        breaks: laws that no method obeys in this space -> why.
+    """
+
+    name: str
+    build: Callable[[Sequence[Factors], Sequence[float], bool, str], Coordinates]
+    bases: tuple[str, ...] = ("changes",)
+    keeps_sums: bool = True
+    is_dense: bool = False
+    acts_on_factors: bool = False
+    breaks: Mapping[str, str] = field(default_factory=dict)
 
 
-def view_of(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[float]) -> View:
-    """The changes of one layer as the strategy's rule is to see them."""
-    build = {"delta": _delta, "core": _core, "knots": _knots, "factors": _factors}[strategy.space]
-    return build(strategy, changes, weights)
+def checked_space(name: object, basis: object, known: Sequence[str]) -> Space:
+    """The space of this name, if it is one of the known ones and has the basis.
+
+    Raises:
+        OptionError: there is no such space here, or no such basis in it.
+
+    Example:
+        >>> checked_space("core", "factors", ["delta", "core"]).is_dense
+        False
+    """
+    if name not in known or name not in SPACES:
+        raise OptionError(f"space={name!r}: expected one of {', '.join(map(repr, known))}")
+    space = SPACES[str(name)]
+    if basis not in space.bases:
+        homes = [other.name for other in SPACES.values() if basis in other.bases]
+        if not homes:
+            raise OptionError(f"basis={basis!r}: expected one of {', '.join(map(repr, BASES))}")
+        raise OptionError(f"basis={basis!r} belongs to space={homes[0]!r}, found space={name!r}")
+    return space
 
 
-def _delta(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[float]) -> View:
-    if strategy.weighted_first:
-        matrices = tuple(c.scaled(w) for c, w in zip(changes, weights))
-        weights = [1.0] * len(matrices)
-    else:
-        matrices = tuple(changes)
-    return View((Stacked(matrices, tuple(weights)),), lambda results: results[0])
+def delta_coordinates(changes: Sequence[Factors], weights: Sequence[float], weigh: bool, basis: str) -> Coordinates:
+    """The changes themselves, `(out, in)`, formed in blocks when they are asked for."""
+    if weigh:
+        changes, weights = [c.scaled(w) for c, w in zip(changes, weights)], [1.0] * len(changes)
+    return Coordinates((ChangeStack(tuple(changes), tuple(weights)),), lambda results: results[0])
 
 
-def _core(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[float]) -> View:
+def core_coordinates(changes: Sequence[Factors], weights: Sequence[float], weigh: bool, basis: str) -> Coordinates:
+    """`U.T delta_i V` with orthonormal U and V that span all column and all row spaces: nothing is lost.
+
+    Basis "changes": the singular vectors of the weighted changes side by side, and one below the other. They depend
+    on nothing but the changes, as long as the singular values differ. Basis "factors": those of the stacked `lora_B`
+    and `lora_A`, weights and scalings in the first, as the published code takes them (arXiv 2509.17786).
+    """
     weighted = [c.scaled(w) for c, w in zip(changes, weights)]
-    if strategy.basis == "factors":
-        q_b, cores, q_a = joint_cores(weighted)
+    if basis == "factors":
+        q_b, cores, q_a = orthonormal_cores(weighted)
         stacked = stack(weighted)
-        u, left = _basis(q_b, q_b.double().T @ stacked.B.double())
-        v, right = _basis(q_a, q_a.double().T @ stacked.A.T.double())
+        u, left = _left_vectors(q_b, q_b.double().T @ stacked.B.double())
+        v, right = _left_vectors(q_a, q_a.double().T @ stacked.A.T.double())
     else:
-        whole = joint(weighted, torch.float64)
+        whole = stacked_qr(weighted, torch.float64)
         cores = whole.cores()
         u, left = _span(whole.B, cores, whole.r_a.split(whole.ranks, dim=1))
         v, right = _span(whole.A.T, [m.T for m in cores], whole.r_b.split(whole.ranks, dim=1))
-    seen, weights = _as_seen([left.T @ m @ right for m in cores], strategy, weights)
-    return View((Stacked(seen, weights),), lambda results: Core(u, results[0].double(), v))
+    stack_ = _for_rule([left.T @ m @ right for m in cores], weights, weigh)
+    return Coordinates((stack_,), lambda results: Core(u, results[0].double(), v))
+
+
+def knots_coordinates(changes: Sequence[Factors], weights: Sequence[float], weigh: bool, basis: str) -> Coordinates:
+    """`Sigma V_i.T` of the joint decomposition `[delta_1 | ... | delta_n] = U Sigma V.T` (KnOTS, arXiv 2410.19735)."""
+    whole = stacked_qr([c.scaled(w) for c, w in zip(changes, weights)], torch.float64)
+    u, left = _span(whole.B, whole.cores(), whole.r_a.split(whole.ranks, dim=1))
+    # `U.T delta_i`, without the orthonormal factors of delta_i: what is left of B's triangle times A.
+    triangles, rows = whole.r_b.split(whole.ranks, dim=1), whole.A.double().split(whole.ranks)
+    stack_ = _for_rule([(left.T @ r).to(a) @ a for r, a in zip(triangles, rows)], weights, weigh)
+
+    def restore(results: list[Tensor]) -> Core:
+        q, r = torch.linalg.qr(results[0].T)
+        return Core(u, r.double().T, q)
+
+    return Coordinates((stack_,), restore)
+
+
+def factor_coordinates(changes: Sequence[Factors], weights: Sequence[float], weigh: bool, basis: str) -> Coordinates:
+    """`lora_A` and `lora_B` by themselves, padded to one rank, each with the root of the weight.
+
+    The arithmetic is PEFT's (0.21), in its order, so that its results are reproduced to the last bit.
+    """
+    rank = max(c.A.shape[0] for c in changes)
+    a = tuple(torch.nn.functional.pad(c.A, (0, 0, 0, rank - c.A.shape[0])) for c in changes)
+    b = tuple(torch.nn.functional.pad(c.B, (0, rank - c.B.shape[1])) for c in changes)
+    roots = tuple(math.sqrt(abs(w)) for w in weights)
+    signed = tuple(math.copysign(root, w) for root, w in zip(roots, weights))
+    return Coordinates((ChangeStack(a, signed), ChangeStack(b, roots)), lambda results: Factors(results[1], results[0]))
 
 
 def _span(columns: Tensor, cores: Sequence[Tensor], triangles: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -128,35 +167,8 @@ def _span(columns: Tensor, cores: Sequence[Tensor], triangles: Sequence[Tensor])
     return vectors * signs, left * signs.to(left)
 
 
-def _knots(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[float]) -> View:
-    whole = joint([c.scaled(w) for c, w in zip(changes, weights)], torch.float64)
-    u, left = _span(whole.B, whole.cores(), whole.r_a.split(whole.ranks, dim=1))
-    # `U.T delta_i`, without the orthonormal factors of delta_i: what is left of B's triangle times A.
-    triangles, rows = whole.r_b.split(whole.ranks, dim=1), whole.A.double().split(whole.ranks)
-    seen, weights = _as_seen([(left.T @ r).to(a) @ a for r, a in zip(triangles, rows)], strategy, weights)
-
-    def restore(results: list[Tensor]) -> Core:
-        q, r = torch.linalg.qr(results[0].T)
-        return Core(u, r.double().T, q)
-
-    return View((Stacked(seen, weights),), restore)
-
-
-def _factors(strategy: Strategy, changes: Sequence[Factors], weights: Sequence[float]) -> View:
-    # The arithmetic is PEFT's (0.21), in its order, so that its results are reproduced to the last bit.
-    rank = max(c.A.shape[0] for c in changes)
-    a = tuple(torch.nn.functional.pad(c.A, (0, 0, 0, rank - c.A.shape[0])) for c in changes)
-    b = tuple(torch.nn.functional.pad(c.B, (0, rank - c.B.shape[1])) for c in changes)
-    roots = tuple(math.sqrt(abs(w)) for w in weights)
-    signed = tuple(math.copysign(root, w) for root, w in zip(roots, weights))
-    return View((Stacked(a, signed), Stacked(b, roots)), lambda results: Factors(results[1], results[0]))
-
-
-def _basis(q: Tensor, core: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors of `q @ core` and of `core`.
-
-    The largest entry of each is made positive: where a vote is tied, it matters which way a vector points.
-    """
+def _left_vectors(q: Tensor, core: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors of `q @ core` and of `core`."""
     left, _, _ = torch.linalg.svd(core, full_matrices=False)
     vectors = q @ left.to(q.dtype)
     signs = _signs(vectors)
@@ -164,13 +176,35 @@ def _basis(q: Tensor, core: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _signs(vectors: Tensor) -> Tensor:
+    """By which the largest entry of each vector becomes positive: a rule may see which way a vector points."""
     return torch.where(vectors.amax(dim=0) < -vectors.amin(dim=0), -1.0, 1.0)
 
 
-def _as_seen(
-    weighted: list[Tensor], strategy: Strategy, weights: Sequence[float]
-) -> tuple[tuple[Tensor, ...], tuple[float, ...]]:
+def _for_rule(weighted: list[Tensor], weights: Sequence[float], weigh: bool) -> ChangeStack:
     """Float32 matrices and weights as the rule wants them: weighted already, or not yet."""
-    if strategy.weighted_first:
-        return tuple(m.float() for m in weighted), (1.0,) * len(weighted)
-    return tuple((m / w).float() for m, w in zip(weighted, weights)), tuple(weights)
+    if weigh:
+        return ChangeStack(tuple(m.float() for m in weighted), (1.0,) * len(weighted))
+    return ChangeStack(tuple((m / w).float() for m, w in zip(weighted, weights)), tuple(weights))
+
+
+SPACES: dict[str, Space] = {
+    space.name: space
+    for space in (
+        Space("delta", delta_coordinates, is_dense=True),
+        Space("core", core_coordinates, bases=("changes", "factors")),
+        Space("knots", knots_coordinates),
+        Space(
+            "factors",
+            factor_coordinates,
+            keeps_sums=False,
+            acts_on_factors=True,
+            breaks={
+                "strength": "sums of factors have cross terms",
+                "halves": "PEFT's linear doubles, (2 sqrt(.5) B)(2 sqrt(.5) A) = 2 B A; its averages halve",
+                "factoring": "the rule acts on the factors",
+                "dialects": "the rule acts on the factors",
+            },
+        ),
+    )
+}
+BASES = tuple(dict.fromkeys(basis for space in SPACES.values() for basis in space.bases))

@@ -9,6 +9,8 @@ import torch
 
 import mergelab as ml
 from mergelab.layer import LoraLayer
+from mergelab.linalg.draws import EntryDraws
+from mergelab.methods.sparsify import Drop, Trim
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "unet.down_blocks.0.attentions.0.proj_in": (24, 18),
@@ -85,3 +87,18 @@ def difference(a: ml.Adapter, b: ml.Adapter) -> float:
         return float("inf")
     pairs = ((a.layers[n].delta_weight(), b.layers[n].delta_weight()) for n in a.layers)
     return max(float((x.double() - y.double()).norm() / y.double().norm().clamp_min(1e-30)) for x, y in pairs)
+
+
+def trim(x: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Zero below a threshold, as the sparsifier of TIES does it."""
+    return Trim(0.5).apply(x.clone(), threshold, EntryDraws(0), slice(0, len(x)))
+
+
+def trim_topk(x: torch.Tensor, density: float) -> torch.Tensor:
+    """The same by PEFT."""
+    return Trim(density).as_peft(x, torch.Generator())
+
+
+def drop(x: torch.Tensor, density: float, key: int, rows: slice | None = None) -> torch.Tensor:
+    """Rows of a matrix as the sparsifier of DARE leaves them."""
+    return Drop(density).apply(x.clone(), None, EntryDraws(key), rows or slice(0, len(x)))

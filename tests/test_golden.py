@@ -17,10 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import mergelab as ml
+from mergelab.engine.blocks import coordinates_of, merge_layer
+from mergelab.engine.job import LayerChance
 from mergelab.linalg.dense import svd_dense
-from mergelab.linalg.lowrank import Core, Factors
-from mergelab.spaces import view_of
-from mergelab.methods.registry import Strategy, make
+from mergelab.linalg.draws import EntryDraws
+from mergelab.linalg.lowrank import Factors
+from mergelab.methods.method import Part, Strategy
+from mergelab.methods.registry import strategy_of
+from mergelab.spaces import Merged, dense
 
 COPIES = Path(__file__).parent / "data" / "golden"
 WHOLE = 10**6  # a rank above that of every layer: nothing is truncated
@@ -161,7 +165,7 @@ def test_peft(case: Golden) -> None:
         # The suggestion is for the truncated result; for the other one it is formed as the README says.
         tolerance = max(2e-6, 4 * case.facts["tolerance"]["delta_fp32_vs_fp64"]["rel_fro_max"])
     if "dare" in method:
-        strategy = make(method, options)
+        strategy = strategy_of(method, options)
         found = {name: masked_merge(case, strategy, name) for name in case.facts["layers"]}
         case.check({name: dense(m) for name, m in found.items()}, tolerance=tolerance)
         truncated = {name: cut(m, rank) for name, m in found.items() if isinstance(m, Tensor)}
@@ -187,33 +191,53 @@ def check_factors(case: Golden, merged: ml.Adapter) -> None:
         case.check(factors, label)
 
 
-def masked_merge(case: Golden, strategy: Strategy, layer: str) -> Tensor | Factors | Core:
-    """One layer of a random merge with the masks that are stored, in the place of `merge_layer`'s own draw."""
+class Mask(EntryDraws):
+    """A stored mask in the place of draws."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__(0)
+        self.__dict__["mask"] = mask
+
+    def keep(self, probability: float, rows: slice, columns: int, device: torch.device | str = "cpu") -> Tensor:
+        """Rows of the mask."""
+        return self.__dict__["mask"][rows]
+
+
+class Stored(LayerChance):
+    """Stored masks in the place of the draws of a layer."""
+
+    def __init__(self, masks: list[Tensor]) -> None:
+        super().__init__(0, "")
+        self.__dict__["masks"] = masks
+
+    def draws(self, place: int) -> EntryDraws:
+        """The mask of one part."""
+        return Mask(self.__dict__["masks"][place])
+
+
+def masked_merge(case: Golden, strategy: Strategy, layer: str) -> Merged:
+    """One layer of a random merge with the masks that are stored."""
     density = strategy.density  # type: ignore[attr-defined]
     stored = case.part("mask.")
-    changes, weights = [], []
+    parts = []
     for i, adapter in enumerate(case.adapters):
         if f"model.{layer}" in adapter.layers:
             x = adapter.layers[f"model.{layer}"]
-            in_factors = strategy.space == "factors"
+            in_factors = strategy.acts_in.acts_on_factors
             up = x.lora_B.flatten(1)
-            changes.append((i, Factors(up if in_factors else up * x.scaling, x.lora_A.flatten(1))))
-            weights.append(case.weights[i] * (x.scaling if in_factors else 1.0))
-    view = view_of(strategy, [change for _, change in changes], weights)
-    labels = ("lora_A", "lora_B") if strategy.space == "factors" else ("delta",)
+            change = Factors(up if in_factors else up * x.scaling, x.lora_A.flatten(1))
+            parts.append(Part(change, case.weights[i] * (x.scaling if in_factors else 1.0), i))
+    if not strategy.acts_in.acts_on_factors:
+        masks = [stored[f"{part.index}.{layer}.delta"].flatten(1) for part in parts]
+        return merge_layer(strategy, parts, Stored(masks))
+    method: Any = strategy
+    coordinates = coordinates_of(method, parts)
     results = []
-    for stacked, label in zip(view.stacks, labels):
-        matrices = [m.delta() if isinstance(m, Factors) else m for m in stacked.matrices]
-        masks = [stored[f"{i}.{layer}.{label}"].flatten(1) for i, _ in changes]
-        masked = torch.stack([m * mask / density for m, mask in zip(matrices, masks)])
-        results.append(strategy.rule(masked, torch.tensor(stacked.weights), torch.Generator()))
-    return view.restore(results)
-
-
-def dense(merged: Tensor | Factors | Core) -> Tensor:
-    if isinstance(merged, Core):
-        return merged.U @ merged.M.to(merged.U.dtype) @ merged.V.T
-    return merged.delta() if isinstance(merged, Factors) else merged
+    for stacked, label in zip(coordinates.stacks, ("lora_A", "lora_B")):
+        masks = [stored[f"{part.index}.{layer}.{label}"].flatten(1) for part in parts]
+        masked = torch.stack([x * mask / density for x, mask in zip(stacked.matrices, masks)])  # type: ignore[operator]
+        results.append(method.rule(masked, torch.tensor(stacked.weights)))
+    return coordinates.restore(results)
 
 
 def cut(matrix: Tensor, rank: int) -> Tensor:
@@ -247,7 +271,7 @@ def test_mergekit_weighted_sum(case: Golden, space: str) -> None:
 def test_mergekit_dare_without_rescale(case: Golden) -> None:
     """Ours divides by the density; without that, and with mergekit's masks, it is mergekit's."""
     density = float(case.hyper["density"])
-    strategy = make("dare", {"density": density})
+    strategy = strategy_of("dare", {"density": density})
     case.check({name: dense(masked_merge(case, strategy, name)) * density for name in case.facts["layers"]})
 
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergelab.linalg.dense import squared_norm, svd_dense
-from mergelab.linalg.lowrank import Factors, Spectrum, inner, joint_cores, stack, svd
-from mergelab.ranks import RankBudget, rank_for_energy
+from mergelab.linalg.lowrank import Factors, Spectrum, inner, orthonormal_cores, stack, svd
 from mergelab.linalg.selection import EVERYTHING, Tally, select
-from mergelab.methods.sparsify import drop, trim, trim_topk
+from mergelab.ranks import RankBudget, rank_for_energy, target_rank
+from tests.synthetic import drop, trim, trim_topk
 
 
 def factors(out: int, columns: int, rank: int, seed: int) -> Factors:
@@ -41,10 +41,10 @@ def test_svd_of_factors_is_the_dense_svd(out: int, columns: int, rank: int, seed
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(out=st.integers(3, 40), columns=st.integers(3, 40), seed=st.integers(0, 999))
-def test_joint_cores_lose_nothing(out: int, columns: int, seed: int) -> None:
+def test_orthonormal_cores_lose_nothing(out: int, columns: int, seed: int) -> None:
     """`delta_i = U core_i V.T` with orthonormal U and V."""
     changes = [factors(out, columns, r, seed + r) for r in (1, 3, 7)]
-    u, cores, v = joint_cores(changes)
+    u, cores, v = orthonormal_cores(changes)
     assert torch.allclose(u.T @ u, torch.eye(u.shape[1]), atol=1e-5)
     assert torch.allclose(v.T @ v, torch.eye(v.shape[1]), atol=1e-5)
     for change, m in zip(changes, cores):
@@ -168,9 +168,8 @@ def test_trim_by_hand() -> None:
 def test_a_drop_in_blocks_is_the_drop_of_the_whole() -> None:
     """The draw does not depend on how a layer is cut into blocks."""
     x = torch.ones(64, 33)
-    whole = drop(x, 0.3, torch.Generator().manual_seed(7))
-    generator = torch.Generator().manual_seed(7)
-    parts = [drop(part, 0.3, generator) for part in x.split([10, 1, 53])]
+    whole = drop(x, 0.3, key=7)
+    parts = [drop(x[rows], 0.3, key=7, rows=rows) for rows in (slice(0, 10), slice(10, 11), slice(11, 64))]
     assert torch.equal(torch.cat(parts), whole)
     assert set(whole.unique().tolist()) == {0.0, 1 / torch.tensor(0.3).item()} or whole.max() > 3.33
 
@@ -180,3 +179,36 @@ def test_a_budget_takes_the_largest_values_wherever_they_are() -> None:
     values = [torch.tensor([9.0, 8.0, 7.0]), torch.tensor([1.0]), torch.tensor([8.5, 0.5])]
     assert RankBudget(mean=1).spend(values) == [2, 0, 1]
     assert RankBudget(mean=2).spend(values) == [3, 1, 2]
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (700, 400), (600, 1200)])
+@pytest.mark.parametrize("decay", [0.3, 0.6, 0.9])
+def test_small_errors_are_kept_and_told(shape: tuple[int, int], decay: float) -> None:
+    """Where the best error is far below a hundredth of the norm, too: at most 0.1 % worse, and told to 5 %."""
+    generator = torch.Generator().manual_seed(1)
+    side = min(shape)
+    u, v = (torch.linalg.qr(torch.randn(n, side, generator=generator, dtype=torch.float64)).Q for n in shape)
+    tail = torch.rand(side, generator=generator, dtype=torch.float64).sort(descending=True).values
+    matrix = (u * (decay ** torch.arange(side, dtype=torch.float64) + 1e-6 * tail) @ v.T).float()
+    s = torch.linalg.svdvals(matrix.double())
+    for rank in (16, 40):
+        found = svd_dense(matrix, rank, torch.Generator().manual_seed(3))
+        error = float((matrix.double() - found.factors().delta().double()).norm())
+        assert error <= 1.001 * float(s[rank:].norm())
+        assert (found.energy - found.kept) ** 0.5 == pytest.approx(error, rel=0.05)
+
+
+def test_the_error_of_an_exact_decomposition_is_told() -> None:
+    """A tail of 1e-5 of the norm, below what a difference of float32 energies could tell."""
+    generator = torch.Generator().manual_seed(2)
+    u, v = (torch.linalg.qr(torch.randn(200, 200, generator=generator, dtype=torch.float64)).Q for _ in "uv")
+    s = torch.cat([torch.ones(50), torch.full((150,), 1e-5)]).double()
+    found = svd_dense((u * s @ v.T).float(), 50, torch.Generator())
+    assert (found.energy - found.kept) ** 0.5 == pytest.approx(1e-5 * 150**0.5, rel=0.05)
+
+
+def test_a_budget_has_no_cap_of_its_own() -> None:
+    """One strong layer gets what seven weak ones do not need; with `max` it does not."""
+    values = [torch.ones(64), *[torch.full((64,), 1e-4)] * 7]
+    assert RankBudget(mean=8).spend(values) == [64, *[0] * 7]
+    assert target_rank(RankBudget(mean=8), [64], 96) == 96 and target_rank(RankBudget(mean=8, max=9), [64], 96) == 9

@@ -13,8 +13,12 @@ from torch import Tensor, nn
 
 import mergelab as ml
 from mergelab.engine.blocks import merge_layer
+from mergelab.engine.job import LayerChance
 from mergelab.linalg.dense import svd_dense
+from mergelab.linalg.draws import EntryDraws
 from mergelab.linalg.lowrank import Factors
+from mergelab.methods.method import Part
+from mergelab.methods.registry import strategy_of
 
 ALPHAS = (8, 12, 4)
 EQUAL_RANKS = (8, 8, 8)
@@ -202,6 +206,33 @@ def peft_with_draws(
     return merged_by_peft(model, weights, name, svd_rank=svd_rank, **keywords), generator
 
 
+class PeftDraws(EntryDraws):
+    """Masks drawn from one generator, one after the other, as PEFT draws them; the layers here are one block."""
+
+    def keep(self, probability: float, rows: slice, columns: int, device: torch.device | str = "cpu") -> Tensor:
+        """The next mask."""
+        shape = (rows.stop - rows.start, columns)
+        return torch.bernoulli(torch.full(shape, probability), generator=self.__dict__["generator"])
+
+
+class PeftChance(LayerChance):
+    """One generator for all parts of a layer."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__(0, "")
+        self.__dict__["one"] = generator
+
+    def generator(self, place: int) -> torch.Generator:
+        """The one."""
+        return self.__dict__["one"]
+
+    def draws(self, place: int) -> EntryDraws:
+        """From the one."""
+        draws = PeftDraws(0)
+        draws.__dict__["generator"] = self.__dict__["one"]
+        return draws
+
+
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
 @pytest.mark.parametrize(("name", "keywords"), settings("dare_linear", "dare_ties"), ids=setting_id)
 def test_random_factor_family_is_bit_identical(name: str, keywords: dict[str, Any], weights: tuple[float, ...]) -> None:
@@ -210,12 +241,13 @@ def test_random_factor_family_is_bit_identical(name: str, keywords: dict[str, An
     adapters = adapters_of(model, 3)
     expected, generator = peft_with_draws(model, weights, name, None, keywords)
     method, own = FACTORS[name]
-    strategy = strategies.make(method, {"space": "factors", **options(own, keywords)})
+    strategy = strategy_of(method, {"space": "factors", **options(own, keywords)})
+    chance = PeftChance(generator)
     for path, layer in expected.items():
         layers = [a.layers[f"model.{path}"] for a in adapters]
         changes = [Factors(x.lora_B.flatten(1), x.lora_A.flatten(1)) for x in layers]
-        scaled = [w * x.scaling for w, x in zip(weights, layers)]
-        merged = merge_layer(strategy, changes, scaled, [generator] * len(layers))
+        parts = [Part(c, w * x.scaling, i) for i, (c, w, x) in enumerate(zip(changes, weights, layers))]
+        merged = merge_layer(strategy, parts, chance)
         assert isinstance(merged, Factors)
         assert torch.equal(merged.A.reshape(layer.lora_A.shape), layer.lora_A), path
         assert torch.equal(merged.B.reshape(layer.lora_B.shape), layer.lora_B), path
@@ -229,11 +261,13 @@ def test_random_svd_family_is_the_same_change(name: str, keywords: dict[str, Any
     adapters = adapters_of(model, 3)
     expected, generator = peft_with_draws(model, weights, name, SVD_RANK, keywords)
     method, own = DELTAS[name]
-    strategy = strategies.make(method, options(own, keywords))
+    strategy = strategy_of(method, options(own, keywords))
+    chance = PeftChance(generator)
     for path, layer in expected.items():
         layers = [a.layers[f"model.{path}"] for a in adapters]
         changes = [Factors(x.lora_B.flatten(1) * x.scaling, x.lora_A.flatten(1)) for x in layers]
-        matrix = merge_layer(strategy, changes, weights, [generator] * len(layers))
+        parts = [Part(c, w, i) for i, (c, w) in enumerate(zip(changes, weights))]
+        matrix = merge_layer(strategy, parts, chance)
         assert isinstance(matrix, Tensor)
         found = svd_dense(matrix, SVD_RANK, torch.Generator()).factors().delta()
         assert relative(found, layer.delta_weight()) < 1e-5, path

@@ -14,15 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mergelab as ml
 from benchmarks.full_size import main
-from mergelab import spaces
-from mergelab.engine import blocks as combining
-from mergelab.engine import layers as layerwise
-from mergelab.linalg import selection
-from mergelab.engine.blocks import layer_thresholds
+from mergelab.engine import layers, thresholds
+from mergelab.engine.thresholds import layer_thresholds
+from mergelab.linalg import selection, stacks
 from mergelab.linalg.lowrank import Factors
-from mergelab.linalg.workspace import Lane
 from mergelab.linalg.selection import sampled_bracket
-from mergelab.spaces import Stacked
+from mergelab.linalg.stacks import ChangeStack
+from mergelab.linalg.workspace import Workspace
+from mergelab.methods.registry import options_of
 from tests.synthetic import adapter
 
 ROOT = Path(__file__).parent.parent
@@ -78,12 +77,12 @@ def test_any_number_of_threads_gives_the_same_bytes(
     method: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within a large layer as well as across small ones."""
-    if any(name not in strategies.options_of(method) for name in options):
+    if any(name not in options_of(method) for name in options):
         pytest.skip("not an option of this method")
-    monkeypatch.setattr(layerwise, "LARGE", 100_000)
-    monkeypatch.setattr(spaces, "BLOCK", 1 << 14)
-    monkeypatch.setattr(selection, "KEPT", 1 << 12)
-    monkeypatch.setattr(combining, "SEARCHED", 1 << 12)
+    monkeypatch.setattr(layers, "LARGE", 100_000)
+    monkeypatch.setattr(stacks, "BLOCK", 1 << 14)
+    monkeypatch.setattr(selection, "MAX_CANDIDATES", 1 << 12)
+    monkeypatch.setattr(thresholds, "MAX_SEARCHED", 1 << 12)
     loras = [adapter(i, rank=4, shapes=SHAPES) for i in range(3)]
     found = []
     for threads in (1, 3):
@@ -115,15 +114,15 @@ def test_a_sampled_threshold_is_exact(density: float, monkeypatch: pytest.Monkey
     """Whether the bracket holds the answer, misses it on either side, or holds more than is kept."""
     change = adapter(3, rank=6, shapes={"unet.conv_in": (300, 500)}).matrices("unet.conv_in")
     exact = float(change.delta().abs().flatten().sort(descending=True).values[int(density * 150_000) - 1])
-    stacked = Stacked((change,), (1.0,))
-    monkeypatch.setattr(combining, "SEARCHED", 1000)
+    stacked = ChangeStack((change,), (1.0,))
+    monkeypatch.setattr(thresholds, "MAX_SEARCHED", 1000)
     low, high = sampled_bracket(stacked.sample(0, 100, 100), density, stacked.shape)
     assert low <= exact <= high
     for bracket in ((low, high), (0.0, exact / 2), (2 * exact, math.inf), (exact, exact * 1.001)):
         for kept in (1 << 22, 1000):
-            monkeypatch.setattr(selection, "KEPT", kept)
-            monkeypatch.setattr(combining, "sampled_bracket", lambda *_, bracket=bracket: bracket)
-            assert layer_thresholds(density, stacked, Lane()) == [exact]
+            monkeypatch.setattr(selection, "MAX_CANDIDATES", kept)
+            monkeypatch.setattr(thresholds, "sampled_bracket", lambda *_, bracket=bracket: bracket)
+            assert layer_thresholds(density, stacked, Workspace()) == [exact]
 
 
 MEMORY = """

@@ -1,0 +1,1 @@
+"""How a merge is done: layers and their parts, blocks, thresholds, ranks, and the report of it."""

@@ -10,7 +10,7 @@ from mergelab.errors import LayerError, OptionError
 from mergelab.layer import same_weight
 
 
-def loaded(loras: Sequence[Adapter | Source], least: int = 1) -> list[Adapter]:
+def load_all(loras: Sequence[Adapter | Source], least: int = 1) -> list[Adapter]:
     """Adapters from whatever was given, none of them empty."""
     if isinstance(loras, (str, Adapter, Mapping)) or not isinstance(loras, Iterable):
         raise OptionError(f"expected a list of adapters or files, found {type(loras).__name__}")

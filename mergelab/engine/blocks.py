@@ -1,138 +1,114 @@
-"""One layer: sparsify and combine its changes, in the space that the strategy names, block by block."""
+"""One layer: its changes in the space of the method, sparsified and combined block by block."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from mergelab.linalg.dense import leading_directions
+from mergelab.engine.job import LayerChance
+from mergelab.engine.thresholds import layer_thresholds
 from mergelab.linalg.lowrank import Core, Factors, stack
-from mergelab.linalg.workspace import Lane
-from mergelab.linalg.selection import EVERYTHING, Bracket, Tally, sampled_bracket, select
-from mergelab.spaces import Merged, Stacked, view_of
-from mergelab.methods.sparsify import Drop, Trim, draw, drop, dropped, trim, trim_topk
-from mergelab.methods.registry import Strategy
-
-# All entries of a matrix of at most so many are searched for its threshold; that of a larger one is first estimated
-# from every fourth row and column, or from so many of them.
-SEARCHED, SAMPLED = 1 << 18, 640
-# Blocks for which random numbers are drawn ahead, one thread for each adapter.
-DRAWN = 4
+from mergelab.linalg.stacks import ChangeStack
+from mergelab.linalg.workspace import Workspace
+from mergelab.methods.method import LayerWise, Level, MatrixWise, Part, Strategy
+from mergelab.spaces import Coordinates, Merged
 
 
 def merge_layer(
     strategy: Strategy,
-    changes: Sequence[Factors],
-    weights: Sequence[float],
-    generators: Sequence[torch.Generator],
-    thresholds: Sequence[float] | None = None,
-    lane: Lane | None = None,
+    parts: Sequence[Part],
+    chance: LayerChance,
+    prepared: Sequence[Any] | None = None,
+    workspace: Workspace | None = None,
 ) -> Merged:
     """Merge one layer.
 
     Args:
-        strategy: rule and space.
-        changes: one per adapter that has the layer; in space "factors" without their scaling.
-        weights: one per change, not zero; in space "factors" times the scaling.
-        generators: one per change, for random rules.
-        thresholds: of the trim, where they were computed over whole adapters.
-        lane: threads and memory; a dense result may lie in the memory of the lane.
+        strategy: the method, with its space.
+        parts: of the adapters that have the layer; for a rule that acts on the factors without their scalings.
+        chance: the random numbers of the layer.
+        prepared: of each part, what the sparsifier found out over whole adapters.
+        workspace: threads and memory; a dense result may lie in memory that the next layer uses again.
+
+    Returns:
+        Factors that are final as they are, a core between orthonormal bases, or a dense `(out, in)`.
     """
-    if strategy.is_sum and strategy.space != "factors":
-        return stack([c.scaled(w) for c, w in zip(changes, weights)])
-    lane = lane or Lane()
-    view = view_of(strategy, changes, weights)
-    merged = view.restore([combine(strategy, part, generators, thresholds, lane) for part in view.stacks])
-    if strategy.factor == 1.0:
-        return merged
-    if isinstance(merged, Core):
-        return Core(merged.U, merged.M * strategy.factor, merged.V)
-    return merged.scaled(strategy.factor) if isinstance(merged, Factors) else merged.mul_(strategy.factor)
+    if strategy.level is Level.LAYER:
+        return cast(LayerWise, strategy).combine(parts)
+    if strategy.is_exact_sum:
+        return stack([part.weighted for part in parts])
+    workspace = workspace or Workspace()
+    method = cast(MatrixWise, strategy.seeded(chance.generator(0)))
+    coordinates = coordinates_of(method, parts)
+    results = [merge_stack(method, stacked, chance, prepared, workspace) for stacked in coordinates.stacks]
+    return _scaled(coordinates.restore(results), method.output_scale)
 
 
-def directions(changes: Sequence[Factors], weights: Sequence[float], count: int) -> Tensor:
-    """`(in, count)`: the leading right singular vectors of the weighted sum, which are near those of most merges."""
-    return leading_directions(stack([c.scaled(w) for c, w in zip(changes, weights)]), count)
+def coordinates_of(method: MatrixWise, parts: Sequence[Part]) -> Coordinates:
+    """The changes of a layer in the space of a method, as its rule is to see them."""
+    changes, weights = [part.change for part in parts], [part.weight for part in parts]
+    return method.acts_in.build(changes, weights, method.weights_first, method.basis)
 
 
-def combine(
-    strategy: Strategy,
-    stacked: Stacked,
-    generators: Sequence[torch.Generator],
-    thresholds: Sequence[float] | None = None,
-    lane: Lane | None = None,
+def merge_stack(
+    method: MatrixWise,
+    stacked: ChangeStack,
+    chance: LayerChance,
+    prepared: Sequence[Any] | None = None,
+    workspace: Workspace | None = None,
 ) -> Tensor:
-    """Sparsify and combine the matrices of one stack."""
-    lane = lane or Lane()
+    """Sparsify and combine the matrices of one stack; arguments as of `merge_layer`."""
     weights = torch.tensor(stacked.weights, device=stacked.device)
-    sparsifier = strategy.sparsifier
-    if not strategy.entrywise or strategy.space == "factors":
-        return strategy.rule(_whole(sparsifier, stacked, generators), weights, generators[0])
-    if isinstance(sparsifier, Trim) and thresholds is None:
-        thresholds = layer_thresholds(sparsifier.density, stacked, lane)
-    result = lane.dense(*stacked.shape, stacked.device)
+    if method.acts_in.acts_on_factors:
+        return method.rule(_as_peft(method, stacked, chance), weights)
+    workspace = workspace or Workspace()
+    states = sparsifier_states(method, stacked, prepared, workspace)
+    result = workspace.dense(*stacked.shape, stacked.device)
 
-    def merge_block(rows: slice, uniform: Sequence[Tensor] = ()) -> None:
-        changes = lane.scratch(len(stacked.matrices), rows.stop - rows.start, stacked.shape[1], device=stacked.device)
-        for i, x in enumerate(changes):
-            stacked.rows(i, rows, out=x)
-            if thresholds is not None:
-                trim(x, thresholds[i], out=x)
-            elif uniform:
-                dropped(x, sparsifier.density, uniform[i], out=x)  # type: ignore[union-attr]
-        result[rows] = strategy.rule(changes, weights, generators[0])
+    def merge_block(rows: slice) -> None:
+        changes = workspace.scratch(len(states), rows.stop - rows.start, stacked.shape[1], device=stacked.device)
+        for i, (x, state) in enumerate(zip(changes, states)):
+            seen_rows(method, stacked, i, rows, state, chance, out=x)
+        result[rows] = method.rule(changes, weights)
 
-    blocks = stacked.blocks()
-    if not isinstance(sparsifier, Drop) or sparsifier.density >= 1:
-        lane.each(merge_block, blocks)
-        return result
-    for start in range(0, len(blocks), DRAWN):
-        ahead = blocks[start : start + DRAWN]
-        shapes = [(rows.stop - rows.start, stacked.shape[1]) for rows in ahead]
-        # A generator belongs to one adapter and draws from its first row to its last, whatever the threads.
-        drawn = list(lane.map(lambda g, shapes=shapes: [draw(shape, g) for shape in shapes], generators))  # type: ignore[misc]
-        lane.each(lambda pair: merge_block(*pair), zip(ahead, zip(*drawn)))
+    rows = stacked.blocks() if method.level is Level.ENTRIES else [slice(0, stacked.shape[0])]
+    workspace.each(merge_block, rows)
     return result
 
 
-def _whole(sparsifier: Trim | Drop | None, stacked: Stacked, generators: Sequence[torch.Generator]) -> Tensor:
-    """All changes at once: for rules that are not entry by entry, and for the arithmetic of PEFT."""
-    everything = slice(0, stacked.shape[0])
-    changes = [stacked.rows(i, everything) for i in range(len(stacked.matrices))]
-    if isinstance(sparsifier, Drop):
-        changes = [drop(x, sparsifier.density, g) for x, g in zip(changes, generators)]
-    elif isinstance(sparsifier, Trim):
-        changes = [trim_topk(x, sparsifier.density) for x in changes]
+def sparsifier_states(
+    method: MatrixWise, stacked: ChangeStack, prepared: Sequence[Any] | None, workspace: Workspace
+) -> Sequence[Any]:
+    """What the sparsifier must know of each matrix: given, or found in the stack."""
+    if prepared is None and method.sparsifier is not None:
+        prepared = method.sparsifier.prepare(lambda share: layer_thresholds(share, stacked, workspace))
+    return [None] * len(stacked.matrices) if prepared is None else prepared
+
+
+def seen_rows(
+    method: MatrixWise, stacked: ChangeStack, i: int, rows: slice, state: Any, chance: LayerChance, out: Tensor
+) -> Tensor:
+    """Rows of one matrix as the rule gets to see them, in the memory that is given."""
+    stacked.rows(i, rows, out=out)
+    return out if method.sparsifier is None else method.sparsifier.apply(out, state, chance.draws(i), rows)
+
+
+def _as_peft(method: MatrixWise, stacked: ChangeStack, chance: LayerChance) -> Tensor:
+    """All factors of one kind at once, with the arithmetic and the draws of PEFT."""
+    everything, count = slice(0, stacked.shape[0]), range(len(stacked.matrices))
+    changes = [stacked.rows(i, everything) for i in count]
+    if sparsifier := method.sparsifier:
+        changes = [sparsifier.as_peft(x, chance.generator(i)) for i, x in zip(count, changes)]
     return torch.stack(changes)
 
 
-def layer_thresholds(density: float, stacked: Stacked, lane: Lane) -> list[float]:
-    """For each matrix the magnitude of its smallest kept entry."""
-    n, size = len(stacked.matrices), math.prod(stacked.shape)
-
-    def bracket(i: int) -> Bracket:
-        picked = (min(SAMPLED, side // 4) for side in stacked.shape)
-        return sampled_bracket(stacked.sample(i, *picked), density, stacked.shape)
-
-    def visit(look: Callable[[int, Tensor], Tally]) -> Iterable[tuple[int, Tally]]:
-        return visit_blocks(stacked, range(n), look, lane)
-
-    brackets = [EVERYTHING] * n if size <= SEARCHED or density >= 1 else list(lane.map(bracket, range(n)))
-    return select(visit, [int(density * size)] * n, [size] * n, brackets)
-
-
-def visit_blocks(
-    stacked: Stacked, owners: Sequence[int], look: Callable[[int, Tensor], Tally], lane: Lane
-) -> Iterable[tuple[int, Tally]]:
-    """Look at the magnitudes in every block of every matrix, each under the number of its owner."""
-    jobs = [(i, rows) for i in range(len(stacked.matrices)) for rows in stacked.blocks()]
-
-    def one(job: tuple[int, slice]) -> tuple[int, Tally]:
-        i, rows = job
-        memory = lane.scratch(rows.stop - rows.start, stacked.shape[1], device=stacked.device)
-        return owners[i], look(owners[i], stacked.rows(i, rows, out=memory).abs_())
-
-    return lane.map(one, jobs)
+def _scaled(merged: Merged, factor: float) -> Merged:
+    """A merged change times a factor; a dense one in place."""
+    if factor == 1.0:
+        return merged
+    if isinstance(merged, Core):
+        return Core(merged.U, merged.M * factor, merged.V)
+    return merged.scaled(factor) if isinstance(merged, Factors) else merged.mul_(factor)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from mergelab.adapter import Adapter
-from mergelab.engine.blocks import combine
+from mergelab.engine.blocks import merge_layer
+from mergelab.engine.job import Input, Job, LayerChance
 from mergelab.errors import LayerError
-from mergelab.engine.job import Job, layer_generator
 from mergelab.layer import BIAS
 from mergelab.linalg.lowrank import Factors
-from mergelab.spaces import view_of
+from mergelab.methods.method import Part
+from mergelab.spaces import dense
 
 
 def bias_only(adapter: Adapter) -> list[str]:
@@ -23,42 +24,43 @@ def bias_only(adapter: Adapter) -> list[str]:
     return [name for name in biased if name not in adapter.layers]
 
 
-def merge_extras(job: Job, names: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
+def merge_extras(job: Job) -> tuple[dict[str, Tensor], list[str]]:
     """Bias differences are merged by the rule; other extras are kept where they do not clash."""
     extras: dict[str, Tensor] = {}
     notes: list[str] = []
     taken: dict[str, list[str]] = {}
-    owners: dict[str, list[int]] = {}
-    for i, adapter in enumerate(job.adapters):
-        for key in adapter.extras:
+    owners: dict[str, list[Input]] = {}
+    for given in job.inputs:
+        for key in given.adapter.extras:
             layer = key.removesuffix(BIAS)
-            if job.weights[i][layer] != 0 if key.endswith(BIAS) else any(job.weights[i].values()):
-                owners.setdefault(key, []).append(i)
+            if given.weights[layer] != 0 if key.endswith(BIAS) else any(given.weights.values()):
+                owners.setdefault(key, []).append(given)
     for key, present in owners.items():
-        tensors = [job.adapters[i].extras[key] for i in present]
+        tensors = [given.adapter.extras[key] for given in present]
         if key.endswith(BIAS):
-            extras[key] = _merge_bias(job, key, {i: t.float() for i, t in zip(present, tensors)}, names)
+            extras[key] = _merge_bias(job, key, present)
         elif all(torch.equal(t, tensors[0]) for t in tensors[1:]):
             extras[key] = tensors[0]
-            taken.setdefault(names[present[0]], []).append(key)
+            taken.setdefault(present[0].name, []).append(key)
         else:
-            found = ", ".join(names[i] for i in present)
-            notes.append(f"{key} is not merged: {found} hold different values, which replace rather than add")
+            names = ", ".join(given.name for given in present)
+            notes.append(f"{key} is not merged: {names} hold different values, which replace rather than add")
     for name, keys in taken.items():
         some = keys[0] if len(keys) == 1 else f"{len(keys)} tensors ({keys[0]}, ...)"
         notes.append(f"{some} taken over from {name} as they are; weights do not apply to them")
     return extras, notes
 
 
-def _merge_bias(job: Job, key: str, biases: dict[int, Tensor], names: Sequence[str]) -> Tensor:
+def _merge_bias(job: Job, key: str, present: Sequence[Input]) -> Tensor:
     """The rule on dense differences, a bias being a matrix of one row."""
-    if len({t.shape for t in biases.values()}) > 1:
-        found = ", ".join(f"{names[i]} {tuple(t.shape)}" for i, t in biases.items())
-        raise LayerError(f"{key}: the biases have different shapes: {found}; are they for one base model?")
+    biases = [given.adapter.extras[key].float() for given in present]
+    if len({bias.shape for bias in biases}) > 1:
+        shapes = ", ".join(f"{given.name} {tuple(bias.shape)}" for given, bias in zip(present, biases))
+        raise LayerError(f"{key}: the biases have different shapes: {shapes}; are they for one base model?")
+    parts = [
+        Part(Factors(torch.ones(1, 1), bias[None]), given.weights[key.removesuffix(BIAS)], job.inputs.index(given))
+        for given, bias in zip(present, biases)
+    ]
+    parts.sort(key=lambda part: part.weight * float(part.change.A.double().sum()))
     strategy = replace(job.strategy, space="delta", basis="changes")
-    weights = {i: job.weights[i][key.removesuffix(BIAS)] for i in biases}
-    order = sorted(biases, key=lambda i: weights[i] * float(biases[i].double().sum()))
-    rows = [Factors(torch.ones(1, 1), biases[i][None]) for i in order]
-    (stacked,) = view_of(strategy, rows, [weights[i] for i in order]).stacks
-    generators = [layer_generator(job.seed, key, i) for i in range(len(order))]
-    return strategy.factor * combine(strategy, stacked, generators)[0]
+    return dense(merge_layer(strategy, parts, LayerChance(job.seed, key)))[0]

@@ -1,67 +1,102 @@
-"""What one merge is asked to do, and the changes of one layer in the order in which they are merged."""
+"""What one merge is asked to do, and the parts of one layer in the order in which they are merged."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from mergelab.adapter import Adapter
+from mergelab.linalg.draws import EntryDraws, key_of
 from mergelab.linalg.lowrank import Factors
+from mergelab.methods.method import Part, Strategy
 from mergelab.ranks import Rank
-from mergelab.methods.registry import Strategy
+
+
+@dataclass(frozen=True)
+class Input:
+    """One adapter of a merge: its name in the report, and its weight in every layer."""
+
+    name: str
+    adapter: Adapter
+    weights: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Job:
-    """Strategy, rank, adapters, their weights by layer name, seed and device of one merge."""
+    """Method, rank, inputs, seed and device of one merge."""
 
     strategy: Strategy
     rank: Rank
-    adapters: list[Adapter]
-    weights: list[dict[str, float]]
+    inputs: tuple[Input, ...]
     seed: int
     device: torch.device
 
+    def shape(self, layer: str) -> tuple[int, ...]:
+        """Of the weight that a layer changes; that with a kernel where a 1 x 1 convolution stands beside a matrix."""
+        adapters = (given.adapter for given in self.inputs)
+        return max((a.layers[layer].shape for a in adapters if layer in a.layers), key=len)
+
+    def parts(self, layer: str, present: Sequence[int]) -> list[Part]:
+        """Changes and weights of those present.
+
+        In the order given, and as PEFT has them (unscaled, the scaling in the weight), for a rule that acts on the
+        factors; in the order given where the factors are stored; else in an order of the changes' own.
+        """
+        parts = [self.unordered_part(layer, index) for index in present]
+        if self.strategy.acts_in.acts_on_factors or self.strategy.stores_factors:
+            return parts
+        return _in_canonical_order(parts, layer, self.seed)
+
+    def unordered_part(self, layer: str, index: int) -> Part:
+        """One of them."""
+        given = self.inputs[index]
+        change, weight = given.adapter.matrices(layer, self.device), given.weights[layer]
+        if self.strategy.acts_in.acts_on_factors:
+            stored = given.adapter.layers[layer]
+            return Part(Factors(stored.lora_B.flatten(1).to(change.B), change.A), weight * stored.scaling, index)
+        return Part(change, weight, index)
+
 
 @dataclass(frozen=True)
-class Aligned:
-    """The changes of one layer, in the order in which they are merged."""
+class LayerChance:
+    """Where the random numbers of a layer come from: functions of the seed, its name and a place in it.
 
-    present: list[int]
-    changes: list[Factors]
-    weights: list[float]
-
-
-def changes_of(job: Job, name: str, present: Sequence[int]) -> Aligned:
-    """Factors and weights of those present; in space "factors" as PEFT has them, unscaled and in the order given."""
-    if job.strategy.space == "factors":
-        layers = [job.adapters[i].layers[name] for i in present]
-        checked = [job.adapters[i].matrices(name, job.device) for i in present]
-        changes = [Factors(x.lora_B.flatten(1).to(c.B), c.A) for x, c in zip(layers, checked)]
-        return Aligned(list(present), changes, [job.weights[i][name] * x.scaling for i, x in zip(present, layers)])
-    found = {i: job.adapters[i].matrices(name, job.device) for i in present}
-    order = _canonical_order(job, name, found)
-    return Aligned(order, [found[i] for i in order], [job.weights[i][name] for i in order])
-
-
-def layer_generator(seed: int, name: str, index: int) -> torch.Generator:
-    """The generator of one layer and one adapter: it depends on the seed and the layer's name, and on nothing else."""
-    digest = hashlib.sha256(f"{seed}/{name}/{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def _canonical_order(job: Job, name: str, changes: Mapping[int, Factors]) -> list[int]:
-    """An order of the adapters that does not depend on how they were listed, nor on how a file factors a change.
-
-    The changes are sorted by one fixed random projection of each, `w u.T delta v`. Which adapter gets which random
-    draw, and in which order floating point sums them, then depends on the changes alone.
+    Places are those of the parts, in their order; negative ones are the engine's own.
     """
-    out, columns = next(iter(changes.values())).shape
-    generator = layer_generator(job.seed, name, -2)
+
+    seed: int
+    layer: str
+    _generators: dict[int, torch.Generator] = field(default_factory=dict, repr=False, compare=False)
+
+    def generator(self, place: int) -> torch.Generator:
+        """A generator of torch's, on the CPU; asked for again, it goes on where it was."""
+        if place not in self._generators:
+            self._generators[place] = torch.Generator().manual_seed(key_of(self.seed, self.layer, place))
+        return self._generators[place]
+
+    def draws(self, place: int) -> EntryDraws:
+        """Random numbers for the entries of a matrix."""
+        return EntryDraws(key_of(self.seed, self.layer, place))
+
+
+# Places of the engine's own: the start of a decomposition, and the projection that puts parts in order.
+START, ORDER = -1, -2
+
+
+def _in_canonical_order(parts: Sequence[Part], layer: str, seed: int) -> list[Part]:
+    """An order that does not depend on how the adapters were listed, nor on how a file factors a change.
+
+    The parts are sorted by one fixed random projection of each, `w u.T delta v`. Which of them gets which random draw,
+    and in which order floating point sums them, then depends on the changes alone.
+    """
+    out, columns = parts[0].change.shape
+    generator = LayerChance(seed, layer).generator(ORDER)
     u, v = (torch.randn(size, generator=generator, dtype=torch.float64).float() for size in (out, columns))
-    u, v = u.to(job.device), v.to(job.device)
-    keys = {i: job.weights[i][name] * float((u @ c.B).double() @ (c.A @ v).double()) for i, c in changes.items()}
-    return sorted(keys, key=keys.__getitem__)
+    u, v = u.to(parts[0].change.B), v.to(parts[0].change.A)
+
+    def projection(part: Part) -> float:
+        return part.weight * float((u @ part.change.B).double() @ (part.change.A @ v).double())
+
+    return sorted(parts, key=projection)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import is_dataclass
 from numbers import Integral
 from typing import Any
 
@@ -11,22 +10,24 @@ import torch
 from tqdm import tqdm
 
 from mergelab.adapter import Adapter, Source
-from mergelab.engine.aligning import aligned_layers, loaded, unique_names
 from mergelab.checks import usable_device
-from mergelab.errors import OptionError
+from mergelab.engine.aligning import aligned_layers, load_all, unique_names
 from mergelab.engine.extras import bias_only, merge_extras
-from mergelab.engine.job import Job
-from mergelab.engine.layers import merge_layers, store
-from mergelab.linalg.lowrank import exact_arithmetic
-from mergelab.linalg.workspace import Lane, threads
+from mergelab.engine.job import Input, Job
+from mergelab.engine.layers import merge_layers
 from mergelab.engine.provenance import Recipe, input_record, merged_metadata
-from mergelab.ranks import Rank, RankBudget, check_rank
-from mergelab.report import Report
-from mergelab.methods.registry import METHODS, Cat, Strategy, make
+from mergelab.engine.results import store
 from mergelab.engine.weights import Weight, resolve
+from mergelab.errors import OptionError
+from mergelab.linalg.precision import full_precision
+from mergelab.linalg.workspace import Workspace, threads
+from mergelab.methods.method import Strategy
+from mergelab.methods.registry import name_of, options_record, strategy_of
+from mergelab.ranks import Rank, check_rank, rank_record
+from mergelab.report import Report
 
 
-@exact_arithmetic()
+@full_precision()
 def merge(
     loras: Sequence[Adapter | Source],
     weights: Sequence[Weight] | None = None,
@@ -72,15 +73,11 @@ def merge(
         >>> merge([style, subject], weights=[0.7, 1.0], method="ties", density=0.5, rank=6).ranks
         {'unet.mid_block.attentions.0.proj_in': 6}
     """
-    strategy = make(method, options)
-    if rank is None:
-        rank = "sum" if isinstance(strategy, Cat) else "max"
-    rank = check_rank(rank)
+    strategy = strategy_of(method, options)
+    rank = strategy.checked_rank(check_rank(strategy.default_rank if rank is None else rank))
     if not isinstance(seed, Integral) or isinstance(seed, bool):
         raise OptionError(f"seed={seed!r}: expected an integer")
-    if isinstance(strategy, Cat) and rank != "sum":
-        raise OptionError(f"cat keeps the sum of the ranks; for rank={rank!r} use method='svd', the same sum truncated")
-    adapters = loaded(loras)
+    adapters = load_all(loras)
     names = unique_names([a.name for a in adapters])
     weights = list(weights) if isinstance(weights, Iterable) and not isinstance(weights, (str, Mapping)) else weights
     table = resolve(weights, [[*a.layers, *bias_only(a)] for a in adapters], names)
@@ -88,26 +85,24 @@ def merge(
         name: tuple(i for i in present if table[i][name] != 0)
         for name, present in aligned_layers(adapters, names).items()
     }
-    job = Job(strategy, rank, adapters, table, seed, usable_device(device))
+    inputs = tuple(Input(*given) for given in zip(names, adapters, table))
+    job = Job(strategy, rank, inputs, int(seed), usable_device(device))
     with tqdm(
         total=len(aligned),
-        desc=f"merging ({method_label(strategy)})",
+        desc=f"merging ({name_of(strategy)}, {strategy.space})",
         unit="layer",
         disable=None if progress is None else not progress,
     ) as bar:
-        results = merge_layers(job, aligned, bar.update)
-    layers, rows = store(job, results)
+        merged = merge_layers(job, aligned, bar.update)
+    layers, rows = store(job, merged)
     if not layers:
         raise OptionError("the merge is empty: every weight is 0, so no adapter is left")
-    extras, notes = merge_extras(job, names)
-    taking_part = [a for a, own in zip(adapters, table) if any(own.values())]
-    given = [_weight_record(w) for w in weights or [1.0] * len(adapters)]
-    with threads() as pool:  # every file is hashed
-        records = list(Lane(pool).map(lambda pair: input_record(*pair), zip(adapters, given)))
+    extras, notes = merge_extras(job)
+    taking_part = [given.adapter for given in inputs if any(given.weights.values())]
     recipe = Recipe(
-        method=_name_of(method, strategy),
-        options=_options_record(strategy, rank, seed),
-        inputs=records,
+        method=method if isinstance(method, str) else name_of(strategy),
+        options={**options_record(strategy), "rank": rank_record(rank), "seed": job.seed},
+        inputs=_input_records(adapters, weights),
     )
     return Adapter(
         layers=layers,
@@ -120,23 +115,11 @@ def merge(
     )
 
 
-def method_label(strategy: Strategy) -> str:
-    """What the progress bar calls a strategy."""
-    return f"{type(strategy).__name__.lower()}, {strategy.space}"
-
-
-def _name_of(method: str | Strategy, strategy: Strategy) -> str:
-    names = {cls: name for name, cls in reversed(METHODS.items())}
-    return method if isinstance(method, str) else names.get(type(strategy), type(strategy).__name__)
-
-
-def _options_record(strategy: Strategy, rank: Rank, seed: int) -> dict[str, Any]:
-    options = dict(vars(strategy))
-    if rule := options.pop("function", None):
-        # A dataclass shows its own options; a function only where it comes from, not where it lies in memory.
-        options["rule"] = repr(rule) if is_dataclass(rule) else f"{rule.__module__}.{rule.__qualname__}"
-    stored = {"mean": rank.mean, "max": rank.max} if isinstance(rank, RankBudget) else rank
-    return {**options, "rank": stored, "seed": seed}
+def _input_records(adapters: Sequence[Adapter], weights: Sequence[Weight] | None) -> list[dict[str, Any]]:
+    """What the recipe says of each input; every file is hashed."""
+    given = [_weight_record(w) for w in weights or [1.0] * len(adapters)]
+    with threads() as pool:
+        return list(Workspace(pool).map(lambda pair: input_record(*pair), zip(adapters, given)))
 
 
 def _weight_record(weight: Weight) -> Any:

@@ -18,7 +18,7 @@ from mergelab.formats.peft import adapter_metadata, diffusers, folder_config, pe
 from mergelab.formats.shared import most_frequent
 from mergelab.formats.sources import PEFT_CONFIG, PEFT_WEIGHTS
 from mergelab.layer import Contents, short_name
-from mergelab.linalg.workspace import Lane, threads
+from mergelab.linalg.workspace import Workspace, threads
 
 FORMATS = ("diffusers", "kohya", "peft")
 
@@ -148,4 +148,4 @@ def _cast(tensors: dict[str, Tensor], dtype: torch.dtype | None, source: str) ->
         return tensor if dtype is None else tensor.to(dtype)
 
     with threads() as pool:
-        return dict(zip(tensors, Lane(pool).map(checked, tensors.items())))
+        return dict(zip(tensors, Workspace(pool).map(checked, tensors.items())))

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergelab.linalg.lowrank import Factors, Spectrum
-from mergelab.linalg.workspace import Lane
+from mergelab.linalg.workspace import Workspace
 
 # Up to this smaller side a dense SVD is cheap enough to be exact.
 EXACT_SIDE = 256
@@ -34,7 +34,7 @@ def svd_dense(
     wanted: int | float,
     generator: torch.Generator,
     start: Float[Tensor, "in l"] | None = None,
-    lane: Lane | None = None,
+    workspace: Workspace | None = None,
 ) -> Spectrum:
     """The leading singular values and vectors of a dense matrix.
 
@@ -43,7 +43,7 @@ def svd_dense(
         wanted: how many (int), or the share of the energy that they shall hold (float in (0, 1)).
         generator: for the random start of the iteration.
         start: directions near the leading right singular vectors, if any are known: saves passes over the matrix.
-        lane: threads.
+        workspace: threads.
 
     Returns:
         Exact where the smaller side is at most 256 or most values are wanted; else by randomised subspace iteration,
@@ -57,12 +57,12 @@ def svd_dense(
 
     Source: Halko, Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4.
     """
-    lane = lane or Lane()
+    workspace = workspace or Workspace()
     side = min(matrix.shape)
-    energy = squared_norm(matrix, lane)
+    energy = squared_norm(matrix, workspace)
     rank = wanted if isinstance(wanted, int) else 64
     while side > EXACT_SIDE and rank < side // 3:
-        spectrum = _subspace_iteration(matrix, rank, energy, generator, start, lane)
+        spectrum = _subspace_iteration(matrix, rank, energy, generator, start, workspace)
         if spectrum is None:
             break
         if isinstance(wanted, int) or spectrum.kept >= wanted * energy:
@@ -76,7 +76,7 @@ def svd_dense(
     return found.truncated(wanted) if isinstance(wanted, int) else found
 
 
-def squared_norm(matrix: Tensor, lane: Lane | None = None) -> float:
+def squared_norm(matrix: Tensor, workspace: Workspace | None = None) -> float:
     """Squared Frobenius norm, summed in float64 over blocks of rows.
 
     Example:
@@ -88,7 +88,7 @@ def squared_norm(matrix: Tensor, lane: Lane | None = None) -> float:
         exact = block.double().flatten()
         return float(torch.dot(exact, exact))
 
-    return sum((lane or Lane()).map(of, torch.split(matrix, 128 if matrix.device.type == "cpu" else 4096)))
+    return sum((workspace or Workspace()).map(of, torch.split(matrix, 128 if matrix.device.type == "cpu" else 4096)))
 
 
 def leading_directions(changes: Factors, count: int) -> Float[Tensor, "in l"]:
@@ -108,7 +108,7 @@ def leading_directions(changes: Factors, count: int) -> Float[Tensor, "in l"]:
 
 
 def _subspace_iteration(
-    matrix: Tensor, rank: int, energy: float, generator: torch.Generator, start: Tensor | None, lane: Lane
+    matrix: Tensor, rank: int, energy: float, generator: torch.Generator, start: Tensor | None, workspace: Workspace
 ) -> Spectrum | None:
     """Multiply by the matrix and by its transpose in turn, until what further passes could still gain is too little
     to matter; None if that never happens.
@@ -125,7 +125,7 @@ def _subspace_iteration(
     kept, gain, number = 0.0, 0.0, 0
     for forward in itertools.islice(itertools.cycle((True, False)), MAX_PASSES):
         basis = torch.linalg.qr(sketch).Q
-        sketch = _times(matrix if forward else matrix.T, basis, lane)
+        sketch = _times(matrix if forward else matrix.T, basis, workspace)
         exact = sketch.double()
         values, vectors = torch.linalg.eigh((exact.T @ exact).cpu())
         now = float(values[-rank:].sum())
@@ -153,14 +153,14 @@ def _subspace_iteration(
     return Spectrum(image, s, source, energy) if forward else Spectrum(source, s, image, energy)
 
 
-def _times(matrix: Tensor, basis: Tensor, lane: Lane) -> Tensor:
+def _times(matrix: Tensor, basis: Tensor, workspace: Workspace) -> Tensor:
     """`matrix @ basis`, in panels of rows, in the precision of the basis."""
     product = torch.empty(matrix.shape[0], basis.shape[1], dtype=basis.dtype, device=matrix.device)
 
     def panel(rows: slice) -> None:
         torch.matmul(matrix[rows].to(basis), basis, out=product[rows])
 
-    lane.each(panel, panels(matrix.shape[0], PANEL if matrix.device.type == "cpu" else matrix.shape[0]))
+    workspace.each(panel, panels(matrix.shape[0], PANEL if matrix.device.type == "cpu" else matrix.shape[0]))
     return product
 
 

@@ -6,7 +6,6 @@ V.T (l, in)` with orthonormal columns in U and V, a `Spectrum` as `U diag(S) V.T
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,23 +15,6 @@ from torch import Tensor
 
 # Singular values below this share of the largest are what float32 leaves of zero.
 NULL, TINY = 1e-7, 1e-300
-
-
-class exact_arithmetic(contextlib.ContextDecorator):
-    """Neither gradients nor the half precision of an autocast around the caller reach the arithmetic inside."""
-
-    def _recreate_cm(self) -> exact_arithmetic:
-        return type(self)()  # a decorated function may run in several threads at once
-
-    def __enter__(self) -> None:
-        self._stack = contextlib.ExitStack()
-        self._stack.enter_context(torch.no_grad())
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                self._stack.enter_context(torch.autocast(device, enabled=False))
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
 
 
 class Factors(NamedTuple):
@@ -93,7 +75,7 @@ def stack(changes: Sequence[Factors]) -> Factors:
     return Factors(torch.cat([c.B for c in changes], dim=1), torch.cat([c.A for c in changes], dim=0))
 
 
-class Joint(NamedTuple):
+class StackedQR(NamedTuple):
     """Changes side by side, and the triangles of the QR decompositions of their stacked factors.
 
     With `B = Q_B r_b` and `A.T = Q_A r_a`, what happens in the span of the changes is arithmetic on the triangles. The
@@ -118,7 +100,7 @@ class Joint(NamedTuple):
         return [b @ a.T for b, a in pairs]
 
 
-def joint(changes: Sequence[Factors], dtype: torch.dtype = torch.float32) -> Joint:
+def stacked_qr(changes: Sequence[Factors], dtype: torch.dtype = torch.float32) -> StackedQR:
     """The changes of one layer, in the coordinates of their common span; the triangles are computed in this dtype.
 
     In float32, coordinates of changes that cancel differ by rounding of the size of the largest: small ones then have
@@ -128,10 +110,10 @@ def joint(changes: Sequence[Factors], dtype: torch.dtype = torch.float32) -> Joi
     # Small matrices in float64 are work for the CPU, wherever the factors are.
     r_b = torch.linalg.qr(stacked.B.to(dtype), mode="r").R.cpu().double()
     r_a = torch.linalg.qr(stacked.A.T.to(dtype), mode="r").R.cpu().double()
-    return Joint(*stacked, r_b, r_a, tuple(c.A.shape[0] for c in changes))
+    return StackedQR(*stacked, r_b, r_a, tuple(c.A.shape[0] for c in changes))
 
 
-def joint_cores(changes: Sequence[Factors]) -> tuple[Tensor, list[Tensor], Tensor]:
+def orthonormal_cores(changes: Sequence[Factors]) -> tuple[Tensor, list[Tensor], Tensor]:
     """Orthonormal `U (out, k)` and `V (in, l)` that span all column and row spaces, and the cores `U.T delta_i V`.
 
     `delta_i = U @ cores[i] @ V.T` to float precision: nothing of any change is lost.
@@ -139,11 +121,11 @@ def joint_cores(changes: Sequence[Factors]) -> tuple[Tensor, list[Tensor], Tenso
     stacked = stack(changes)
     q_b, r_b = torch.linalg.qr(stacked.B.double())
     q_a, r_a = torch.linalg.qr(stacked.A.T.double())
-    cores = Joint(*stacked, r_b, r_a, tuple(c.A.shape[0] for c in changes)).cores()
+    cores = StackedQR(*stacked, r_b, r_a, tuple(c.A.shape[0] for c in changes)).cores()
     return q_b.to(stacked.B), cores, q_a.to(stacked.A)
 
 
-class Sum(NamedTuple):
+class DecomposedSum(NamedTuple):
     """A sum of changes, decomposed, and how much of each is in it.
 
     Attributes:
@@ -157,14 +139,14 @@ class Sum(NamedTuple):
     norms: list[float]
 
 
-def svd_of_sum(changes: Sequence[Factors], count: Callable[[Tensor], int] = len) -> Sum:
+def svd_of_sum(changes: Sequence[Factors], count: Callable[[Tensor], int] = len) -> DecomposedSum:
     """The exact singular value decomposition of a sum of changes.
 
     Args:
         changes: what is added.
         count: how many of the singular values it is given to return; default all.
     """
-    whole = joint(changes)
+    whole = stacked_qr(changes)
     left, s, right = torch.linalg.svd(whole.r_b @ whole.r_a.T, full_matrices=False)
     energy, number = float((s**2).sum()), count(s)
     left, s, right = left[:, :number], s[:number], right[:number].T
@@ -173,7 +155,7 @@ def svd_of_sum(changes: Sequence[Factors], count: Callable[[Tensor], int] = len)
     u = whole.B @ (whole.r_a.T @ right * over).to(whole.B)
     v = ((whole.r_b.T @ left * over).to(whole.A).T @ whole.A).T
     cores = whole.cores()
-    return Sum(
+    return DecomposedSum(
         Spectrum(u, s, v, energy),
         [float((left.T @ m @ right).diagonal() @ s) for m in cores],
         [float(m.square().sum()) for m in cores],

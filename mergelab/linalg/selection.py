@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # So many candidates of one vector are kept and searched; of more, a histogram is taken.
-KEPT = 1 << 22
+MAX_CANDIDATES = 1 << 22
 _BINS = 1 << 16
 # The bracket reaches so many standard deviations of the sampled share to both sides, and at least so far.
 _DEVIATIONS, _LEAST_MARGIN = 3.0, 0.001
@@ -47,7 +47,7 @@ class _Collected:
     def add(self, tally: Tally) -> None:
         self.above += tally.above
         self.inside += len(tally.values)
-        if self.histogram is None and self.inside <= KEPT:
+        if self.histogram is None and self.inside <= MAX_CANDIDATES:
             if self.inside > len(self._memory):
                 self._memory = torch.cat([self.values, torch.empty(self.inside)])
             self._memory[self._filled : self.inside] = tally.values

@@ -19,14 +19,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mergelab.linalg.lowrank import exact_arithmetic
+from mergelab.linalg.precision import full_precision
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Lane:
+class Workspace:
     """What the computation of a layer may use: threads for its blocks, and memory that the next layer gets again.
 
     (New memory for every large matrix would cost more than what is computed in it.)
@@ -42,7 +42,7 @@ class Lane:
         """Results in the order of the items; all are computed when the iterator is exhausted."""
         if self.pool is None:
             return map(function, items)
-        return self.pool.map(exact_arithmetic()(function), items)
+        return self.pool.map(full_precision()(function), items)
 
     def each(self, function: Callable[[T], object], items: Iterable[T]) -> None:
         """Call the function for every item."""
@@ -67,7 +67,7 @@ class Lane:
         return found[:size]
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Hand the free memory between what is in use back to the system.
 
     What is kept of the layers of a merge lies scattered among what was freed, and glibc would keep all of that. Does
@@ -84,7 +84,7 @@ def threads() -> Iterator[ThreadPoolExecutor | None]:
 
     Example:
         >>> with threads() as pool:
-        ...     sorted(Lane(pool).map(abs, [-1, 2]))
+        ...     sorted(Workspace(pool).map(abs, [-1, 2]))
         [1, 2]
     """
     count = torch.get_num_threads()

@@ -1,13 +1,14 @@
-"""Trim and drop: which entries of a change a rule gets to see.
+"""What a rule gets to see of each change: trim and drop.
 
 `density` is the share that is KEPT, everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,9 +16,14 @@ from torch import Tensor
 
 from mergelab.checks import is_number, shown
 from mergelab.errors import OptionError
+from mergelab.linalg.draws import EntryDraws
 
 Scope = Literal["layer", "adapter"]
 SCOPES = ("layer", "adapter")
+
+# Share -> for each matrix (or adapter) the magnitude of the smallest of that share of its largest entries: infinity
+# where that is none, 0 where it is all.
+Thresholds = Callable[[float], Sequence[float]]
 
 
 def check_density(density: object) -> None:
@@ -27,65 +33,99 @@ def check_density(density: object) -> None:
 
 
 @dataclass(frozen=True)
-class Trim:
-    """Keep the `floor(density * n)` entries of largest magnitude; entries equal to the smallest kept are all kept.
+class Sparsifier(ABC):
+    """Sets some entries of each change to zero, and may rescale the others.
+
+    What must be known of whole matrices is found once, by `prepare`; then blocks of rows are treated one by one, in any
+    order and by any thread.
 
     Args:
-        density: share kept, in (0, 1].
-        scope: "layer": n counts the entries of one layer; "adapter": of all layers together, as in the TIES paper
-            (arXiv 2306.01708).
+        density: share of the entries that is kept, in (0, 1].
+        scope: over what `prepare` looks: "layer", the entries of one layer; "adapter", of all layers of an adapter.
     """
 
     density: float
     scope: Scope = "layer"
 
+    def __post_init__(self) -> None:
+        check_density(self.density)
+        if self.scope not in SCOPES:
+            raise OptionError(f"scope={self.scope!r}: expected one of {', '.join(map(repr, SCOPES))}")
+
+    def prepare(self, thresholds: Thresholds) -> Sequence[Any] | None:
+        """What `apply` must know, for each matrix (or, in scope "adapter", for each adapter); None: nothing."""
+        return None
+
+    @abstractmethod
+    def apply(self, x: Tensor, prepared: Any, draws: EntryDraws, rows: slice) -> Tensor:
+        """Treat some rows of one matrix, float32 `(rows, columns)`, in place.
+
+        Args:
+            x: the rows.
+            prepared: of this matrix, from `prepare`.
+            draws: the random numbers of this matrix.
+            rows: which they are.
+        """
+
+    @abstractmethod
+    def as_peft(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Treat one factor as PEFT does, to the last bit and with the draws of the generator."""
+
 
 @dataclass(frozen=True)
-class Drop:
+class Trim(Sparsifier):
+    """Keep the `floor(density * n)` entries of largest magnitude; entries equal to the smallest kept are all kept.
+
+    Variant: n counts the entries of one layer, or with scope "adapter" of all layers together, as in the TIES paper
+    (arXiv 2306.01708).
+
+    Example:
+        >>> Trim(0.5).apply(torch.tensor([[1.0, -3.0], [2.0, 0.5]]), 2.0, EntryDraws(0), slice(0, 2))
+        tensor([[ 0., -3.],
+                [ 2.,  0.]])
+    """
+
+    def prepare(self, thresholds: Thresholds) -> Sequence[float]:
+        """One threshold for each matrix."""
+        return thresholds(self.density)
+
+    def apply(self, x: Tensor, prepared: float, draws: EntryDraws, rows: slice) -> Tensor:
+        """Zero where `|x|` is below the threshold."""
+        if prepared <= 0:
+            return x
+        # hardshrink keeps what is larger than its parameter, in one pass.
+        below = float(np.nextafter(np.float32(prepared), np.float32(0)))
+        return torch.ops.aten.hardshrink.out(x, below, out=x)
+
+    def as_peft(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Keep exactly `floor(density * n)` entries, ties resolved as `torch.topk` does."""
+        if self.density >= 1:
+            return x
+        mask = torch.zeros(x.numel(), dtype=x.dtype, device=x.device)
+        mask[torch.topk(x.abs().reshape(-1), k=int(self.density * x.numel())).indices] = 1
+        return x * mask.reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class Drop(Sparsifier):
     """Keep every entry with probability `density`, and divide what is kept by `density`.
 
     Variant: DARE as published (arXiv 2311.03099) with its rescaling, `m * x / density`, m ~ Bernoulli(density).
+
+    Example:
+        >>> Drop(0.5).apply(torch.ones(1, 6), None, EntryDraws(0), slice(0, 1)).unique()
+        tensor([0., 2.])
     """
 
-    density: float
+    def apply(self, x: Tensor, prepared: None, draws: EntryDraws, rows: slice) -> Tensor:
+        """The draw of an entry depends on its place alone."""
+        if self.density >= 1:
+            return x
+        return x.mul_(draws.keep(self.density, rows, x.shape[1], x.device)).div_(self.density)
 
-
-def trim(x: Tensor, threshold: float, out: Tensor | None = None) -> Tensor:
-    """Zero where `|x| < threshold`.
-
-    Args:
-        x: float32.
-        threshold: in float32, 0 or more.
-        out: where to put the result; may be `x`.
-    """
-    out = torch.empty_like(x) if out is None else out
-    if threshold <= 0:
-        return out.copy_(x)
-    # hardshrink keeps what is larger than its parameter, in one pass.
-    below = float(np.nextafter(np.float32(threshold), np.float32(0)))
-    return torch.ops.aten.hardshrink.out(x, below, out=out)
-
-
-def trim_topk(x: Tensor, density: float) -> Tensor:
-    """Keep exactly `floor(density * n)` entries, ties resolved as `torch.topk` does: PEFT's variant."""
-    if density >= 1:
-        return x
-    mask = torch.zeros(x.numel(), dtype=x.dtype, device=x.device)
-    mask[torch.topk(x.abs().reshape(-1), k=int(density * x.numel())).indices] = 1
-    return x * mask.reshape(x.shape)
-
-
-def drop(x: Tensor, density: float, generator: torch.Generator) -> Tensor:
-    """Drop and rescale; the draw is made on the CPU, so that no device changes it."""
-    return x if density >= 1 else dropped(x, density, draw(x.shape, generator))
-
-
-def draw(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Uniform numbers, one for each entry. `draw < density` is what `torch.bernoulli` gives, in a third of the time."""
-    return torch.rand(tuple(shape), generator=generator)
-
-
-def dropped(x: Tensor, density: float, uniform: Tensor, out: Tensor | None = None) -> Tensor:
-    """`x / density` where the uniform number is below the density, else 0; overwrites the uniform numbers."""
-    mask = torch.lt(uniform, density, out=uniform).to(x.device)
-    return torch.mul(x, mask, out=out).div_(density)
+    def as_peft(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """`rand < density` on the CPU is what `torch.bernoulli` gives, in a third of the time."""
+        if self.density >= 1:
+            return x
+        uniform = torch.rand(x.shape, generator=generator)
+        return torch.mul(x, torch.lt(uniform, self.density, out=uniform).to(x.device)).div_(self.density)

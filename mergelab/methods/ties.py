@@ -1,15 +1,22 @@
-"""TIES: elect a sign for every entry, average what agrees with it (Yadav et al., arXiv 2306.01708)."""
+"""TIES: trim, elect a sign for every entry, average what agrees with it (Yadav et al., arXiv 2306.01708)."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mergelab.methods.method import EntryWise, check_choice, check_number
+from mergelab.methods.sparsify import Scope, Sparsifier, Trim
+
 MajoritySign = Literal["total", "frequency"]
 MAJORITY_SIGNS = ("total", "frequency")
+Variant = Literal["scaled", "peft"]
+VARIANTS = ("scaled", "peft")
 # Votes that cancel to less than this share of what was cast are a tie: float32 leaves as much of zero.
 TIE = 1e-6
 
@@ -26,9 +33,9 @@ def elect_and_average(
     `gamma = sign(sum_i x_i)` for "total", `sign(sum_i sign(x_i))` for "frequency"; then
     `sum_{i: sign(x_i) = gamma} w_i x_i / max(1, count of those i)`. Entries that are zero neither agree nor count.
 
-    Variant: a tie of "frequency" is decided by "total". Where that is a tie as well, `|sum_i x_i|` being at most 1e-6 of
-    `sum_i |x_i|`, no sign is elected and the entry is zero: the merge of the negatives is the negative of the merge, and
-    what cancels leaves no rounding behind. With `tie_is_positive` any tie elects +, as in PEFT: among two adapters
+    Variant: a tie of "frequency" is decided by "total". Where that is a tie as well, `|sum_i x_i|` being at most 1e-6
+    of `sum_i |x_i|`, no sign is elected and the entry is zero: the merge of the negatives is the negative of the merge,
+    and what cancels leaves no rounding behind. With `tie_is_positive` any tie elects +, as in PEFT: among two adapters
     every conflict is then decided for the positive value.
 
     The vote is on the values as they are given, so pass `w_i x_i` with weights of 1 for a weighted vote (mergelab's
@@ -63,3 +70,67 @@ def elect_and_average(
         elected.masked_fill_(tie if majority_sign == "total" else tie & (counted == 0), 0.0)
     count = agreeing.sign_().sum(dim=0).clamp_(min=1.0)
     return merged.mul_(elected).div_(count)
+
+
+@dataclass(frozen=True)
+class Elect(EntryWise):
+    """Base of the methods that vote on every entry and average what agrees; a sparsifier decides who has a vote."""
+
+    density: float = 0.5
+    majority_sign: MajoritySign = "total"
+    lam: float = 1.0
+    variant: Variant = "scaled"
+
+    breaks: ClassVar[Mapping[str, str]] = {
+        "strength": "it averages what agrees",
+        "halves": "the average of two halves is a half",
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("majority_sign", self.majority_sign, MAJORITY_SIGNS)
+        check_choice("variant", self.variant, VARIANTS)
+        check_number("lam", self.lam)
+
+    @property
+    def output_scale(self) -> float:
+        """lam."""
+        return self.lam
+
+    @property
+    def weights_first(self) -> bool:
+        """Not in PEFT, which votes on the unscaled values."""
+        return self.variant == "scaled"
+
+    def rule(self, changes: Float[Tensor, "n *shape"], weights: Float[Tensor, " n"]) -> Float[Tensor, "*shape"]:
+        """Elect and average; a tie is + in PEFT, whose arithmetic is that of the space of factors."""
+        as_peft = self.variant == "peft" or self.acts_in.acts_on_factors
+        return elect_and_average(changes, weights, self.majority_sign, tie_is_positive=as_peft, overwrite=True)
+
+
+@dataclass(frozen=True)
+class Ties(Elect):
+    """TIES: trim each change, elect a sign for every entry, average what agrees with it.
+
+    Args:
+        density: share of entries kept by the trim, in (0, 1].
+        majority_sign: "total": the sign of the sum; "frequency": that of most adapters, a tie decided by "total"
+            (by variant "peft" for +).
+        lam: factor on the result (lambda in the paper), any finite number.
+        variant: "scaled" (default): the changes are multiplied by their weights before trim and vote; "peft": the
+            vote is on the unscaled changes, as in PEFT. Both agree where the weights are equal.
+        scope: of the trim, "layer" or "adapter" (as in the paper).
+
+    Source: Yadav et al., arXiv 2306.01708.
+
+    Example:
+        >>> Ties(density=0.3, majority_sign="frequency").space
+        'delta'
+    """
+
+    scope: Scope = "layer"
+
+    @property
+    def sparsifier(self) -> Sparsifier:
+        """The trim."""
+        return Trim(self.density, self.scope)

@@ -1,0 +1,91 @@
+"""Random numbers that are a function of a key, a row and a column: the same on every device, in any order of blocks.
+
+A counter-based generator in integer arithmetic that wraps around, which all devices do alike: row and column are
+hashed to 32 bits each, added, and mixed by the rounds of Wellons' `lowbias32`, with another hash of the row between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Odd multipliers of the mixing rounds, as signed 32-bit integers.
+_FIRST, _SECOND = 0x7FEB352D, 0x846CA68B - (1 << 32)
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_64 = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
+
+
+def key_of(*parts: object) -> int:
+    """A key of 63 bits from whatever tells one matrix from another: seed, layer, adapter.
+
+    Example:
+        >>> key_of(0, "unet.conv_in", 1) == key_of(0, "unet.conv_in", 1) != key_of(1, "unet.conv_in", 1)
+        True
+    """
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class EntryDraws:
+    """A random number for every entry of one matrix.
+
+    Args:
+        key: of `key_of`; another key gives independent numbers.
+
+    Example: any block of rows has the numbers that the whole has there.
+        >>> draws = EntryDraws(key_of(0, "layer", 0))
+        >>> whole = draws.uniform(slice(0, 4), 3)
+        >>> torch.equal(draws.uniform(slice(1, 3), 3), whole[1:3])
+        True
+    """
+
+    key: int
+
+    def bits(self, rows: slice, columns: int, device: torch.device | str = "cpu") -> Tensor:
+        """int32 `(rows, columns)`: all 2^32 values are equally likely."""
+        row = _hashed(torch.arange(rows.start, rows.stop, device=device), self.key)[:, None]
+        column = _hashed(torch.arange(columns, device=device), ~self.key)
+        x = _low(row) + _low(column)
+        scratch = torch.empty_like(x)
+        _xor_shifted(x, 16, scratch).mul_(_FIRST).bitwise_xor_(_low(row >> 32))
+        _xor_shifted(x, 15, scratch).mul_(_SECOND)
+        return _xor_shifted(x, 16, scratch)
+
+    def keep(self, probability: float, rows: slice, columns: int, device: torch.device | str = "cpu") -> Tensor:
+        """bool `(rows, columns)`: true with this probability, to 2^-32."""
+        below = min(round(probability * (1 << 32)), (1 << 32) - 1) - (1 << 31)
+        return self.bits(rows, columns, device) < below
+
+    def uniform(self, rows: slice, columns: int, device: torch.device | str = "cpu") -> Tensor:
+        """float32 `(rows, columns)` in [0, 1), multiples of 2^-24."""
+        return _shifted(self.bits(rows, columns, device), 8).to(torch.float32).mul_(2.0**-24)
+
+
+def _hashed(counter: Tensor, key: int) -> Tensor:
+    """64 bits for each of a few integers: the finaliser of SplitMix64, twice, the key between."""
+    x = _mixed_64((counter + 1) * _GOLDEN)
+    return _mixed_64(x ^ key)
+
+
+def _mixed_64(x: Tensor) -> Tensor:
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _MIX_64[0]
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _MIX_64[1]
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def _low(x: Tensor) -> Tensor:
+    """The last 32 bits, as a signed integer of 32 bits."""
+    return (((x & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000).to(torch.int32)
+
+
+def _shifted(x: Tensor, count: int, out: Tensor | None = None) -> Tensor:
+    """A shift to the right that fills with zeros: torch fills with the sign."""
+    return torch.bitwise_right_shift(x, count, out=out).bitwise_and_((1 << (32 - count)) - 1)
+
+
+def _xor_shifted(x: Tensor, count: int, scratch: Tensor) -> Tensor:
+    return x.bitwise_xor_(_shifted(x, count, scratch))
