@@ -163,9 +163,7 @@ def rank_note(rank: Rank, found: int, known: int | None = None) -> str:
     if found == 0:
         return "left out: the rank budget went to other layers"
     if isinstance(rank, RankBudget) and found == known != rank.max:
-        return (
-            f"its {known} largest singular values are all that was computed: the budget might have gone to more of it"
-        )
+        return f"only its {known} largest singular values were computed: the budget might have gone to more of them"
     if isinstance(rank, int) and found < rank:
         return f"rank capped at {found}, all that the layer or the merge can hold (asked for {rank})"
     return ""

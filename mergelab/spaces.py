@@ -202,7 +202,6 @@ SPACES: dict[str, Space] = {
                 "strength": "sums of factors have cross terms",
                 "halves": "PEFT's linear doubles, (2 sqrt(.5) B)(2 sqrt(.5) A) = 2 B A; its averages halve",
                 "factoring": "the rule acts on the factors",
-                "dialects": "the rule acts on the factors",
             },
         ),
     )

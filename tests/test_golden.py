@@ -228,13 +228,13 @@ def masked_merge(case: Golden, strategy: Strategy, layer: str) -> Merged:
             change = Factors(up if in_factors else up * x.scaling, x.lora_A.flatten(1))
             parts.append(Part(change, case.weights[i] * (x.scaling if in_factors else 1.0), i))
     if not strategy.acts_in.acts_on_factors:
-        masks = [stored[f"{part.index}.{layer}.delta"].flatten(1) for part in parts]
+        masks = [stored[f"{part.adapter}.{layer}.delta"].flatten(1) for part in parts]
         return merge_layer(strategy, parts, Stored(masks))
     method: Any = strategy
     coordinates = coordinates_of(method, parts)
     results = []
     for stacked, label in zip(coordinates.stacks, ("lora_A", "lora_B")):
-        masks = [stored[f"{part.index}.{layer}.{label}"].flatten(1) for part in parts]
+        masks = [stored[f"{part.adapter}.{layer}.{label}"].flatten(1) for part in parts]
         masked = torch.stack([x * mask / density for x, mask in zip(stacked.matrices, masks)])  # type: ignore[operator]
         results.append(method.rule(masked, torch.tensor(stacked.weights)))
     return coordinates.restore(results)

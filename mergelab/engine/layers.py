@@ -75,7 +75,7 @@ def _prepare_adapters(job: Job, present: Mapping[str, tuple[int, ...]], workspac
             if own:
                 parts = job.parts(name, own)
                 (stacked,) = coordinates_of(method, parts).stacks
-                yield [part.index for part in parts], stacked
+                yield [part.adapter for part in parts], stacked
 
     return sparsifier.prepare(lambda share: adapter_thresholds(share, stacks, len(job.inputs), workspace))
 
@@ -92,33 +92,46 @@ def merge_one(
     if not present:
         return MergedLayer(name, shape)
     parts, chance = job.parts(name, present), LayerChance(job.seed, name)
-    own = None if prepared is None else [prepared[part.index] for part in parts]
+    own = None if prepared is None else [prepared[part.adapter] for part in parts]
     layer = MergedLayer(name, shape, present=tuple(present))
     target = target_rank(job.rank, [part.change.A.shape[0] for part in parts], _limit(shape))
-    measured: Measured | None = None
     try:
-        if job.strategy.is_exact_sum and not job.strategy.stores_factors:
-            spectrum, *sizes = svd_of_sum([part.weighted for part in parts], lambda s: rank_reached(target, s))
-            measured = {part.index: pair for part, pair in zip(parts, zip(*sizes))}
-        else:
-            merged = merge_layer(job.strategy, parts, chance, own, workspace)
-            if isinstance(merged, Factors) and _is_final(job, merged, target):
-                energy = inner(merged, merged)
-                note = why_nothing_remains(job.strategy, parts, energy, chance, own, workspace)
-                return finished(job, layer.with_energy(energy, energy, note), parts, merged)
-            spectrum = _decompose(job, merged, target, chance, parts, workspace)
+        result, measured = _combine(job, parts, target, chance, own, workspace)
+        energy = inner(result, result) if isinstance(result, Factors) else result.energy
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        spectrum = None
-    if spectrum is None or not math.isfinite(spectrum.energy):
+        energy = math.nan
+    if not math.isfinite(energy):
         raise LayerError(
             f"layer {name}: the merge has values that float32 cannot hold; expected weights, lam and density of "
             f"ordinary size, found weights {[job.inputs[i].weights[name] for i in present]} and {job.strategy}"
         )
-    note = why_nothing_remains(job.strategy, parts, spectrum.energy, chance, own, workspace)
-    layer = layer.with_energy(spectrum.energy, spectrum.kept, note)
-    if isinstance(job.rank, RankBudget):  # what it gets is known when all layers are
-        return layer.with_spectrum(spectrum)
-    return finished(job, layer, parts, spectrum.factors(), measured or measure(spectrum.factors(), parts))
+    undecided = isinstance(result, Spectrum) and isinstance(job.rank, RankBudget)
+    factors = result.factors() if isinstance(result, Spectrum) and not undecided else result
+    measured = measured or measure(factors if isinstance(factors, Factors) else None, parts)
+    given = sum(norm for _, norm in measured.values())
+    note = why_nothing_remains(job.strategy, parts, energy, given, chance, own, workspace)
+    layer = layer.with_energy(energy, result.kept if isinstance(result, Spectrum) else energy, note)
+    if isinstance(factors, Factors):
+        return finished(job, layer, factors, measured)
+    return layer.with_spectrum(factors)  # to be cut when all layers are known
+
+
+def _combine(
+    job: Job,
+    parts: Sequence[Part],
+    target: int | float,
+    chance: LayerChance,
+    prepared: Sequence[Any] | None,
+    workspace: Workspace,
+) -> tuple[Spectrum | Factors, Measured | None]:
+    """The merge of a layer as a spectrum, or as final factors; and how much of each part is in it, if that is known."""
+    if job.strategy.is_exact_sum and not job.strategy.stores_factors:
+        spectrum, *sizes = svd_of_sum([part.weighted for part in parts], lambda s: rank_reached(target, s))
+        return spectrum, {part.adapter: pair for part, pair in zip(parts, zip(*sizes))}
+    merged = merge_layer(job.strategy, parts, chance, prepared, workspace)
+    if isinstance(merged, Factors) and _is_final(job, merged, target):
+        return merged, None
+    return _decompose(job, merged, target, chance, parts, workspace), None
 
 
 def _limit(shape: Sequence[int]) -> int:

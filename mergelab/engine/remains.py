@@ -7,37 +7,35 @@ from typing import Any, cast
 
 from mergelab.engine.blocks import coordinates_of, seen_rows, sparsifier_states
 from mergelab.engine.job import LayerChance
-from mergelab.linalg.lowrank import inner_products
 from mergelab.linalg.workspace import Workspace
 from mergelab.methods.method import MatrixWise, Part, Strategy
 
-# A sum whose energy is below this share of that of its terms is what float32 leaves of zero.
-CANCELLED = 1e-12
+# A sum whose energy is below this share of that of its terms is what float32 leaves of zero. What another rule, perhaps
+# of a user's own, makes of its terms may be as small: it has to be beyond doubt.
+CANCELLED, CANCELLED_BY_RULE = 1e-12, 1e-24
 
 
 def why_nothing_remains(
     strategy: Strategy,
     parts: Sequence[Part],
     energy: float,
+    given: float,
     chance: LayerChance,
     prepared: Sequence[Any] | None,
     workspace: Workspace,
 ) -> str:
     """A note for the report where nothing is left of a layer but rounding; "" where something is, however small.
 
-    A sum cancels where little is left of what was added, which is what the sparsifier kept, times the scale of the
-    output. Of any other rule that is not known: it has to leave exactly nothing.
+    The inputs cancel where next to nothing is left of what the rule saw, times the scale of its output.
 
     Args:
         strategy, parts, chance, prepared, workspace: as of `merge_layer`.
         energy: squared norm of the merge.
+        given: sum of the squared norms of the parts.
     """
     on_factors = strategy.acts_in.acts_on_factors
-    if energy > 0 and (on_factors or not strategy.is_sum):
-        return ""
-    given = sum(inner_products(part.weighted, [part.weighted])[0] for part in parts)
-    # Of the largest energy that can be rounding; 0 where the inputs themselves are nothing.
-    rounding = CANCELLED * strategy.output_scale**2
+    adds = strategy.is_sum and not on_factors
+    rounding = (CANCELLED if adds else CANCELLED_BY_RULE) * strategy.output_scale**2
     if energy > rounding * given or given == 0:
         return ""
     if strategy.sparsifier is not None and not on_factors:

@@ -61,14 +61,12 @@ def measure(factors: Factors | None, parts: Sequence[Part]) -> Measured:
     """How much of each part is in the merge."""
     changes = [part.weighted for part in parts]
     inside = inner_products(factors, changes) if factors is not None and changes else [0.0] * len(changes)
-    return {part.index: (p, inner_products(c, [c])[0]) for part, c, p in zip(parts, changes, inside)}
+    return {part.adapter: (p, inner_products(c, [c])[0]) for part, c, p in zip(parts, changes, inside)}
 
 
-def finished(
-    job: Job, layer: MergedLayer, parts: Sequence[Part], factors: Factors, measured: Measured | None = None
-) -> MergedLayer:
+def finished(job: Job, layer: MergedLayer, factors: Factors, measured: Measured) -> MergedLayer:
     """A layer whose rank is final; its row of the report is made while its parts are at hand."""
-    row = _row(job, layer, factors, layer.kept, measured or measure(factors, parts))
+    row = _row(job, layer, factors, layer.kept, measured)
     return replace(layer, factors=Factors(factors.B.cpu().contiguous(), factors.A.cpu().contiguous()), row=row)
 
 

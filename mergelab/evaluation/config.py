@@ -17,7 +17,7 @@ from mergelab.errors import OptionError, SourceError
 from mergelab.hints import did_you_mean
 from mergelab.layer import short_name
 from mergelab.ranks import RankBudget, check_rank
-from mergelab.methods.registry import make
+from mergelab.methods.registry import strategy_of
 
 MINIATURE = "miniature/"
 
@@ -187,7 +187,7 @@ def expanded_merges(config: Config) -> dict[str, dict[str, Any]]:
                 raise OptionError(f"merges: {label!r} is given twice")
             if "rank" in keywords:
                 keywords["rank"] = _rank(keywords["rank"])
-            make(str(keywords["method"]), {k: v for k, v in keywords.items() if k not in ("method", "rank", "seed")})
+            strategy_of(str(keywords["method"]), {k: v for k, v in keywords.items() if k not in ("method", "rank", "seed")})
             found[label] = keywords
     return found
 

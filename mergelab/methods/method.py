@@ -41,12 +41,12 @@ class Part(NamedTuple):
     Attributes:
         change: its low-rank change, without the weight.
         weight: its weight in this layer, not zero.
-        index: its place in the list that `merge` was given.
+        adapter: which it is, in the list that `merge` was given.
     """
 
     change: Factors
     weight: float
-    index: int
+    adapter: int
 
     @property
     def weighted(self) -> Factors:
