@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 
 from mergelab.linalg.dense import squared_norm, svd_dense
 from mergelab.linalg.lowrank import Factors, Spectrum, inner, orthonormal_cores, stack, svd
-from mergelab.linalg.selection import EVERYTHING, Tally, select
+from mergelab.linalg.selection import EVERYTHING, Search
 from mergelab.ranks import RankBudget, rank_for_energy, target_rank
 from tests.synthetic import drop, trim, trim_topk
 
@@ -143,10 +141,13 @@ def test_kth_largest_magnitude_is_exact(n: int, block: int, share: float, seed: 
     xs = [torch.randn(n, generator=generator) * 2.0**power, torch.randint(-3, 4, (n,), generator=generator).float()]
     k = int(share * n)
 
-    def visit(look: Callable[[int, torch.Tensor], Tally]) -> Iterable[tuple[int, Tally]]:
-        return ((i, look(i, part.abs())) for i, x in enumerate(xs) for part in x.split(block))
-
-    for x, threshold in zip(xs, select(visit, [k, k], [n, n], [EVERYTHING] * 2)):
+    search = Search([k, k], [n, n], [EVERYTHING] * 2)
+    while search.is_open:
+        for i, x in enumerate(xs):
+            for part in x.split(block):
+                search.add(i, search.look(i, part.abs()))
+        search.narrow()
+    for x, threshold in zip(xs, search.thresholds):
         ordered = x.abs().sort(descending=True).values
         if k == 0:
             assert not trim(x, threshold).any()

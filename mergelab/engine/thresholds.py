@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from mergelab.linalg.selection import EVERYTHING, MAX_CANDIDATES, Bracket, Tally, bracket_of, sampled_bracket, select
+from mergelab.linalg.selection import EVERYTHING, MAX_CANDIDATES, Bracket, Search, Tally, bracket_of, sampled_bracket
 from mergelab.linalg.stacks import ChangeStack
 from mergelab.linalg.workspace import Workspace
 
@@ -31,12 +31,13 @@ def layer_thresholds(share: float, stacked: ChangeStack, workspace: Workspace) -
         picked = (min(SAMPLE_SIDE, side // 4) for side in stacked.shape)
         return sampled_bracket(stacked.sample(i, *picked), share, stacked.shape)
 
-    def visit(look: Callable[[int, Tensor], Tally]) -> Iterable[tuple[int, Tally]]:
-        return _visit_blocks(stacked, range(n), look, workspace)
-
     whole = size <= MAX_SEARCHED or share >= 1
     brackets = [EVERYTHING] * n if whole else list(workspace.map(bracket, range(n)))
-    return select(visit, [int(share * size)] * n, [size] * n, brackets)
+    search = Search([int(share * size)] * n, [size] * n, brackets)
+    while search.is_open:
+        _pass(search, range(n), stacked, workspace)
+        search.narrow()
+    return search.thresholds
 
 
 def adapter_thresholds(
@@ -50,11 +51,6 @@ def adapter_thresholds(
         count: of adapters.
         workspace: threads and memory.
     """
-
-    def visit(look: Callable[[int, Tensor], Tally]) -> Iterable[tuple[int, Tally]]:
-        for owners, stacked in stacks():
-            yield from _visit_blocks(stacked, owners, look, workspace)
-
     sizes = [0] * count
     samples: list[list[Tensor]] = [[] for _ in range(count)]
     for owners, stacked in stacks():
@@ -66,18 +62,22 @@ def adapter_thresholds(
         bracket_of(torch.cat(own), share, ADAPTER_MARGIN) if size > MAX_CANDIDATES else EVERYTHING
         for own, size in zip(samples, sizes)
     ]
-    return select(visit, [int(share * size) for size in sizes], sizes, brackets)
+    search = Search([int(share * size) for size in sizes], sizes, brackets)
+    while search.is_open:
+        for owners, stacked in stacks():
+            _pass(search, owners, stacked, workspace)
+        search.narrow()
+    return search.thresholds
 
 
-def _visit_blocks(
-    stacked: ChangeStack, owners: Sequence[int], look: Callable[[int, Tensor], Tally], workspace: Workspace
-) -> Iterable[tuple[int, Tally]]:
+def _pass(search: Search, owners: Sequence[int], stacked: ChangeStack, workspace: Workspace) -> None:
     """Look at the magnitudes in every block of every matrix, each under the number of its owner."""
     jobs = [(i, rows) for i in range(len(stacked.matrices)) for rows in stacked.blocks()]
 
-    def one(job: tuple[int, slice]) -> tuple[int, Tally]:
+    def look(job: tuple[int, slice]) -> tuple[int, Tally]:
         i, rows = job
         memory = workspace.scratch(rows.stop - rows.start, stacked.shape[1], device=stacked.device)
-        return owners[i], look(owners[i], stacked.rows(i, rows, out=memory).abs_())
+        return owners[i], search.look(owners[i], stacked.rows(i, rows, out=memory).abs_())
 
-    return workspace.map(one, jobs)
+    for owner, tally in workspace.map(look, jobs):
+        search.add(owner, tally)

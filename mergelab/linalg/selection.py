@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +19,6 @@ _DEVIATIONS, _LEAST_MARGIN = 3.0, 0.001
 # Between which magnitudes the answer is looked for: `low <= |x| < high`.
 Bracket = tuple[float, float]
 EVERYTHING: Bracket = (0.0, math.inf)
-# Applies a function to the magnitudes in every block of every vector: `(vector, magnitudes) -> result`.
-Visit = Callable[[Callable[[int, Tensor], "Tally"]], Iterable[tuple[int, "Tally"]]]
 
 
 class Tally(NamedTuple):
@@ -58,47 +56,56 @@ class _Collected:
         self.histogram += _histogram(tally.values, self.bracket)
 
 
-def select(visit: Visit, counts: Sequence[int], sizes: Sequence[int], brackets: Sequence[Bracket]) -> list[float]:
-    """The exact `counts[i]`-th largest magnitude of vector i, which is only ever seen in blocks.
+class Search:
+    """The exact `counts[i]`-th largest magnitude of each of several vectors that are only ever seen in blocks.
 
     Every pass counts what lies above the bracket of a vector and collects what lies within. Few values are searched; of
     many, a histogram over the bits (whose order is that of the magnitudes) gives a narrower bracket for the next pass.
 
     Args:
-        visit: called once for each pass; see `Visit`.
         counts: how many entries of each vector to keep, `0 <= counts[i] <= sizes[i]`.
         sizes: length of each vector.
         brackets: in which the answers probably lie: a good one saves a pass, a bad one costs one.
 
-    Returns:
-        One threshold per vector: infinity where nothing is kept, 0 where everything is.
+    Attributes:
+        thresholds: one for each vector: infinity where nothing is kept, 0 where everything is.
 
     Example:
-        >>> def visit(look):
-        ...     return [(0, look(0, torch.tensor(block).abs())) for block in ([1.0, -3.0], [2.0])]
-        >>> select(visit, [2], [3], [EVERYTHING])
+        >>> search = Search([2], [3], [EVERYTHING])
+        >>> while search.is_open:
+        ...     for block in ([1.0, -3.0], [2.0]):
+        ...         search.add(0, search.look(0, torch.tensor(block).abs()))
+        ...     search.narrow()
+        >>> search.thresholds
         [2.0]
     """
-    thresholds = [math.inf if k == 0 else 0.0 for k in counts]
-    searched = {i: brackets[i] for i, k in enumerate(counts) if 0 < k < sizes[i]}
-    while searched:
-        found = {i: _Collected(bracket) for i, bracket in searched.items()}
 
-        def look(i: int, magnitudes: Tensor, searched: dict[int, Bracket] = searched) -> Tally:
-            return _look(magnitudes, searched[i]) if i in searched else Tally(0, magnitudes[:0])
+    def __init__(self, counts: Sequence[int], sizes: Sequence[int], brackets: Sequence[Bracket]) -> None:
+        self.thresholds = [math.inf if k == 0 else 0.0 for k in counts]
+        self._counts = counts
+        self._open = {i: _Collected(brackets[i]) for i, k in enumerate(counts) if 0 < k < sizes[i]}
 
-        for i, tally in visit(look):
-            if i in searched:
-                found[i].add(tally)
-        narrower = {}
-        for i, collected in found.items():
-            answer = _decide(collected, counts[i])
+    @property
+    def is_open(self) -> bool:
+        """Whether another pass over all blocks is needed."""
+        return bool(self._open)
+
+    def look(self, i: int, magnitudes: Tensor) -> Tally:
+        """What a block of vector i holds; several threads may look at a time."""
+        return _look(magnitudes, self._open[i].bracket) if i in self._open else Tally(0, magnitudes[:0])
+
+    def add(self, i: int, tally: Tally) -> None:
+        """Take down what a block of vector i holds."""
+        if i in self._open:
+            self._open[i].add(tally)
+
+    def narrow(self) -> None:
+        """After a pass over all blocks: decide what can be decided."""
+        answers = {i: _decide(collected, self._counts[i]) for i, collected in self._open.items()}
+        self._open = {i: _Collected(answer) for i, answer in answers.items() if not isinstance(answer, float)}
+        for i, answer in answers.items():
             if isinstance(answer, float):
-                thresholds[i] = answer
-            else:
-                narrower[i] = answer
-        searched = narrower
-    return thresholds
+                self.thresholds[i] = answer
 
 
 def sampled_bracket(sample: Tensor, share: float, of: tuple[int, int]) -> Bracket:
@@ -139,19 +146,19 @@ def _look(magnitudes: Tensor, bracket: Bracket) -> Tally:
     return Tally(int(over_high.sum()), chosen.cpu())
 
 
-def _decide(found: _Collected, k: int) -> float | Bracket:
+def _decide(collected: _Collected, k: int) -> float | Bracket:
     """The k-th largest magnitude, or where to look for it next."""
-    low, high = found.bracket
-    if k <= found.above:
+    low, high = collected.bracket
+    if k <= collected.above:
         return (high, math.inf) if high < math.inf else math.inf
-    if k > found.above + found.inside:
+    if k > collected.above + collected.inside:
         return (0.0, low) if low > 0 else 0.0
-    k -= found.above
-    if found.histogram is None:
-        return _kth_largest(found.values, k)
-    from_top = found.histogram.flip(0).cumsum(0)
+    k -= collected.above
+    if collected.histogram is None:
+        return _kth_largest(collected.values, k)
+    from_top = collected.histogram.flip(0).cumsum(0)
     chosen = len(from_top) - 1 - int(torch.searchsorted(from_top, k))
-    start, shift = _scale(found.bracket)
+    start, shift = _scale(collected.bracket)
     first, last = start + (chosen << shift), start + ((chosen + 1) << shift)
     return _magnitude(first) if shift == 0 else (_magnitude(first), min(high, _magnitude(last)))
 
