@@ -170,7 +170,9 @@ def compare(adapters: Sequence[Adapter | Source]) -> Comparison:
     aligned_layers(found, names)
     everywhere = dict.fromkeys(name for a in found for name in a.layers)
     with threads() as pool:
-        measured = dict(zip(everywhere, Workspace(pool).map(lambda name: _measure_layer(found, names, name), everywhere)))
+        measured = dict(
+            zip(everywhere, Workspace(pool).map(lambda name: _measure_layer(found, names, name), everywhere))
+        )
     rows, shared = [], {}
     for i, j in itertools.combinations(range(len(found)), 2):
         both = [name for name in found[i].layers if name in found[j].layers]

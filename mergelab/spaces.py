@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mergelab.errors import OptionError
-from mergelab.linalg.lowrank import Core, Factors, orthonormal_cores, stack, stacked_qr
+from mergelab.linalg.lowrank import Core, Factors, stacked_gram
 from mergelab.linalg.stacks import ChangeStack
 
 # Singular directions below this share of the largest are rounding, not part of any change.
@@ -108,34 +108,31 @@ def core_coordinates(changes: Sequence[Factors], weights: Sequence[float], weigh
     on nothing but the changes, as long as the singular values differ. Basis "factors": those of the stacked `lora_B`
     and `lora_A`, weights and scalings in the first, as the published code takes them (arXiv 2509.17786).
     """
-    weighted = [c.scaled(w) for c, w in zip(changes, weights)]
+    whole = stacked_gram([c.scaled(w) for c, w in zip(changes, weights)])
+    cores = whole.cores()
     if basis == "factors":
-        q_b, cores, q_a = orthonormal_cores(weighted)
-        stacked = stack(weighted)
-        u, left = _left_vectors(q_b, q_b.double().T @ stacked.B.double())
-        v, right = _left_vectors(q_a, q_a.double().T @ stacked.A.T.double())
+        u, left = _singular_vectors(whole.B, whole.r_b)
+        v, right = _singular_vectors(whole.A.T, whole.r_a)
     else:
-        whole = stacked_qr(weighted, torch.float64)
-        cores = whole.cores()
         u, left = _span(whole.B, cores, whole.r_a.split(whole.ranks, dim=1))
         v, right = _span(whole.A.T, [m.T for m in cores], whole.r_b.split(whole.ranks, dim=1))
-    stack_ = _for_rule([left.T @ m @ right for m in cores], weights, weigh)
-    return Coordinates((stack_,), lambda results: Core(u, results[0].double(), v))
+    seen = _for_rule([left.T @ m @ right for m in cores], weights, weigh)
+    return Coordinates((seen,), lambda results: Core(u, results[0].double(), v))
 
 
 def knots_coordinates(changes: Sequence[Factors], weights: Sequence[float], weigh: bool, basis: str) -> Coordinates:
     """`Sigma V_i.T` of the joint decomposition `[delta_1 | ... | delta_n] = U Sigma V.T` (KnOTS, arXiv 2410.19735)."""
-    whole = stacked_qr([c.scaled(w) for c, w in zip(changes, weights)], torch.float64)
+    whole = stacked_gram([c.scaled(w) for c, w in zip(changes, weights)])
     u, left = _span(whole.B, whole.cores(), whole.r_a.split(whole.ranks, dim=1))
-    # `U.T delta_i`, without the orthonormal factors of delta_i: what is left of B's triangle times A.
-    triangles, rows = whole.r_b.split(whole.ranks, dim=1), whole.A.double().split(whole.ranks)
-    stack_ = _for_rule([(left.T @ r).to(a) @ a for r, a in zip(triangles, rows)], weights, weigh)
+    # `U.T delta_i`, without the orthonormal factors of delta_i: what is left of B's root times A.
+    roots, rows = whole.r_b.split(whole.ranks, dim=1), whole.A.double().split(whole.ranks)
+    seen = _for_rule([(left.T @ r).to(a) @ a for r, a in zip(roots, rows)], weights, weigh)
 
     def restore(results: list[Tensor]) -> Core:
         q, r = torch.linalg.qr(results[0].T)
         return Core(u, r.double().T, q)
 
-    return Coordinates((stack_,), restore)
+    return Coordinates((seen,), restore)
 
 
 def factor_coordinates(changes: Sequence[Factors], weights: Sequence[float], weigh: bool, basis: str) -> Coordinates:
@@ -151,7 +148,7 @@ def factor_coordinates(changes: Sequence[Factors], weights: Sequence[float], wei
     return Coordinates((ChangeStack(a, signed), ChangeStack(b, roots)), lambda results: Factors(results[1], results[0]))
 
 
-def _span(columns: Tensor, cores: Sequence[Tensor], triangles: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _span(columns: Tensor, cores: Sequence[Tensor], roots: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Left singular vectors of the changes side by side, in full and in the coordinates of the cores.
 
     With `l` in these coordinates, `sum_i m_i m_i.T l = s^2 l` and `m_i = r_i t_i.T`, so that the vector in full is
@@ -161,18 +158,18 @@ def _span(columns: Tensor, cores: Sequence[Tensor], triangles: Sequence[Tensor])
     squares, left = squares.flip(0), left.flip(1)
     count = max(1, int((squares > NULL_TOLERANCE**2 * squares[0]).sum()))
     squares, left = squares[:count], left[:, :count]
-    parts = [t.T @ (m.T @ left) for m, t in zip(cores, triangles)]
+    parts = [t.T @ (m.T @ left) for m, t in zip(cores, roots)]
     vectors = columns @ (torch.cat(parts) / squares.clamp_min(1e-300)).to(columns)
     signs = _signs(vectors)
     return vectors * signs, left * signs.to(left)
 
 
-def _left_vectors(q: Tensor, core: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors of `q @ core` and of `core`."""
-    left, _, _ = torch.linalg.svd(core, full_matrices=False)
-    vectors = q @ left.to(q.dtype)
+def _singular_vectors(columns: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors of a matrix, from its root; in the coordinates of the root they are the axes."""
+    squares = root.square().sum(dim=1)
+    vectors = (columns.double() @ (root.T / squares.clamp_min(1e-300)).to(columns.device)).to(columns)
     signs = _signs(vectors)
-    return vectors * signs, left * signs
+    return vectors * signs, torch.diag(signs.to(root))
 
 
 def _signs(vectors: Tensor) -> Tensor:

@@ -92,9 +92,11 @@ def test_a_table_of_rows_and_columns_has_no_structure() -> None:
 @pytest.mark.parametrize("probability", [1e-4, 0.1, 0.5, 0.9, 0.9999])
 def test_a_share_is_kept(probability: float) -> None:
     """To four standard errors, for many small matrices of neighbouring keys too."""
-    kept = torch.cat([EntryDraws(key_of(0, "layer", i)).keep(probability, slice(0, 100), 200) for i in range(50)])
-    error = math.sqrt(probability * (1 - probability) / kept.numel())
-    assert abs(float(kept.double().mean()) - probability) < 4.5 * error
+    everything = slice(0, 100)
+    kept = [EntryDraws(key_of(0, "layer", i)).keep_(torch.ones(100, 200), probability, everything) for i in range(50)]
+    error = math.sqrt(probability * (1 - probability) / (50 * 100 * 200))
+    assert set(torch.cat(kept).unique().tolist()) <= {0.0, 1.0}
+    assert abs(float(torch.cat(kept).double().mean()) - probability) < 4.5 * error
 
 
 def test_draws_are_a_function_of_the_place() -> None:
@@ -104,10 +106,11 @@ def test_draws_are_a_function_of_the_place() -> None:
         assert torch.equal(bits(7, "layer", 2, rows=rows), whole[rows])
     assert torch.equal(bits(7, "layer", 2, columns=99), whole[:, :99])
     assert EntryDraws(12345).bits(slice(0, 2), 3).tolist() == FIXED
-    assert not EntryDraws(0).keep(0.0, slice(0, 50), 50).any()
+    assert not EntryDraws(0).keep_(torch.ones(50, 50), 0.0, slice(0, 50)).any()
+    assert EntryDraws(0).keep_(torch.ones(50, 50), 1.0, slice(0, 50)).all()
 
 
-FIXED = [[-963528592, -1747077410, 1787616755], [-376615584, -1405550579, 1838962046]]
+FIXED = [[-963543327, -1747115773, 1787606911], [-376593171, -1405506508, 1838954722]]
 
 
 @pytest.mark.gpu

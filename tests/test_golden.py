@@ -198,9 +198,9 @@ class Mask(EntryDraws):
         super().__init__(0)
         self.__dict__["mask"] = mask
 
-    def keep(self, probability: float, rows: slice, columns: int, device: torch.device | str = "cpu") -> Tensor:
+    def keep_(self, x: Tensor, probability: float, rows: slice) -> Tensor:
         """Rows of the mask."""
-        return self.__dict__["mask"][rows]
+        return x.mul_(self.__dict__["mask"][rows])
 
 
 class Stored(LayerChance):

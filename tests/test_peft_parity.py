@@ -209,10 +209,9 @@ def peft_with_draws(
 class PeftDraws(EntryDraws):
     """Masks drawn from one generator, one after the other, as PEFT draws them; the layers here are one block."""
 
-    def keep(self, probability: float, rows: slice, columns: int, device: torch.device | str = "cpu") -> Tensor:
+    def keep_(self, x: Tensor, probability: float, rows: slice) -> Tensor:
         """The next mask."""
-        shape = (rows.stop - rows.start, columns)
-        return torch.bernoulli(torch.full(shape, probability), generator=self.__dict__["generator"])
+        return x.mul_(torch.bernoulli(torch.full(x.shape, probability), generator=self.__dict__["generator"]))
 
 
 class PeftChance(LayerChance):

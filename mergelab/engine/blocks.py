@@ -50,7 +50,7 @@ def merge_layer(
 def coordinates_of(method: MatrixWise, parts: Sequence[Part]) -> Coordinates:
     """The changes of a layer in the space of a method, as its rule is to see them."""
     changes, weights = [part.change for part in parts], [part.weight for part in parts]
-    return method.acts_in.build(changes, weights, method.weights_first, method.basis)
+    return method.acts_in.build(changes, weights, method.weights_before_rule, method.basis)
 
 
 def merge_stack(

@@ -187,7 +187,9 @@ def expanded_merges(config: Config) -> dict[str, dict[str, Any]]:
                 raise OptionError(f"merges: {label!r} is given twice")
             if "rank" in keywords:
                 keywords["rank"] = _rank(keywords["rank"])
-            strategy_of(str(keywords["method"]), {k: v for k, v in keywords.items() if k not in ("method", "rank", "seed")})
+            strategy_of(
+                str(keywords["method"]), {k: v for k, v in keywords.items() if k not in ("method", "rank", "seed")}
+            )
             found[label] = keywords
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -48,21 +49,36 @@ class EntryDraws:
     def bits(self, rows: slice, columns: int, device: torch.device | str = "cpu") -> Tensor:
         """int32 `(rows, columns)`: all 2^32 values are equally likely."""
         row = _hashed(torch.arange(rows.start, rows.stop, device=device), self.key)[:, None]
-        column = _hashed(torch.arange(columns, device=device), ~self.key)
-        x = _low(row) + _low(column)
+        x = _low(row) + _columns(self.key, columns, torch.device(device))
         scratch = torch.empty_like(x)
         _xor_shifted(x, 16, scratch).mul_(_FIRST).bitwise_xor_(_low(row >> 32))
-        _xor_shifted(x, 15, scratch).mul_(_SECOND)
-        return _xor_shifted(x, 16, scratch)
+        return _xor_shifted(x, 15, scratch).mul_(_SECOND)
 
-    def keep(self, probability: float, rows: slice, columns: int, device: torch.device | str = "cpu") -> Tensor:
-        """bool `(rows, columns)`: true with this probability, to 2^-32."""
-        below = min(round(probability * (1 << 32)), (1 << 32) - 1) - (1 << 31)
-        return self.bits(rows, columns, device) < below
+    def keep_(self, x: Tensor, probability: float, rows: slice) -> Tensor:
+        """Set to zero, in place, all entries of these rows but those that are kept with this probability (to 2^-31).
+
+        Args:
+            x: float32 `(rows, columns)`.
+            probability: in [0, 1].
+            rows: which they are.
+        """
+        if probability >= 1:
+            return x
+        # The sign of the difference is all ones or all zeros: a mask without a branch. Halves, so that none overflows.
+        below = round(probability * (1 << 31)) - (1 << 30)
+        mask = self.bits(rows, x.shape[1], x.device).bitwise_right_shift_(1).sub_(below).bitwise_right_shift_(31)
+        x.view(torch.int32).bitwise_and_(mask)
+        return x
 
     def uniform(self, rows: slice, columns: int, device: torch.device | str = "cpu") -> Tensor:
         """float32 `(rows, columns)` in [0, 1), multiples of 2^-24."""
         return _shifted(self.bits(rows, columns, device), 8).to(torch.float32).mul_(2.0**-24)
+
+
+@lru_cache(maxsize=32)
+def _columns(key: int, count: int, device: torch.device) -> Tensor:
+    """The 32 bits of each column, the same for all blocks of a matrix."""
+    return _low(_hashed(torch.arange(count, device=device), ~key))
 
 
 def _hashed(counter: Tensor, key: int) -> Tensor:

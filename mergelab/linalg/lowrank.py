@@ -15,6 +15,8 @@ from torch import Tensor
 
 # Singular values below this share of the largest are what float32 leaves of zero.
 NULL, TINY = 1e-7, 1e-300
+# Eigenvalues of a Gram matrix in float64 below this share of the largest are what is left of zero.
+GRAM_NULL = 1e-15
 
 
 class Factors(NamedTuple):
@@ -75,16 +77,16 @@ def stack(changes: Sequence[Factors]) -> Factors:
     return Factors(torch.cat([c.B for c in changes], dim=1), torch.cat([c.A for c in changes], dim=0))
 
 
-class StackedQR(NamedTuple):
-    """Changes side by side, and the triangles of the QR decompositions of their stacked factors.
+class Stacked(NamedTuple):
+    """Changes side by side, and roots of the Gram matrices of their stacked factors.
 
-    With `B = Q_B r_b` and `A.T = Q_A r_a`, what happens in the span of the changes is arithmetic on the triangles. The
+    With `B = Q_b r_b` and `A.T = Q_a r_a`, what happens in the span of the changes is arithmetic on the roots. The
     large orthonormal factors, which cost more than all the rest, are never formed: a direction of the span is a
     combination of the columns of B or of the rows of A.
 
     Attributes:
         B, A: `(out, k)` and `(k, in)`, stacked.
-        r_b, r_a: `(min(out, k), k)` and `(min(in, k), k)`, in float64, on the CPU.
+        r_b, r_a: `(at most k, k)`, in float64, on the CPU: `r_b.T r_b = B.T B` and `r_a.T r_a = A A.T`.
         ranks: of the changes, which sum to k.
     """
 
@@ -95,34 +97,36 @@ class StackedQR(NamedTuple):
     ranks: tuple[int, ...]
 
     def cores(self) -> list[Tensor]:
-        """`Q_B.T delta_i Q_A` for each change."""
+        """`Q_b.T delta_i Q_a` for each change."""
         pairs = zip(self.r_b.split(self.ranks, dim=1), self.r_a.split(self.ranks, dim=1))
         return [b @ a.T for b, a in pairs]
 
 
-def stacked_qr(changes: Sequence[Factors], dtype: torch.dtype = torch.float32) -> StackedQR:
-    """The changes of one layer, in the coordinates of their common span; the triangles are computed in this dtype.
-
-    In float32, coordinates of changes that cancel differ by rounding of the size of the largest: small ones then have
-    signs of their own. A rule that looks at signs needs float64.
-    """
+def stacked_qr(changes: Sequence[Factors]) -> Stacked:
+    """The roots are the triangles of QR decompositions in float32: right to 1e-7 of the largest change."""
     stacked = stack(changes)
     # Small matrices in float64 are work for the CPU, wherever the factors are.
-    r_b = torch.linalg.qr(stacked.B.to(dtype), mode="r").R.cpu().double()
-    r_a = torch.linalg.qr(stacked.A.T.to(dtype), mode="r").R.cpu().double()
-    return StackedQR(*stacked, r_b, r_a, tuple(c.A.shape[0] for c in changes))
+    r_b = torch.linalg.qr(stacked.B, mode="r").R.cpu().double()
+    r_a = torch.linalg.qr(stacked.A.T, mode="r").R.cpu().double()
+    return Stacked(*stacked, r_b, r_a, tuple(c.A.shape[0] for c in changes))
 
 
-def orthonormal_cores(changes: Sequence[Factors]) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Orthonormal `U (out, k)` and `V (in, l)` that span all column and row spaces, and the cores `U.T delta_i V`.
+def stacked_gram(changes: Sequence[Factors]) -> Stacked:
+    """The roots are those of Gram matrices in float64: equal and opposite changes have coordinates that cancel.
 
-    `delta_i = U @ cores[i] @ V.T` to float precision: nothing of any change is lost.
+    (In float32 they differ by rounding of the size of the largest, and small ones have signs of their own.) The rows of
+    a root are orthogonal, the longest first: it is `diag(s) V.T` of the decomposition of B, or of A.T.
     """
     stacked = stack(changes)
-    q_b, r_b = torch.linalg.qr(stacked.B.double())
-    q_a, r_a = torch.linalg.qr(stacked.A.T.double())
-    cores = StackedQR(*stacked, r_b, r_a, tuple(c.A.shape[0] for c in changes)).cores()
-    return q_b.to(stacked.B), cores, q_a.to(stacked.A)
+    return Stacked(*stacked, _gram_root(stacked.B), _gram_root(stacked.A.T), tuple(c.A.shape[0] for c in changes))
+
+
+def _gram_root(x: Float[Tensor, "n k"]) -> Float64[Tensor, "l k"]:
+    exact = x.double()
+    values, vectors = torch.linalg.eigh((exact.T @ exact).cpu())
+    values, vectors = values.flip(0), vectors.flip(1)
+    count = max(1, int((values > GRAM_NULL * values[0]).sum()))
+    return (vectors[:, :count] * values[:count].clamp_min(0).sqrt()).T
 
 
 class DecomposedSum(NamedTuple):

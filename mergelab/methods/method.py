@@ -135,7 +135,7 @@ class MatrixWise(Strategy):
             )
 
     @property
-    def weights_first(self) -> bool:
+    def weights_before_rule(self) -> bool:
         """Are changes multiplied by their weights before sparsifier and rule see them? (Their weights are then 1.)"""
         return True
 

@@ -50,7 +50,7 @@ class Custom(MatrixWise):
     breaks: ClassVar[Mapping[str, str]] = {}
 
     @property
-    def weights_first(self) -> bool:
+    def weights_before_rule(self) -> bool:
         """The function gets the changes as they are, and their weights."""
         return False
 

@@ -119,9 +119,7 @@ class Drop(Sparsifier):
 
     def apply(self, x: Tensor, prepared: None, draws: EntryDraws, rows: slice) -> Tensor:
         """The draw of an entry depends on its place alone."""
-        if self.density >= 1:
-            return x
-        return x.mul_(draws.keep(self.density, rows, x.shape[1], x.device)).div_(self.density)
+        return draws.keep_(x, self.density, rows).div_(self.density)
 
     def as_peft(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """`rand < density` on the CPU is what `torch.bernoulli` gives, in a third of the time."""

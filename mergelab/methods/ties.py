@@ -66,8 +66,8 @@ def elect_and_average(
         merged = (agreeing * weights.view(-1, *[1] * (changes.dim() - 1))).sum(dim=0)
     if not tie_is_positive:
         # What was cast is what agrees and what opposes: twice what agrees, less the majority.
-        tie = total.abs() <= 2 * TIE * unweighted
-        elected.masked_fill_(tie if majority_sign == "total" else tie & (counted == 0), 0.0)
+        decided = total.abs().sub_(unweighted, alpha=2 * TIE).clamp_(min=0.0).sign_()
+        elected = elected * (decided if majority_sign == "total" else torch.where(counted == 0, decided, 1.0))
     count = agreeing.sign_().sum(dim=0).clamp_(min=1.0)
     return merged.mul_(elected).div_(count)
 
@@ -98,7 +98,7 @@ class Elect(EntryWise):
         return self.lam
 
     @property
-    def weights_first(self) -> bool:
+    def weights_before_rule(self) -> bool:
         """Not in PEFT, which votes on the unscaled values."""
         return self.variant == "scaled"
 
