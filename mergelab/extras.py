@@ -12,14 +12,14 @@ from mergelab.adapter import Adapter
 from mergelab.combining import combine
 from mergelab.errors import LayerError
 from mergelab.job import Job, layer_generator
-from mergelab.layer import BIAS
+from mergelab.layer import BIAS_SUFFIX
 from mergelab.lowrank import Factors
 from mergelab.spaces import view_of
 
 
 def bias_only(adapter: Adapter) -> list[str]:
     """Layers of which an adapter changes nothing but the bias."""
-    biased = (key.removesuffix(BIAS) for key in adapter.extras if key.endswith(BIAS))
+    biased = (key.removesuffix(BIAS_SUFFIX) for key in adapter.extras if key.endswith(BIAS_SUFFIX))
     return [name for name in biased if name not in adapter.layers]
 
 
@@ -31,12 +31,12 @@ def merge_extras(job: Job, names: Sequence[str]) -> tuple[dict[str, Tensor], lis
     owners: dict[str, list[int]] = {}
     for i, adapter in enumerate(job.adapters):
         for key in adapter.extras:
-            layer = key.removesuffix(BIAS)
-            if job.weights[i][layer] != 0 if key.endswith(BIAS) else any(job.weights[i].values()):
+            layer = key.removesuffix(BIAS_SUFFIX)
+            if job.weights[i][layer] != 0 if key.endswith(BIAS_SUFFIX) else any(job.weights[i].values()):
                 owners.setdefault(key, []).append(i)
     for key, present in owners.items():
         tensors = [job.adapters[i].extras[key] for i in present]
-        if key.endswith(BIAS):
+        if key.endswith(BIAS_SUFFIX):
             extras[key] = _merge_bias(job, key, {i: t.float() for i, t in zip(present, tensors)}, names)
         elif all(torch.equal(t, tensors[0]) for t in tensors[1:]):
             extras[key] = tensors[0]
@@ -56,7 +56,7 @@ def _merge_bias(job: Job, key: str, biases: dict[int, Tensor], names: Sequence[s
         found = ", ".join(f"{names[i]} {tuple(t.shape)}" for i, t in biases.items())
         raise LayerError(f"{key}: the biases have different shapes: {found}; are they for one base model?")
     strategy = replace(job.strategy, space="delta", basis="changes")
-    weights = {i: job.weights[i][key.removesuffix(BIAS)] for i in biases}
+    weights = {i: job.weights[i][key.removesuffix(BIAS_SUFFIX)] for i in biases}
     order = sorted(biases, key=lambda i: weights[i] * float(biases[i].double().sum()))
     rows = [Factors(torch.ones(1, 1), biases[i][None]) for i in order]
     (stacked,) = view_of(strategy, rows, [weights[i] for i in order]).stacks

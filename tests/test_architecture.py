@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mergelab as ml
-from mergelab.formats.architecture import detect
+from mergelab.formats.architectures import detect
 
 CROSS = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 DOUBLE = "transformer.transformer_blocks.{}.attn.to_q"

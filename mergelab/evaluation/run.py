@@ -14,7 +14,6 @@ import pandas as pd
 import yaml
 
 from mergelab.adapter import load
-from mergelab.base_models import check_base_models
 from mergelab.comparing import compare
 from mergelab.errors import OptionError, OutputError
 from mergelab.evaluation import metrics as metric_table
@@ -34,6 +33,7 @@ from mergelab.evaluation.generation import (
 )
 from mergelab.evaluation.scorers import Metric
 from mergelab.evaluation.store import Store, to_json, write
+from mergelab.formats.architectures import check_base_models
 from mergelab.provenance import package_version
 
 

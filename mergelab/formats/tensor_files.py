@@ -1,14 +1,11 @@
-"""Files: safetensors in and out, pickles when allowed, and where a source is found."""
+"""Files of tensors: safetensors in and out, pickles when allowed."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import shutil
 import struct
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mergelab.errors import FormatError, OutputError, SourceError
+from mergelab.formats.files import replacing
+from mergelab.formats.messages import about
+from mergelab.formats.options import ReadOptions
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 HASH = "modelspec.hash_sha256"
@@ -39,36 +39,36 @@ _DTYPES = {
 }
 
 
-def read_tensors(path: Path, allow_pickle: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, options: ReadOptions) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors (memory-mapped where the format allows) and the header's strings.
 
     Raises:
         SourceError, FormatError: no such file, or one that is damaged or not what its name says.
     """
-    if not path.is_file():
-        raise SourceError(f"{path}: there is no such file")
-    if path.suffix.lower() in PICKLES:
-        if not allow_pickle:
+    with about(path):
+        if not path.is_file():
+            raise SourceError("there is no such file")
+        if path.suffix.lower() not in PICKLES:
+            return _read_safetensors(path)
+        if not options.allow_pickle:
             raise FormatError(
-                f"{path}: is a pickle by its name, which can run code when it is read; pass allow_pickle=True "
+                "is a pickle by its name, which can run code when it is read; pass allow_pickle=True "
                 "(--allow-pickle) to read its tensors with weights_only=True"
             )
         return _read_pickle(path), {}
-    return read_safetensors(path)
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file, memory-mapped, and its metadata."""
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with path.open("rb") as file:
             start = file.read(8)
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror}") from None
+        raise SourceError(f"cannot be read: {error.strerror}") from None
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return check_tensors(tensors, str(path)), dict(metadata)
+        return check_tensors(tensors), dict(metadata)
     except FormatError:
         raise
     except Exception as error:  # a damaged file makes the package raise a dozen different things
@@ -76,37 +76,37 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     # Looked at only now: a header of 640 bytes begins as a pickle does.
     if start[:4] == b"PK\x03\x04" or start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
         raise FormatError(
-            f"{path}: is a PyTorch pickle, expected safetensors; give it its name (.pt) and pass allow_pickle=True "
+            "is a PyTorch pickle, expected safetensors; give it its name (.pt) and pass allow_pickle=True "
             "(--allow-pickle) if you trust it"
         )
-    raise FormatError(f"{path}: is no whole safetensors file: {reason}; download or save it again")
+    raise FormatError(f"is no whole safetensors file: {reason}; download or save it again")
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise FormatError(f"{path}: cannot be read with weights_only=True: {_one_line(error)}") from None
+        raise FormatError(f"cannot be read with weights_only=True: {_one_line(error)}") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
-        raise FormatError(f"{path}: expected tensors by name, found {type(content).__name__}")
-    return check_tensors(content, str(path))
+        raise FormatError(f"expected tensors by name, found {type(content).__name__}")
+    return check_tensors(content)
 
 
-def check_tensors(tensors: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
+def check_tensors(tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Tensors by name, raise where they are not; float8 and the like, which hardly any operation takes, as float32."""
     plain: dict[str, Tensor] = {}
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise FormatError(f"{source}: expected tensors by name, found {type(value).__name__} at {key!r}")
+            raise FormatError(f"expected tensors by name, found {type(value).__name__} at {key!r}")
         if value.layout != torch.strided or value.is_meta or value.is_quantized:
-            raise FormatError(f"{source}: {key!r} is no plain tensor with values: found {value.layout}, {value.device}")
+            raise FormatError(f"{key!r} is no plain tensor with values: found {value.layout}, {value.device}")
         try:
             usual = not value.is_floating_point() or value.dtype in _USUAL
             plain[key] = value if usual else value.to(torch.float32)
         except (RuntimeError, NotImplementedError):
-            raise FormatError(f"{source}: {key!r} is {value.dtype}, which cannot be converted to float32") from None
+            raise FormatError(f"{key!r} is {value.dtype}, which cannot be converted to float32") from None
     return plain
 
 
@@ -114,30 +114,9 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def sha256_of(path: Path) -> str:
-    """Of the whole file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _raw(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
 def file_order(tensors: Mapping[str, Tensor]) -> list[str]:
     """Wide types first, so that every tensor is aligned; then by name."""
     return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-
-
-def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Of the tensors' bytes in the order of the file."""
-    digest = hashlib.sha256()
-    for name in file_order(tensors):
-        digest.update(_raw(tensors[name]))
-    return digest.hexdigest()
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -173,39 +152,13 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         file.write(head(digest.result()))
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; renamed to it on success, removed on any failure.
-
-    Raises:
-        OutputError: the system cannot write there (no such folder, no space, no permission).
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}; nothing was changed") from None
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Of the tensors' bytes in the order of the file."""
+    digest = hashlib.sha256()
+    for name in file_order(tensors):
+        digest.update(_raw(tensors[name]))
+    return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def replacing_folder(folder: Path, ours: set[str]) -> Iterator[Path]:
-    """A new folder beside `folder` to write to; it takes the place of `folder` when all is written.
-
-    Args:
-        folder: does not exist, or holds nothing but files named as `ours`, in it and in its folders.
-        ours: names of files that may be replaced.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: is a file, expected a folder")
-    strange = [path for path in folder.rglob("*") if path.is_file() and path.name not in ours]
-    if strange:
-        raise OutputError(f"{folder}: holds {strange[0].name}, which would be lost; choose another folder")
-    with replacing(folder) as temporary:
-        temporary.mkdir()
-        yield temporary
-        if folder.is_dir():
-            shutil.rmtree(folder)
+def _raw(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

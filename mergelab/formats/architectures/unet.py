@@ -1,92 +1,95 @@
-"""The UNet of Stable Diffusion: names of the original implementation ("sgm") and those of diffusers.
+"""The UNet of Stable Diffusion: diffusers' names and those of the original implementation ("sgm"), for any depth.
 
-Both UNets have two residual blocks per level, SDXL at three levels and SD 1.x and 2.x at four.
+Both UNets have two residual blocks per level on the way down and three on the way up, each with an attention block
+beside it where the level attends.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
+
+from mergelab.formats.architectures import text_encoders
+from mergelab.formats.architectures.evidence import Evidence
+from mergelab.formats.architectures.naming import Block, Holds, Naming, holds
 
 _RESNET = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
+    "in_layers.0": holds("norm1"),
+    "in_layers.2": holds("conv1"),
+    "emb_layers.1": holds("time_emb_proj"),
+    "out_layers.0": holds("norm2"),
+    "out_layers.3": holds("conv2"),
+    "skip_connection": holds("conv_shortcut"),
 }
 _TOP = {
-    "input_blocks.0.0": "conv_in",
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "label_emb.0.0": "add_embedding.linear_1",
-    "label_emb.0.2": "add_embedding.linear_2",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
+    "input_blocks.0.0": holds("conv_in"),
+    "time_embed.0": holds("time_embedding.linear_1"),
+    "time_embed.2": holds("time_embedding.linear_2"),
+    "out.0": holds("conv_norm_out"),
+    "out.2": holds("conv_out"),
 }
-_MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
-_RESNET_BACK = {v: k for k, v in _RESNET.items()}
-_TOP_BACK = {v: k for k, v in _TOP.items()}
-_MIDDLE_BACK = {v: k for k, v in _MIDDLE.items()}
-SGM_ROOTS = frozenset({"input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out"})
+_ADDED = {
+    "label_emb.0.0": holds("add_embedding.linear_1"),
+    "label_emb.0.2": holds("add_embedding.linear_2"),
+}
+# Within the attention blocks, whose modules are named alike; and what diffusers' UNet has beside the tables.
+_INSIDE = """
+    attentions transformer_blocks proj_in proj_out proj norm norm1 norm2 norm3 attn1 attn2 to_q to_k to_v to_out ff net
+    time_embedding add_embedding linear_1 linear_2 label_emb
+"""
 
 
-def diffusers_of(path: str) -> str | None:
-    """The diffusers name of a module of the original UNet; None if there is none.
+def unet_naming(attends: Sequence[bool], has_added_embedding: bool) -> Naming:
+    """The names of a UNet.
 
-    Example:
-        >>> diffusers_of("input_blocks.4.1.transformer_blocks.0.attn1.to_q")
-        'down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q'
+    Args:
+        attends: for each level, from the widest image to the narrowest, whether it has attention blocks.
+        has_added_embedding: whether the size of the image is embedded beside the time.
     """
-    if path in _TOP:
-        return _TOP[path]
-    if match := re.fullmatch(r"middle_block\.([012])\.(.+)", path):
-        return _inside(f"mid_block.{_MIDDLE[match[1]]}", match[2])
-    if match := re.fullmatch(r"input_blocks\.(\d+)\.(\d)\.(.+)", path):
-        level, layer = divmod(int(match[1]) - 1, 3)
-        if layer == 2:
-            return f"down_blocks.{level}.downsamplers.0.conv" if match[3] == "op" else None
-        kind = {"0": "resnets", "1": "attentions"}.get(match[2])
-        return _inside(f"down_blocks.{level}.{kind}.{layer}", match[3]) if kind and int(match[1]) else None
-    if match := re.fullmatch(r"output_blocks\.(\d+)\.(\d)\.(.+)", path):
-        level, layer = divmod(int(match[1]), 3)
-        if match[2] != "0" and match[3] == "conv":
-            return f"up_blocks.{level}.upsamplers.0.conv"
-        kind = {"0": "resnets", "1": "attentions"}.get(match[2])
-        return _inside(f"up_blocks.{level}.{kind}.{layer}", match[3]) if kind else None
-    return None
+    blocks: list[Block] = []
+    last = len(attends) - 1
+    for level, has_attention in enumerate(attends):
+        for layer in range(2):
+            blocks += _level(f"input_blocks.{3 * level + layer + 1}", f"down_blocks.{level}", layer, has_attention)
+        if level < last:
+            sampler = {"op": holds("conv")}
+            blocks.append(Block(f"input_blocks.{3 * level + 3}.0", f"down_blocks.{level}.downsamplers.0", sampler))
+    for index, name in enumerate(("resnets.0", "attentions.0", "resnets.1")):
+        modules = None if name.startswith("attentions") else _RESNET
+        blocks.append(Block(f"middle_block.{index}", f"mid_block.{name}", modules))
+    for level, has_attention in enumerate(reversed(attends)):
+        for layer in range(3):
+            blocks += _level(f"output_blocks.{3 * level + layer}", f"up_blocks.{level}", layer, has_attention)
+        if level < last:
+            # Behind the attention block, or in its place where the level has none.
+            original = f"output_blocks.{3 * level + 2}.{2 if has_attention else 1}"
+            blocks.append(Block(original, f"up_blocks.{level}.upsamplers.0", {"conv": holds("conv")}))
+    top: dict[str, Holds] = _TOP | (_ADDED if has_added_embedding else {})
+    return Naming("unet", tuple(blocks), top, frozenset(_INSIDE.split()), endings={"to_out": "to_out.0"})
 
 
-def sgm_of(path: str) -> str | None:
-    """The original name of a module of the diffusers UNet of SDXL; None if there is none.
+def _level(original: str, canonical: str, layer: int, has_attention: bool) -> list[Block]:
+    resnet = Block(f"{original}.0", f"{canonical}.resnets.{layer}", _RESNET)
+    attention = Block(f"{original}.1", f"{canonical}.attentions.{layer}")
+    return [resnet, attention] if has_attention else [resnet]
 
-    Example:
-        >>> sgm_of("up_blocks.1.upsamplers.0.conv")
-        'output_blocks.5.2.conv'
+
+def text_widths(evidence: Evidence) -> set[int]:
+    """Widths of the text embedding that cross-attention reads: 768, 1024 and 2048 in SD 1.x, SD 2.x and SDXL."""
+    return evidence.inputs(r"\.attn2\.to_[kv]$") if evidence.denoiser == "unet" else set()
+
+
+def fits_unet(evidence: Evidence) -> bool:
+    """A UNet, or the first text encoder alone: the header may say of which Stable Diffusion."""
+    return evidence.denoiser == "unet" or text_encoders.alone(evidence)
+
+
+def is_like_sdxl(evidence: Evidence) -> bool:
+    """Several transformers in one attention block, a second text encoder, or an embedding of sizes.
+
+    A second text encoder beside a text embedding of unknown width is that of a model of another layout.
     """
-    if path in _TOP_BACK:
-        return _TOP_BACK[path]
-    if match := re.fullmatch(r"mid_block\.((?:resnets|attentions)\.\d)\.(.+)", path):
-        return _back(f"middle_block.{_MIDDLE_BACK[match[1]]}", match[1], match[2]) if match[1] in _MIDDLE_BACK else None
-    if match := re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)", path):
-        way, level, kind, layer, rest = match.groups()
-        index = 3 * int(level) + int(layer) + (way == "down")
-        blocks = "input_blocks" if way == "down" else "output_blocks"
-        return _back(f"{blocks}.{index}.{int(kind == 'attentions')}", kind, rest)
-    if match := re.fullmatch(r"down_blocks\.(\d+)\.downsamplers\.0\.conv", path):
-        return f"input_blocks.{3 * int(match[1]) + 3}.0.op"
-    if match := re.fullmatch(r"up_blocks\.(\d+)\.upsamplers\.0\.conv", path):
-        return f"output_blocks.{3 * int(match[1]) + 2}.2.conv"
-    return None
-
-
-def _inside(block: str, rest: str) -> str | None:
-    if ".resnets." in block:
-        return f"{block}.{_RESNET[rest]}" if rest in _RESNET else None
-    return f"{block}.{rest}"
-
-
-def _back(block: str, kind: str, rest: str) -> str | None:
-    if kind.startswith("resnets"):
-        return f"{block}.{_RESNET_BACK[rest]}" if rest in _RESNET_BACK else None
-    return f"{block}.{rest}"
+    return (
+        evidence.blocks("transformer_blocks") > 1
+        or (evidence.has("text_encoder_2") and not text_widths(evidence))
+        or evidence.named("add_embedding")
+    )
