@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from mergelab.formats.architectures.architecture import Architecture, Kohya
 from mergelab.formats.architectures.evidence import Evidence
-from mergelab.formats.architectures.unet import fits_unet, is_like_sdxl, text_widths, unet_naming
+from mergelab.formats.architectures.unet import Level, fits_unet, is_like_sdxl, text_widths, unet_naming
 
+_LEVELS = (Level(320, True), Level(640, True), Level(1280, True), Level(1280, False))
 # Blocks that SDXL does not have.
 _OWN_BLOCKS = r"^(down_blocks\.(0\.attentions|3)|up_blocks\.3)\."
 
@@ -23,7 +24,7 @@ SD15 = Architecture(
     title="SD 1.x",
     denoiser="unet",
     changes="a UNet (Stable Diffusion)",
-    naming=unet_naming(attends=(True, True, True, False), has_added_embedding=False),
+    naming=unet_naming(_LEVELS, has_added_embedding=False),
     proves=_proves,
     fits=fits_unet,
     suggests=_suggests,

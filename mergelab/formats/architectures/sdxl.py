@@ -5,7 +5,9 @@ from __future__ import annotations
 from mergelab.formats.architectures import text_encoders
 from mergelab.formats.architectures.architecture import Architecture, Kohya
 from mergelab.formats.architectures.evidence import Evidence
-from mergelab.formats.architectures.unet import fits_unet, is_like_sdxl, text_widths, unet_naming
+from mergelab.formats.architectures.unet import Level, fits_unet, is_like_sdxl, text_widths, unet_naming
+
+_LEVELS = (Level(320, False), Level(640, True), Level(1280, True))
 
 
 def _proves(evidence: Evidence) -> bool:
@@ -24,7 +26,7 @@ SDXL = Architecture(
     title="SDXL",
     denoiser="unet",
     changes="a UNet (Stable Diffusion)",
-    naming=unet_naming(attends=(False, True, True), has_added_embedding=True),
+    naming=unet_naming(_LEVELS, has_added_embedding=True),
     proves=_proves,
     fits=fits_unet,
     suggests=_suggests,

@@ -6,7 +6,8 @@ beside it where the level attends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from mergelab.formats.architectures import text_encoders
 from mergelab.formats.architectures.evidence import Evidence
@@ -18,8 +19,8 @@ _RESNET = {
     "emb_layers.1": holds("time_emb_proj"),
     "out_layers.0": holds("norm2"),
     "out_layers.3": holds("conv2"),
-    "skip_connection": holds("conv_shortcut"),
 }
+_WIDENED = _RESNET | {"skip_connection": holds("conv_shortcut")}
 _TOP = {
     "input_blocks.0.0": holds("conv_in"),
     "time_embed.0": holds("time_embedding.linear_1"),
@@ -38,39 +39,57 @@ _INSIDE = """
 """
 
 
-def unet_naming(attends: Sequence[bool], has_added_embedding: bool) -> Naming:
+class Level(NamedTuple):
+    """One resolution of the UNet: its width, and whether it has attention blocks."""
+
+    width: int
+    attends: bool
+
+
+def unet_naming(levels: Sequence[Level], has_added_embedding: bool) -> Naming:
     """The names of a UNet.
 
     Args:
-        attends: for each level, from the widest image to the narrowest, whether it has attention blocks.
+        levels: from the widest image to the narrowest.
         has_added_embedding: whether the size of the image is embedded beside the time.
     """
-    blocks: list[Block] = []
-    last = len(attends) - 1
-    for level, has_attention in enumerate(attends):
-        for layer in range(2):
-            blocks += _level(f"input_blocks.{3 * level + layer + 1}", f"down_blocks.{level}", layer, has_attention)
-        if level < last:
-            sampler = {"op": holds("conv")}
-            blocks.append(Block(f"input_blocks.{3 * level + 3}.0", f"down_blocks.{level}.downsamplers.0", sampler))
-    for index, name in enumerate(("resnets.0", "attentions.0", "resnets.1")):
-        modules = None if name.startswith("attentions") else _RESNET
-        blocks.append(Block(f"middle_block.{index}", f"mid_block.{name}", modules))
-    for level, has_attention in enumerate(reversed(attends)):
-        for layer in range(3):
-            blocks += _level(f"output_blocks.{3 * level + layer}", f"up_blocks.{level}", layer, has_attention)
-        if level < last:
-            # Behind the attention block, or in its place where the level has none.
-            original = f"output_blocks.{3 * level + 2}.{2 if has_attention else 1}"
-            blocks.append(Block(original, f"up_blocks.{level}.upsamplers.0", {"conv": holds("conv")}))
+    blocks = [*_way_down(levels), *_middle(), *_way_up(levels)]
     top: dict[str, Holds] = _TOP | (_ADDED if has_added_embedding else {})
     return Naming("unet", tuple(blocks), top, frozenset(_INSIDE.split()), endings={"to_out": "to_out.0"})
 
 
-def _level(original: str, canonical: str, layer: int, has_attention: bool) -> list[Block]:
-    resnet = Block(f"{original}.0", f"{canonical}.resnets.{layer}", _RESNET)
-    attention = Block(f"{original}.1", f"{canonical}.attentions.{layer}")
-    return [resnet, attention] if has_attention else [resnet]
+def _way_down(levels: Sequence[Level]) -> Iterator[Block]:
+    width = levels[0].width
+    for i, level in enumerate(levels):
+        for layer in range(2):
+            resnet = _RESNET if level.width == width else _WIDENED
+            yield from _pair(f"input_blocks.{3 * i + layer + 1}", f"down_blocks.{i}", layer, resnet, level.attends)
+            width = level.width
+        if i < len(levels) - 1:
+            yield Block(f"input_blocks.{3 * i + 3}.0", f"down_blocks.{i}.downsamplers.0", {"op": holds("conv")})
+
+
+def _middle() -> Iterator[Block]:
+    yield Block("middle_block.0", "mid_block.resnets.0", _RESNET)
+    yield Block("middle_block.1", "mid_block.attentions.0")
+    yield Block("middle_block.2", "mid_block.resnets.1", _RESNET)
+
+
+def _way_up(levels: Sequence[Level]) -> Iterator[Block]:
+    for i, level in enumerate(reversed(levels)):
+        for layer in range(3):
+            # Each reads what the way down has left as well, and so is widened.
+            yield from _pair(f"output_blocks.{3 * i + layer}", f"up_blocks.{i}", layer, _WIDENED, level.attends)
+        if i < len(levels) - 1:
+            # Behind the attention block, or in its place where the level has none.
+            original = f"output_blocks.{3 * i + 2}.{2 if level.attends else 1}"
+            yield Block(original, f"up_blocks.{i}.upsamplers.0", {"conv": holds("conv")})
+
+
+def _pair(original: str, canonical: str, layer: int, resnet: dict[str, Holds], attends: bool) -> Iterator[Block]:
+    yield Block(f"{original}.0", f"{canonical}.resnets.{layer}", resnet)
+    if attends:
+        yield Block(f"{original}.1", f"{canonical}.attentions.{layer}")
 
 
 def text_widths(evidence: Evidence) -> set[int]:
