@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -162,13 +163,13 @@ def test_real_modules_have_original_names(architecture: Architecture) -> None:
             flat = flatten(name)
             assert flat is not None
             assert unflatten(flat) == name
-        read = locate([f"lora_unet_{flatten(place.module.path)}", f"{component}.{path}"]).values()
-        assert [(where.component, where.original, where.known) for where in read] == [
-            (component, place.module, True),
-            (component, None, True),
-        ]
-    for module, parts in found.items():  # none of the parts is left out
-        assert len(parts) == len(naming.module(module).parts)  # type: ignore[union-attr]
+    for path, where in zip(
+        layers(architecture), locate(f"{component}.{path}" for path in layers(architecture)).values()
+    ):
+        assert (where.component, where.path, where.known) == (component, path, True)
+    for path, where in zip(found, locate(f"lora_unet_{flatten(path)}" for path in found).values()):
+        assert (where.component, where.original, where.known) == (component, naming.module(path), True)
+        assert len(found[path]) == len(where.original.parts), "a part is left out"  # type: ignore[union-attr]
 
 
 @KNOWN
@@ -178,8 +179,9 @@ def test_norms_have_two_names(architecture: Architecture) -> None:
     norms = [path for path in modules if naming.norm(path)]
     for path in norms:
         assert naming.norm(naming.original_norm(path) or "") == path
-    named = {path for path in modules if ".norm_q" in path or ".norm_k" in path or ".norm_added_" in path}
-    assert set(norms) == named
+        assert not isinstance(modules[path], LAYERS)
+    kinds = {re.sub(r"\d+", "{}", path, count=1) for path in norms}
+    assert kinds == {f"{block.canonical}.{norm}" for block in naming.blocks for norm in block.norms.values()}
 
 
 @KNOWN
@@ -189,7 +191,7 @@ def test_a_real_model_is_recognised(architecture: Architecture, part: str) -> No
     shapes = {
         f"{architecture.denoiser}.{path}": shape
         for path, shape in layers(architecture).items()
-        if part == "all" or ".attn" in path
+        if part == "all" or "attn" in path or "attention" in path
     }
     for header in ("", *(other.modelspec for other in ARCHITECTURES.values())):
         assert detect(shapes, {"modelspec.architecture": header}) == architecture.id

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from mergelab.formats.architectures import text_encoders
 from mergelab.formats.architectures.fused import OriginalModule
+from mergelab.formats.architectures.naming import Naming
 from mergelab.formats.architectures.registry import NAMINGS
 
 COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -43,9 +44,13 @@ _DOTTED = {
 _STEPS = text_encoders.STEPS.union(*(naming.steps for naming in NAMINGS))
 _LONGEST = max(step.count("_") for step in _STEPS) + 1
 # The first step of a path -> the component, where it tells.
-_BLOCK_ROOTS = {
-    root: naming.component for naming in NAMINGS for root in naming.canonical_block_roots | naming.original_roots
-}
+_ROOTS = {root: naming.component for naming in NAMINGS for root in naming.telling_roots}
+# First steps of original paths under which every module is in a table.
+_CLOSED_ROOTS = (
+    frozenset[str]()
+    .union(*(naming.block_roots for naming in NAMINGS))
+    .difference(*(naming.canonical_roots for naming in NAMINGS))
+)
 
 
 @dataclass(frozen=True)
@@ -100,9 +105,12 @@ def locate(modules: Iterable[str]) -> dict[str, Located]:
     if not any(component == "text_encoder_2" for component, _, _ in parsed.values()):
         second = {"text_encoder_3": "text_encoder_2"}
         parsed = {m: (second.get(c or "", c), path, known) for m, (c, path, known) in parsed.items()}
-    strong = {_component_of(path) for _, path, known in parsed.values() if known} - {None}
+    # Two models may have a name in common: the model counts that knows the most of the file's, the first of several.
+    paths = [path for _, path, known in parsed.values() if known]
+    naming = max(NAMINGS, key=lambda naming: sum(map(naming.knows, paths)))
+    strong = {_component_of(path, naming) for _, path, known in parsed.values() if known} - {None}
     fallback = next(iter(strong)) if len(strong) == 1 else None
-    return {module: _located(*parts, fallback) for module, parts in parsed.items()}
+    return {module: _located(*parts, fallback, naming) for module, parts in parsed.items()}
 
 
 def _strip(module: str) -> tuple[str | None, str, bool]:
@@ -118,28 +126,29 @@ def _strip(module: str) -> tuple[str | None, str, bool]:
     return None, module, True
 
 
-def _component_of(path: str) -> str | None:
-    return text_encoders.component_of(path) or _BLOCK_ROOTS.get(path.partition(".")[0])
+def _component_of(path: str, naming: Naming) -> str | None:
+    root = path.partition(".")[0]
+    if root in naming.common_roots and naming.knows(path):
+        return naming.component
+    return text_encoders.component_of(path) or _ROOTS.get(root)
 
 
-def _located(component: str | None, path: str, known: bool, fallback: str | None) -> Located:
+def _located(component: str | None, path: str, known: bool, fallback: str | None, naming: Naming) -> Located:
     if not known:
         return Located(component or "model", path, known=False)
+    # Some trainers call every denoiser a UNet.
+    if component in (None, "unet", naming.component) and (module := naming.module(path)):
+        return Located(naming.component, path, module)
     root = path.partition(".")[0]
-    for naming in NAMINGS:
-        # Some trainers call every denoiser a UNet.
-        fits = root in naming.original_roots and component in (None, "unet", naming.component)
-        if fits and (module := naming.module(path)):
-            return Located(naming.component, path, module)
-    if any(root in naming.block_roots for naming in NAMINGS):
+    if root in _CLOSED_ROOTS:
         return Located(component or "model", path, known=False)
     if component == "unet":
-        component = next((naming.component for naming in NAMINGS if root in naming.canonical_roots), component)
-    component = component or _component_of(path) or fallback or "model"
+        component = next((other.component for other in NAMINGS if root in other.canonical_roots), component)
+    component = component or _component_of(path, naming) or fallback or "model"
     if component.startswith("text_encoder"):
         path = text_encoders.canonical(path)
-    for naming in NAMINGS:
-        path = naming.completed(path) if naming.component == component else path
+    for other in NAMINGS:
+        path = other.completed(path) if other.component == component else path
     return Located(component, path)
 
 

@@ -24,4 +24,4 @@ def detect(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -
     proven = [a for a in every if a.proves(evidence)]
     declared = [a for a in proven or every if evidence.says(a.header) and a.fits(evidence)]
     suggested = [] if proven else [a for a in every if a.suggests(evidence)]
-    return next((found[0].id for found in (proven, declared, suggested) if len(found) == 1), None)
+    return next((some[0].id for some in (proven, declared, suggested) if len(some) == 1), None)

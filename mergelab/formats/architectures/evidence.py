@@ -21,8 +21,8 @@ class Evidence:
         header: modelspec's architecture and kohya's base model version, in lower case.
 
     Example:
-        >>> found = Evidence.of({"unet.mid_block.attn2.to_k": (1280, 768)}, {"ss_base_model_version": "sd_v1"})
-        >>> found.denoiser, found.inputs(r"attn2\\.to_k$"), found.says("sd_v1")
+        >>> evidence = Evidence.of({"unet.mid_block.attn2.to_k": (1280, 768)}, {"ss_base_model_version": "sd_v1"})
+        >>> evidence.denoiser, evidence.inputs(r"attn2\\.to_k$"), evidence.says("sd_v1")
         ('unet', {768}, True)
     """
 

@@ -72,6 +72,7 @@ class Naming:
         endings: last steps that older trainers cut short -> the whole.
         input_layer: the original's input layer, which a Control adapter may widen.
         linear: whether every module is a linear layer.
+        common_roots: first steps of paths that models of other kinds have, too ("layers"): they tell no component.
     """
 
     component: str
@@ -81,6 +82,7 @@ class Naming:
     endings: Mapping[str, str] = field(default_factory=dict)
     input_layer: str | None = None
     linear: bool = False
+    common_roots: frozenset[str] = frozenset()
 
     def module(self, path: str) -> OriginalModule | None:
         """The module of the original model at a path; None if there is none."""
@@ -105,6 +107,10 @@ class Naming:
             if within and (module := self.module(f"{prefix}.{within}")):
                 return Place(module, index)
         return None
+
+    def knows(self, path: str) -> bool:
+        """Whether a path is that of a module, by either name."""
+        return self.module(path) is not None or self.place(path) is not None
 
     def norm(self, path: str) -> str | None:
         """The canonical name of a norm that is no layer, from either name; None if it is none."""
@@ -137,14 +143,16 @@ class Naming:
         return self.block_roots | {_root(path) for path in self.top}
 
     @cached_property
-    def canonical_block_roots(self) -> frozenset[str]:
-        """First steps of canonical paths that tell the component."""
-        return frozenset(_root(block.canonical) for block in self.blocks)
-
-    @cached_property
     def canonical_roots(self) -> frozenset[str]:
         """First steps of all canonical paths."""
-        return self.canonical_block_roots | {_root(part) for held in self.top.values() for part in held.parts}
+        top = {_root(part) for held in self.top.values() for part in held.parts}
+        return top.union(_root(block.canonical) for block in self.blocks)
+
+    @cached_property
+    def telling_roots(self) -> frozenset[str]:
+        """First steps of paths that tell the component."""
+        blocks = frozenset(_root(block.canonical) for block in self.blocks)
+        return (blocks | self.original_roots) - self.common_roots
 
     @cached_property
     def steps(self) -> frozenset[str]:

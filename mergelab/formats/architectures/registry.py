@@ -20,7 +20,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 NAMINGS: tuple[Naming, ...] = tuple(dict.fromkeys(architecture.naming for architecture in ARCHITECTURES.values()))
-"""How the modules of denoisers are named, each way once; where two fit, the first counts."""
+"""How the modules of denoisers are named, each way once."""
 
 
 def architecture_of(id: str | None, component: str) -> Architecture:
