@@ -145,8 +145,8 @@ class Naming:
     @cached_property
     def canonical_roots(self) -> frozenset[str]:
         """First steps of all canonical paths."""
-        top = {_root(part) for held in self.top.values() for part in held.parts}
-        return top.union(_root(block.canonical) for block in self.blocks)
+        paths = [part for held in self.top.values() for part in held.parts]
+        return frozenset(map(_root, paths)).union(_root(block.canonical) for block in self.blocks)
 
     @cached_property
     def telling_roots(self) -> frozenset[str]:
