@@ -48,7 +48,7 @@ class Pair:
 
     def loses(self, dtype: torch.dtype) -> bool:
         """Whether some component does."""
-        return bool(self.lossy(dtype).any())
+        return any(bool(lost_in(dtype, vectors).any()) for vectors in (self.rows, *self.columns))
 
     def lost_share(self, dtype: torch.dtype) -> float:
         """How much of the change, or of a part of it, a cast loses beyond rounding."""
@@ -140,13 +140,16 @@ def lost_in(dtype: torch.dtype, vectors: Tensor) -> Tensor:
 
     Where the entries are normal numbers of the dtype in the mean, it is below 0.71 eps; only others are looked at.
     """
-    info, sizes = torch.finfo(dtype), norms(vectors)
-    lost = torch.zeros_like(sizes)
-    doubtful = (sizes > 0) & (sizes < info.smallest_normal * math.sqrt(vectors.shape[1]))
+    info = torch.finfo(dtype)
+    # Squares of small numbers may vanish in float32: such a row is one of those that are looked at.
+    sizes = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.promote_types(vectors.dtype, torch.float32))
+    lost = torch.zeros_like(sizes, dtype=torch.float64)
+    doubtful = sizes < info.smallest_normal * math.sqrt(vectors.shape[1])
     if bool(doubtful.any()):
         exact = vectors[doubtful].double()
-        lost[doubtful] = (exact - exact.to(dtype).double()).norm(dim=1) / sizes[doubtful]
-    return torch.where(lost > info.eps, lost, 0.0)
+        errors = (exact - exact.to(dtype).double()).norm(dim=1) / exact.norm(dim=1)
+        lost[doubtful] = torch.where(errors > info.eps, errors, 0.0)  # NaN, of a row of zeros, is not above it
+    return lost
 
 
 def norms(vectors: Tensor) -> Tensor:
