@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mergelab import miniature
     from mergelab.adapter import Adapter, load
     from mergelab.comparing import Comparison, compare
+    from mergelab.engine.merge import merge
     from mergelab.errors import (
         ArchitectureError,
         FormatError,
@@ -23,15 +24,14 @@ if TYPE_CHECKING:
     )
     from mergelab.evaluation import evaluate, register_metric
     from mergelab.layer import LoraLayer
-    from mergelab.engine.merge import merge
-    from mergelab.ranks import RankBudget
-    from mergelab.report import Report
     from mergelab.methods.dare import Dare, DareTies
     from mergelab.methods.linear import Cat, Linear, Svd
     from mergelab.methods.magnitude_prune import MagnitudePrune
     from mergelab.methods.method import EntryWise, LayerWise, MatrixWise, Strategy
     from mergelab.methods.registry import register
     from mergelab.methods.ties import Ties
+    from mergelab.ranks import RankBudget
+    from mergelab.report import Report
 
 _HOMES = {
     "adapter": ("Adapter", "load"),

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from mergelab import formats
-from mergelab.base_models import check_base_models
 from mergelab.checks import EXPECTED_NUMBER, is_number, shown
 from mergelab.errors import LayerError, OptionError, OutputError
-from mergelab.layer import BIAS, Contents, LoraLayer, LoraSum, layer_of, same_weight, short_name, terms_of
+from mergelab.formats.architectures import check_base_models
+from mergelab.layer import BIAS_SUFFIX, AdapterData, LoraLayer, LoraSum, layer_of, same_weight, short_name, terms_of
 from mergelab.linalg.lowrank import Spectrum, inner, svd
 from mergelab.linalg.precision import full_precision
 from mergelab.ranks import Rank, RankBudget, check_rank, rank_note, target_rank, truncate
@@ -28,7 +28,7 @@ Source = str | os.PathLike[str] | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Adapter(Contents):
+class Adapter(AdapterData):
     """A LoRA adapter: layers by canonical name, and everything else its file held.
 
     Adapters form a vector space: `0.8 * a + 0.6 * b - c` is an adapter whose change is exactly that, at the sum of
@@ -120,7 +120,7 @@ class Adapter(Contents):
             layers[name] = layer if mine is None else LoraSum(_same_kernel(*terms_of(mine), *terms_of(layer)))
         extras = dict(self.extras)
         for key, tensor in other.extras.items():
-            if key in extras and not key.endswith(BIAS):
+            if key in extras and not key.endswith(BIAS_SUFFIX):
                 if not torch.equal(extras[key], tensor):
                     raise OptionError(f"{key}: {self.name} and {other.name} hold different values, which do not add")
             else:
@@ -296,8 +296,8 @@ def load(source: Source, *, allow_pickle: bool = False) -> Adapter:
         >>> load({"unet.conv_in.lora_A.weight": torch.ones(2, 3), "unet.conv_in.lora_B.weight": torch.ones(4, 2)}).ranks
         {'unet.conv_in': 2}
     """
-    contents, files = formats.read(source, allow_pickle)
-    return Adapter(**vars(contents), report=Report(notes=contents.notes), inputs=files)
+    data, files = formats.read(source, formats.ReadOptions(allow_pickle=allow_pickle))
+    return Adapter(**vars(data), report=Report(notes=data.notes), inputs=files)
 
 
 def check_target(target: Path, inputs: tuple[Path, ...], overwrite: bool, format: str) -> None:
@@ -321,7 +321,7 @@ def check_target(target: Path, inputs: tuple[Path, ...], overwrite: bool, format
 
 
 def _scaled_biases(extras: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
-    return {k: t.float() * factor if k.endswith(BIAS) and factor != 1 else t for k, t in extras.items()}
+    return {k: t.float() * factor if k.endswith(BIAS_SUFFIX) and factor != 1 else t for k, t in extras.items()}
 
 
 def _same_kernel(*terms: LoraLayer) -> tuple[LoraLayer, ...]:

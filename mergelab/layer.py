@@ -15,8 +15,8 @@ from torch import Tensor
 from mergelab.errors import LayerError
 from mergelab.linalg.lowrank import Factors
 
-# The extra that holds the difference of a layer's bias: the layer's name and this.
-BIAS = ".lora_B.bias"
+# The extra that holds the difference of a layer's bias is named after the layer, and ends so.
+BIAS_SUFFIX = ".lora_B.bias"
 
 # A change has entries far below one; squares of larger ones than this, summed, would overflow float32.
 LARGEST_ENTRY = 1e12
@@ -152,13 +152,13 @@ def same_weight(shape: Sequence[int], other: Sequence[int]) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Contents:
+class AdapterData:
     """What a LoRA file holds, in canonical names, whatever its dialect.
 
     Attributes:
         layers: canonical name (`<component>.<diffusers module path>`) -> layer.
         extras: tensors that are no LoRA factors (biases, norms, textual-inversion embeddings), by canonical name.
-        architecture: "sd15", "sd2", "sdxl", "flux", or None where it cannot be told.
+        architecture: an id of `mergelab.formats.architectures` ("sd15", ...), or None where it cannot be told.
         metadata: the header's strings, as they were.
         source: where it came from, for messages.
         notes: what a reader should know about how the file was understood.

@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 
 import mergelab as ml
-from mergelab.methods import registry as strategies
 from mergelab.cli import run
 from mergelab.layer import LoraLayer
+from mergelab.methods import registry as strategies
 from tests.synthetic import SHAPES, adapter, dense, difference, lora, relative
 
 NAMES = list(SHAPES)

@@ -1,15 +1,21 @@
-"""Which base model an adapter is for, and which it is not."""
+"""Which base model an adapter is for, and which it is not; and the tables of names against the real models."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
+from torch import nn
 
 import mergelab as ml
-from mergelab.formats.architecture import detect
+from mergelab.formats.architectures import ARCHITECTURES, Architecture, Evidence, detect
+from mergelab.formats.names import flatten, locate, unflatten
 
 CROSS = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 DOUBLE = "transformer.transformer_blocks.{}.attn.to_q"
@@ -50,6 +56,22 @@ CASES: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, str], str | None]] 
     ),
     "T5 alone": ({"text_encoder_2.encoder.block.0.layer.0.SelfAttention.q": (4096, 4096)}, {}, "flux"),
     "CLIP-G alone": ({"text_encoder_2.text_model.encoder.layers.0.mlp.fc1": (5120, 1280)}, {}, "sdxl"),
+    "SDXL by depth, whatever the header says": (
+        {CROSS.replace("blocks.0", "blocks.9").replace("attn2", "attn1"): (1280, 1280)},
+        SD1_HEADER,
+        "sdxl",
+    ),
+    "a UNet whose header says FLUX": ({CROSS: (64, 32)}, {"modelspec.architecture": "flux-1-dev/lora"}, None),
+    "a header of two minds": (
+        {CROSS: (64, 32)},
+        {"modelspec.architecture": "stable-diffusion-v1/lora", "ss_base_model_version": "sd_v2"},
+        None,
+    ),
+    "CLIP-L alone, with a header": (
+        {"text_encoder.text_model.encoder.layers.0.mlp.fc1": (3072, 768)},
+        {"ss_base_model_version": "flux1"},
+        "flux",
+    ),
     "CLIP-L alone": ({"text_encoder.text_model.encoder.layers.0.mlp.fc1": (3072, 768)}, {}, None),
     "a text model": ({"model.model.layers.0.self_attn.q_proj": (64, 64)}, {}, None),
 }
@@ -72,3 +94,115 @@ def test_pissa_is_refused(tmp_path: Path) -> None:
     (folder / "a" / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": "pissa_niter_4"}))
     with pytest.raises(ml.FormatError, match="pissa_niter_4"):
         ml.load(folder / "a")
+
+
+# The tables of names, against diffusers' class on the meta device.
+
+KNOWN = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda a: a.id)
+LAYERS = (nn.Linear, nn.Conv2d)
+
+
+@cache
+def model(architecture: Architecture) -> nn.Module:
+    """The denoiser's real modules, without memory for their weights."""
+    with torch.device("meta"):
+        return getattr(diffusers, architecture.model_class).from_config(dict(architecture.model_config))
+
+
+def layers(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Shape of the weight of every linear layer and convolution, by path."""
+    modules = model(architecture).named_modules()
+    return {path: tuple(m.weight.shape) for path, m in modules if isinstance(m, LAYERS)}
+
+
+def original_paths(architecture: Architecture) -> Iterator[str]:
+    """Every path of the original model that the tables spell out, for each block that the diffusers model has."""
+    naming, there = architecture.naming, [path for path, _ in model(architecture).named_modules()]
+    yield from naming.top
+    for block in naming.blocks:
+        numbers = [0]
+        if "{}" in block.canonical:
+            stem = block.canonical.partition("{}")[0]
+            numbers = [int(path.removeprefix(stem)) for path in there if path.removeprefix(stem).isdecimal()]
+        for number in numbers:
+            canonical, original = (part.replace("{}", str(number)) for part in (block.canonical, block.original))
+            inside = (path.removeprefix(f"{canonical}.") for path in there if path.startswith(f"{canonical}."))
+            yield from (f"{original}.{path}" for path in (inside if block.modules is None else block.modules))
+
+
+@KNOWN
+def test_original_names_are_of_real_modules(architecture: Architecture) -> None:
+    """What a module of the original model holds are modules of diffusers', of the sizes that the table says."""
+    modules = dict(model(architecture).named_modules())
+    paths = list(original_paths(architecture))
+    assert len(paths) > 100
+    for path in paths:
+        module = architecture.naming.module(path)
+        assert module is not None
+        assert set(module.parts) <= set(modules), path
+        if isinstance(modules[module.parts[0]], LAYERS):
+            shapes = [modules[part].weight.shape for part in module.parts]
+            assert len({shape[1:] for shape in shapes}) == 1
+            rows = [shape[0] for shape in shapes]
+            assert module.sizes(sum(rows), shapes[0][1]) == rows
+            assert module.linear <= all(len(shape) == 2 for shape in shapes)
+
+
+@KNOWN
+def test_real_modules_have_original_names(architecture: Architecture) -> None:
+    """Every linear layer and convolution has an original name that leads back; both can be read from a flat name."""
+    component, naming = architecture.denoiser, architecture.naming
+    found: dict[str, set[int]] = {}
+    for path in layers(architecture):
+        place = naming.place(path)
+        assert place is not None, path
+        assert place.module.parts[place.part] == path
+        assert naming.module(place.module.path) == place.module
+        found.setdefault(place.module.path, set()).add(place.part)
+        for name in (path, place.module.path):
+            flat = flatten(name)
+            assert flat is not None
+            assert unflatten(flat) == name
+    for path, where in zip(
+        layers(architecture), locate(f"{component}.{path}" for path in layers(architecture)).values()
+    ):
+        assert (where.component, where.path, where.known) == (component, path, True)
+    for path, where in zip(found, locate(f"lora_unet_{flatten(path)}" for path in found).values()):
+        assert (where.component, where.original, where.known) == (component, naming.module(path), True)
+        assert len(found[path]) == len(where.original.parts), "a part is left out"  # type: ignore[union-attr]
+
+
+@KNOWN
+def test_norms_have_two_names(architecture: Architecture) -> None:
+    """A norm that some adapters hold whole is a module of diffusers', under either name."""
+    naming, modules = architecture.naming, dict(model(architecture).named_modules())
+    norms = [path for path in modules if naming.norm(path)]
+    for path in norms:
+        assert naming.norm(naming.original_norm(path) or "") == path
+        assert not isinstance(modules[path], LAYERS)
+    kinds = {re.sub(r"\d+", "{}", path, count=1) for path in norms}
+    assert kinds == {f"{block.canonical}.{norm}" for block in naming.blocks for norm in block.norms.values()}
+
+
+@KNOWN
+@pytest.mark.parametrize("part", ["all", "attention"])
+def test_a_real_model_is_recognised(architecture: Architecture, part: str) -> None:
+    """From the shapes of all its layers, or of those of attention alone, without a header and against a wrong one."""
+    shapes = {
+        f"{architecture.denoiser}.{path}": shape
+        for path, shape in layers(architecture).items()
+        if part == "all" or "attn" in path or "attention" in path
+    }
+    for header in ("", *(other.modelspec for other in ARCHITECTURES.values())):
+        assert detect(shapes, {"modelspec.architecture": header}) == architecture.id
+
+
+@KNOWN
+def test_an_architecture_knows_its_own_header(architecture: Architecture) -> None:
+    """What is written into a header is recognised by its own pattern alone."""
+    for strings in (
+        {"modelspec.architecture": architecture.modelspec},
+        {"ss_base_model_version": architecture.base_version},
+    ):
+        evidence = Evidence.of({}, strings)
+        assert [a.id for a in ARCHITECTURES.values() if evidence.says(a.header)] == [architecture.id]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from mergelab.adapter import Adapter, Source, load
-from mergelab.base_models import check_base_models
 from mergelab.errors import LayerError, OptionError
+from mergelab.formats.architectures import check_base_models
 from mergelab.layer import same_weight
 
 

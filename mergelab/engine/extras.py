@@ -12,7 +12,7 @@ from mergelab.adapter import Adapter
 from mergelab.engine.blocks import merge_layer
 from mergelab.engine.job import Input, Job, LayerChance
 from mergelab.errors import LayerError
-from mergelab.layer import BIAS
+from mergelab.layer import BIAS_SUFFIX
 from mergelab.linalg.lowrank import Factors
 from mergelab.methods.method import Part
 from mergelab.spaces import dense
@@ -20,7 +20,7 @@ from mergelab.spaces import dense
 
 def bias_only(adapter: Adapter) -> list[str]:
     """Layers of which an adapter changes nothing but the bias."""
-    biased = (key.removesuffix(BIAS) for key in adapter.extras if key.endswith(BIAS))
+    biased = (key.removesuffix(BIAS_SUFFIX) for key in adapter.extras if key.endswith(BIAS_SUFFIX))
     return [name for name in biased if name not in adapter.layers]
 
 
@@ -32,12 +32,12 @@ def merge_extras(job: Job) -> tuple[dict[str, Tensor], list[str]]:
     owners: dict[str, list[Input]] = {}
     for given in job.inputs:
         for key in given.adapter.extras:
-            layer = key.removesuffix(BIAS)
-            if given.weights[layer] != 0 if key.endswith(BIAS) else any(given.weights.values()):
+            layer = key.removesuffix(BIAS_SUFFIX)
+            if given.weights[layer] != 0 if key.endswith(BIAS_SUFFIX) else any(given.weights.values()):
                 owners.setdefault(key, []).append(given)
     for key, present in owners.items():
         tensors = [given.adapter.extras[key] for given in present]
-        if key.endswith(BIAS):
+        if key.endswith(BIAS_SUFFIX):
             extras[key] = _merge_bias(job, key, present)
         elif all(torch.equal(t, tensors[0]) for t in tensors[1:]):
             extras[key] = tensors[0]
@@ -58,7 +58,9 @@ def _merge_bias(job: Job, key: str, present: Sequence[Input]) -> Tensor:
         shapes = ", ".join(f"{given.name} {tuple(bias.shape)}" for given, bias in zip(present, biases))
         raise LayerError(f"{key}: the biases have different shapes: {shapes}; are they for one base model?")
     parts = [
-        Part(Factors(torch.ones(1, 1), bias[None]), given.weights[key.removesuffix(BIAS)], job.inputs.index(given))
+        Part(
+            Factors(torch.ones(1, 1), bias[None]), given.weights[key.removesuffix(BIAS_SUFFIX)], job.inputs.index(given)
+        )
         for given, bias in zip(present, biases)
     ]
     parts.sort(key=lambda part: part.weight * float(part.change.A.double().sum()))

@@ -14,13 +14,13 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from mergelab.engine.provenance import package_version
 from mergelab.evaluation.analysis import COLUMNS
 from mergelab.evaluation.config import Config
 from mergelab.evaluation.generation import Pipeline, draw, swap
 from mergelab.evaluation.scorers import Metric, Picture
 from mergelab.evaluation.store import Store, hash_of
 from mergelab.evaluation.variants import Variant, failure
-from mergelab.engine.provenance import package_version
 
 OTHER_SEED = " at seed "
 """In a reference: the same variant and prompt with another seed, which is what noise looks like."""

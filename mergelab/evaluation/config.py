@@ -16,8 +16,8 @@ from mergelab.checks import shown
 from mergelab.errors import OptionError, SourceError
 from mergelab.hints import did_you_mean
 from mergelab.layer import short_name
-from mergelab.ranks import RankBudget, check_rank
 from mergelab.methods.registry import strategy_of
+from mergelab.ranks import RankBudget, check_rank
 
 MINIATURE = "miniature/"
 

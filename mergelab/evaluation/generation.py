@@ -18,7 +18,7 @@ from mergelab.checks import usable_device
 from mergelab.errors import ArchitectureError, LayerError, OptionError, SourceError
 from mergelab.evaluation.config import Config, Memory
 from mergelab.evaluation.fingerprints import fingerprint
-from mergelab.formats.architecture import detect
+from mergelab.formats.architectures import detect
 
 Pipeline = Any
 """A text-to-image pipeline of diffusers: their methods differ, and no class declares them all."""

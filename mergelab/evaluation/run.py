@@ -14,8 +14,8 @@ import pandas as pd
 import yaml
 
 from mergelab.adapter import load
-from mergelab.base_models import check_base_models
 from mergelab.comparing import compare
+from mergelab.engine.provenance import package_version
 from mergelab.errors import OptionError, OutputError
 from mergelab.evaluation import metrics as metric_table
 from mergelab.evaluation import report, variants, verdict
@@ -34,7 +34,7 @@ from mergelab.evaluation.generation import (
 )
 from mergelab.evaluation.scorers import Metric
 from mergelab.evaluation.store import Store, to_json, write
-from mergelab.engine.provenance import package_version
+from mergelab.formats.architectures import check_base_models
 
 
 @dataclass(frozen=True, repr=False)

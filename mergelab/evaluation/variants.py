@@ -11,11 +11,11 @@ from functools import cached_property
 from typing import Any
 
 from mergelab.adapter import Adapter, load
+from mergelab.engine.merge import merge
+from mergelab.engine.provenance import package_version
 from mergelab.evaluation.config import Config, expanded_merges
 from mergelab.evaluation.fingerprints import adapter_hash
 from mergelab.evaluation.store import Store, file_name, hash_of, to_json, write
-from mergelab.engine.merge import merge
-from mergelab.engine.provenance import package_version
 from mergelab.methods.registry import METHODS
 
 log = logging.getLogger(__name__)

@@ -1,42 +1,120 @@
-"""kohya's format: sgm names for SDXL, fused modules for FLUX, an alpha for every module."""
+"""kohya's format: original names where its tools have them, fused modules as one, an alpha for every module."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from mergelab.errors import ArchitectureError
-from mergelab.formats import flux, unet
+from mergelab.formats.architectures.fused import OriginalModule
+from mergelab.formats.architectures.naming import Naming, Place
+from mergelab.formats.architectures.registry import ARCHITECTURES, NAMINGS, architecture_of
 from mergelab.formats.names import flatten
-from mergelab.formats.shared import folded_layer, most_frequent, no_place
-from mergelab.layer import BIAS, Contents, Layer
-
-_TEXT = {
-    "sd15": {"text_encoder": "lora_te"},
-    "sd2": {"text_encoder": "lora_te"},
-    "sdxl": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
-    "flux": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te3"},
-}
+from mergelab.formats.writers import folded_layer, most_frequent, no_place
+from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer
 
 
-def kohya(contents: Contents) -> dict[str, Tensor]:
+def kohya(data: AdapterData) -> dict[str, Tensor]:
     """The tensors of a file in kohya's names."""
-    modules, biases, rest = _modules(contents)
-    tensors: dict[str, Tensor] = dict(rest)
-    alpha = None if contents.architecture == "flux" else _one_alpha(modules.values())
-    for module, layer in modules.items():
+    modules = _modules(data)
+    layers = {name: module.layer() for name, module in modules.items() if module.layers}
+    tensors = _norms(data)
+    known = ARCHITECTURES.get(data.architecture or "")
+    alpha = None if known and known.denoiser != "unet" else _one_alpha(layers.values())
+    for name, layer in layers.items():
         # kohya's tools read an alpha of 0 as "none given", and a negative one is used by nobody.
-        kept = layer if layer.scaling > 1e-30 else folded_layer(layer)
+        written = layer if layer.scaling > 1e-30 else folded_layer(layer)
         if alpha is not None:
-            kept = folded_layer(kept.scaled(kept.rank / alpha)).scaled(alpha / kept.rank)
-        tensors[f"{module}.lora_down.weight"] = kept.lora_A
-        tensors[f"{module}.lora_up.weight"] = kept.lora_B
-        tensors[f"{module}.alpha"] = torch.tensor(kept.scaling * kept.rank, dtype=torch.float32)
-    tensors.update({f"{module}.diff_b": bias for module, bias in biases.items()})
+            written = folded_layer(written.scaled(written.rank / alpha)).scaled(alpha / written.rank)
+        tensors[f"{name}.lora_down.weight"] = written.lora_A
+        tensors[f"{name}.lora_up.weight"] = written.lora_B
+        tensors[f"{name}.alpha"] = torch.tensor(written.scaling * written.rank, dtype=torch.float32)
+    for name, module in modules.items():
+        if module.biases:
+            tensors[f"{name}.diff_b"] = module.bias(layers.get(name))
     return tensors
+
+
+@dataclass
+class _Module:
+    """A module of kohya's file: the layers and biases that are parts of it, by their number."""
+
+    original: OriginalModule
+    layers: dict[int, Layer] = field(default_factory=dict)
+    biases: dict[int, Tensor] = field(default_factory=dict)
+
+    def layer(self) -> Layer:
+        last = self.biases.get(len(self.original.parts) - 1)
+        return self.original.join(self.layers, len(last) if last is not None else None)
+
+    def bias(self, layer: Layer | None) -> Tensor:
+        return self.original.join_rows(self.biases, layer.shape if layer else None)
+
+
+def _modules(data: AdapterData) -> dict[str, _Module]:
+    """Layers and biases under kohya's module names."""
+    modules: dict[str, _Module] = {}
+
+    def module(name: str) -> tuple[_Module, int]:
+        flat, place = _place(data, name)
+        return modules.setdefault(flat, _Module(place.module)), place.part
+
+    for name, layer in data.layers.items():
+        fused, index = module(name)
+        fused.layers[index] = layer
+    for key, tensor in data.extras.items():
+        if key.endswith(BIAS_SUFFIX):
+            fused, index = module(key.removesuffix(BIAS_SUFFIX))
+            fused.biases[index] = tensor
+    return modules
+
+
+def _place(data: AdapterData, name: str) -> tuple[str, Place]:
+    """kohya's name of the module that holds a layer, and where the layer is in it."""
+    component, _, path = name.partition(".")
+    architecture = architecture_of(data.architecture, component)
+    kohya = architecture.kohya
+    place = None
+    if kohya and kohya.original_names and component == architecture.denoiser:
+        place = architecture.naming.place(path)
+    if place or component == "unet":
+        prefix: str | None = "lora_unet"  # as kohya calls every denoiser
+    else:
+        prefix = kohya.text_encoders.get(component) if kohya else None
+    flat = flatten(place.module.path if place else path)
+    if flat is None or prefix is None:
+        titles = [a.title for a in ARCHITECTURES.values() if a.kohya]
+        raise ArchitectureError(
+            f"layer {name} ({data.architecture or 'unknown base model'}) has no name in kohya's format, which exists "
+            f"for {', '.join(titles[:-1])} and {titles[-1]}; write it as format='peft'"
+        )
+    return f"{prefix}_{flat}", place or Place(OriginalModule(path, (path,)), 0)
+
+
+def _norms(data: AdapterData) -> dict[str, Tensor]:
+    """Norms under the keys of ComfyUI."""
+    norms: dict[str, Tensor] = {}
+    for key, tensor in data.extras.items():
+        if key.endswith(BIAS_SUFFIX):
+            continue
+        component, _, path = key.removesuffix(".weight").partition(".")
+        namings = [naming for naming in NAMINGS if naming.component == component and naming.original_norm(path)]
+        if not namings:
+            raise no_place(key, "kohya")
+        norms[f"diffusion_model.{namings[0].original_norm(path)}.set_weight"] = tensor
+        norms |= _widened(data, namings[0])
+    return norms
+
+
+def _widened(data: AdapterData, naming: Naming) -> dict[str, Tensor]:
+    """A Control adapter widens the input layer; ComfyUI has to be told."""
+    module = naming.module(naming.input_layer) if naming.input_layer else None
+    layer = data.layers.get(f"{naming.component}.{module.parts[0]}") if module else None
+    return {f"diffusion_model.{naming.input_layer}.reshape_weight": torch.tensor(layer.shape)} if layer else {}
 
 
 def _one_alpha(layers: Iterable[Layer]) -> int | None:
@@ -49,68 +127,3 @@ def _one_alpha(layers: Iterable[Layer]) -> int | None:
     if len({layer.scaling * layer.rank for layer in given}) == 1 and given[0].scaling > 0:
         return None
     return most_frequent(Counter(layer.rank for layer in given)) if given else None
-
-
-def _modules(contents: Contents) -> tuple[dict[str, Layer], dict[str, Tensor], dict[str, Tensor]]:
-    """Layers and biases under kohya's module names, FLUX's fused; and tensors under keys of their own."""
-    modules: dict[str, Layer] = {}
-    biases: dict[str, Tensor] = {}
-    rest: dict[str, Tensor] = {}
-    fused_layers: dict[str, dict[int, Layer]] = {}
-    fused_biases: dict[str, dict[int, Tensor]] = {}
-    sizes: dict[str, int] = {}
-    for name, layer in contents.layers.items():
-        if found := _bfl(name):
-            path, index, sizes[path] = found
-            fused_layers.setdefault(path, {})[index] = layer
-        else:
-            modules[_name(contents, name)] = layer
-    for key, tensor in contents.extras.items():
-        name = key.removesuffix(BIAS)
-        norm = flux.bfl_norm_of(key.removeprefix("transformer.").removesuffix(".weight"))
-        if norm and key.startswith("transformer."):
-            rest[f"diffusion_model.{norm}.set_weight"] = tensor
-        elif name == key:
-            raise no_place(contents, key, "kohya")
-        elif found := _bfl(name):
-            path, index, sizes[path] = found
-            fused_biases.setdefault(path, {})[index] = tensor
-        else:
-            biases[_name(contents, name)] = tensor
-    widened = contents.layers.get("transformer.x_embedder")
-    if rest and widened is not None:
-        # A Control adapter widens the input layer of FLUX; ComfyUI has to be told.
-        rest["diffusion_model.img_in.reshape_weight"] = torch.tensor(widened.shape)
-    for path, layers in fused_layers.items():
-        last = fused_biases.get(path, {}).get(3)
-        mlp = len(last) if last is not None else None
-        modules[f"lora_unet_{path.replace('.', '_')}"] = flux.join(path, layers, sizes[path], mlp)
-    for path, vectors in fused_biases.items():
-        module = f"lora_unet_{path.replace('.', '_')}"
-        shape = modules[module].shape if module in modules else None
-        biases[module] = flux.join_rows(path, vectors, sizes[path], shape)
-    return modules, biases, rest
-
-
-def _bfl(name: str) -> tuple[str, int, int] | None:
-    component, _, path = name.partition(".")
-    return flux.bfl_of(path) if component == "transformer" else None
-
-
-def _name(contents: Contents, name: str) -> str:
-    component, _, path = name.partition(".")
-    architecture = contents.architecture
-    if component == "unet":
-        flat = flatten((unet.sgm_of(path) if architecture == "sdxl" else path) or path)
-        prefix: str | None = "lora_unet"
-    elif component == "transformer":
-        flat, prefix = None, None
-    else:
-        flat = flatten(path)
-        prefix = _TEXT.get(architecture or "sd15", {}).get(component)
-    if flat is None or prefix is None:
-        raise ArchitectureError(
-            f"{contents.source}: layer {name} ({architecture or 'unknown base model'}) has no name in kohya's format, "
-            "which exists for SD 1.x, SD 2.x, SDXL and FLUX; write it as format='peft'"
-        )
-    return f"{prefix}_{flat}"

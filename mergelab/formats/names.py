@@ -1,7 +1,7 @@
 """Module names of files -> canonical names, `<component>.<diffusers module path>`.
 
 The dialects differ in a prefix (which component), a separator ("." or "_") and the model whose modules they name
-(diffusers', Black Forest Labs', Stability's). What is said here is all that mergelab knows about that.
+(diffusers' or the original one). The models' own names are in `architectures`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mergelab.formats import flux, unet
+from mergelab.formats.architectures import text_encoders
+from mergelab.formats.architectures.fused import OriginalModule
+from mergelab.formats.architectures.naming import Naming
+from mergelab.formats.architectures.registry import NAMINGS
 
 COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -37,39 +40,17 @@ _DOTTED = {
     "text_encoder_2.": "text_encoder_2",
     "text_encoder_3.": "text_encoder_3",
 }
-_ROOTS = {
-    "down_blocks": "unet",
-    "up_blocks": "unet",
-    "mid_block": "unet",
-    "transformer_blocks": "transformer",
-    "single_transformer_blocks": "transformer",
-    "text_model": "text_encoder",
-    **dict.fromkeys(flux.BFL_ROOTS, "transformer"),
-    **dict.fromkeys(unet.SGM_ROOTS, "unet"),
-}
-
-_FLUX_ROOTS = frozenset(
-    "transformer_blocks single_transformer_blocks x_embedder context_embedder time_text_embed norm_out proj_out".split()
-)
-
-# Every step of a module path in the models above. Those with an underscore are why a flat name cannot just be split.
-_STEPS = frozenset(
-    """
-    down_blocks up_blocks mid_block resnets attentions downsamplers upsamplers transformer_blocks conv conv1 conv2
-    conv_in conv_out conv_shortcut conv_norm_out time_emb_proj time_embedding add_embedding linear_1 linear_2
-    proj_in proj_out proj norm norm1 norm2 norm3 attn1 attn2 to_q to_k to_v to_out ff net
-    input_blocks middle_block output_blocks in_layers out_layers emb_layers skip_connection op time_embed label_emb out
-    single_transformer_blocks attn add_q_proj add_k_proj add_v_proj to_add_out ff_context norm1_context linear
-    proj_mlp x_embedder context_embedder time_text_embed timestep_embedder guidance_embedder text_embedder norm_out
-    norm_q norm_k norm_added_q norm_added_k
-    double_blocks single_blocks img_attn txt_attn qkv img_mlp txt_mlp img_mod txt_mod lin linear1 linear2 modulation
-    img_in txt_in time_in vector_in guidance_in in_layer out_layer final_layer adaLN_modulation query_norm key_norm
-    text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 text_projection embeddings
-    token_embedding position_embedding final_layer_norm layer_norm1 layer_norm2
-    block layer SelfAttention DenseReluDense q k v o wi wi_0 wi_1 wo layer_norm shared
-    """.split()
-)
+# Every step of a module path that some model has. Those with an underscore are why a flat name cannot just be split.
+_STEPS = text_encoders.STEPS.union(*(naming.steps for naming in NAMINGS))
 _LONGEST = max(step.count("_") for step in _STEPS) + 1
+# The first step of a path -> the component, where it tells.
+_ROOTS = {root: naming.component for naming in NAMINGS for root in naming.telling_roots}
+# First steps of original paths under which every module is in a table.
+_CLOSED_ROOTS = (
+    frozenset[str]()
+    .union(*(naming.block_roots for naming in NAMINGS))
+    .difference(*(naming.canonical_roots for naming in NAMINGS))
+)
 
 
 @dataclass(frozen=True)
@@ -78,15 +59,20 @@ class Located:
 
     Attributes:
         component: "unet", "transformer", "text_encoder", ... or "model" where the architecture is unknown.
-        path: the module's path in the diffusers model, or in the BFL model where `is_bfl`.
-        is_bfl: whether the module is one of the BFL model, which may hold several of diffusers'.
-        known: False where a flat name could not be read; the path is then the flat name as it was.
+        path: the module's path in the model that the file names.
+        original: the module, if that is the original model, not diffusers'; it may hold several of diffusers'.
+        known: False where a name could not be read; the path is then the name as it was.
     """
 
     component: str
     path: str
-    is_bfl: bool = False
+    original: OriginalModule | None = None
     known: bool = True
+
+    @property
+    def is_original(self) -> bool:
+        """Whether the file has the names of the original model."""
+        return self.original is not None
 
 
 def unflatten(flat: str) -> str | None:
@@ -119,9 +105,12 @@ def locate(modules: Iterable[str]) -> dict[str, Located]:
     if not any(component == "text_encoder_2" for component, _, _ in parsed.values()):
         second = {"text_encoder_3": "text_encoder_2"}
         parsed = {m: (second.get(c or "", c), path, known) for m, (c, path, known) in parsed.items()}
-    strong = {_component_of(path) for _, path, known in parsed.values() if known} - {None}
+    # Two models may have a name in common: the model counts that knows the most of the file's, the first of several.
+    paths = [path for _, path, known in parsed.values() if known]
+    naming = max(NAMINGS, key=lambda naming: sum(map(naming.knows, paths)))
+    strong = {_component_of(path, naming) for _, path, known in parsed.values() if known} - {None}
     fallback = next(iter(strong)) if len(strong) == 1 else None
-    return {module: _located(*parts, fallback) for module, parts in parsed.items()}
+    return {module: _located(*parts, fallback, naming) for module, parts in parsed.items()}
 
 
 def _strip(module: str) -> tuple[str | None, str, bool]:
@@ -137,29 +126,29 @@ def _strip(module: str) -> tuple[str | None, str, bool]:
     return None, module, True
 
 
-def _component_of(path: str) -> str | None:
-    root = path.split(".", 1)[0]
-    if path.startswith("encoder.block."):
-        return "text_encoder_2"
-    return "text_encoder" if path.startswith("encoder.layers.") else _ROOTS.get(root)
+def _component_of(path: str, naming: Naming) -> str | None:
+    root = path.partition(".")[0]
+    if root in naming.common_roots and naming.knows(path):
+        return naming.component
+    return text_encoders.component_of(path) or _ROOTS.get(root)
 
 
-def _located(component: str | None, path: str, known: bool, fallback: str | None) -> Located:
-    root = path.split(".", 1)[0]
-    strange = root in ("double_blocks", "single_blocks") and not flux.parts_of(path)
-    if not known or strange:
+def _located(component: str | None, path: str, known: bool, fallback: str | None, naming: Naming) -> Located:
+    if not known:
         return Located(component or "model", path, known=False)
-    if root in flux.BFL_ROOTS and component in (None, "unet", "transformer") and flux.parts_of(path):
-        return Located("transformer", path, is_bfl=True)
-    if root in unet.SGM_ROOTS and component in (None, "unet") and (found := unet.diffusers_of(path)):
-        return Located("unet", found)
-    if component == "unet" and root in _FLUX_ROOTS:  # some trainers call every denoiser a UNet
-        component = "transformer"
-    component = component or _component_of(path) or fallback or "model"
-    if component.startswith("text_encoder") and path.startswith("encoder.layers."):
-        path = f"text_model.{path}"
-    if component == "unet" and path.endswith(".to_out"):
-        path += ".0"
+    # Some trainers call every denoiser a UNet.
+    if component in (None, "unet", naming.component) and (module := naming.module(path)):
+        return Located(naming.component, path, module)
+    root = path.partition(".")[0]
+    if root in _CLOSED_ROOTS:
+        return Located(component or "model", path, known=False)
+    if component == "unet":
+        component = next((other.component for other in NAMINGS if root in other.canonical_roots), component)
+    component = component or _component_of(path, naming) or fallback or "model"
+    if component.startswith("text_encoder"):
+        path = text_encoders.canonical(path)
+    for other in NAMINGS:
+        path = other.completed(path) if other.component == component else path
     return Located(component, path)
 
 

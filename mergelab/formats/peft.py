@@ -12,41 +12,41 @@ from torch import Tensor
 
 from mergelab.errors import FormatError
 from mergelab.formats.names import COMPONENTS, unflatten
-from mergelab.formats.shared import by_component, folded_layer, most_frequent, no_place
-from mergelab.layer import BIAS, Contents, Layer
+from mergelab.formats.writers import by_component, folded_layer, most_frequent, no_place
+from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer
 
 
-def diffusers(contents: Contents) -> dict[str, Tensor]:
+def diffusers(data: AdapterData) -> dict[str, Tensor]:
     """The tensors of a file for diffusers' pipelines, scalings folded into lora_B."""
     tensors: dict[str, Tensor] = {}
-    for name, layer in contents.layers.items():
+    for name, layer in data.layers.items():
         component, _, path = name.partition(".")
         if component not in COMPONENTS or ("_" in path and "." not in path and unflatten(path) != path):
             raise FormatError(
-                f"{contents.source}: layer {name} has no name in a diffusers pipeline; write it as format='peft', or "
-                "as format='kohya' if it came from there"
+                f"layer {name} has no name in a diffusers pipeline; write it as format='peft', or as format='kohya' "
+                "if it came from there"
             )
         folded = folded_layer(layer)
         tensors[f"{name}.lora_A.weight"] = folded.lora_A
         tensors[f"{name}.lora_B.weight"] = folded.lora_B
-    for name, tensor in contents.extras.items():
-        if not (name.endswith(BIAS) or name.startswith("transformer.")):
-            raise no_place(contents, name, "diffusers")
+    for name, tensor in data.extras.items():
+        if not (name.endswith(BIAS_SUFFIX) or name.startswith("transformer.")):
+            raise no_place(name, "diffusers")
         tensors[name] = tensor
     return tensors
 
 
-def adapter_metadata(contents: Contents) -> dict[str, Any]:
+def adapter_metadata(data: AdapterData) -> dict[str, Any]:
     """diffusers' header: a PEFT config per component, its fields prefixed with the component."""
     fields: dict[str, Any] = {}
-    for component, layers in by_component(contents).items():
-        config = _config(layers, dict.fromkeys(layers, 1.0), contents, component)
+    for component, layers in by_component(data).items():
+        config = _config(layers, dict.fromkeys(layers, 1.0), data, component)
         fields.update({f"{component}.{key}": value for key, value in config.items()})
     return fields
 
 
 def _config(
-    layers: Mapping[str, Layer], scalings: Mapping[str, float], contents: Contents, component: str
+    layers: Mapping[str, Layer], scalings: Mapping[str, float], data: AdapterData, component: str
 ) -> dict[str, Any]:
     """The fields of a PEFT LoraConfig.
 
@@ -69,7 +69,7 @@ def _config(
         "rank_pattern": {pattern(path): r for path, r in ranks.items() if r != rank},
         "alpha_pattern": {pattern(path): a for path, a in alphas.items() if a != alpha},
         "target_modules": "|".join(map(pattern, sorted(layers))) if ambiguous else sorted(layers),
-        "lora_bias": any(k.startswith(f"{component}.") and k.endswith(BIAS) for k in contents.extras),
+        "lora_bias": any(k.startswith(f"{component}.") and k.endswith(BIAS_SUFFIX) for k in data.extras),
     }
 
 
@@ -77,33 +77,33 @@ def _plain(value: float) -> int | float:
     return int(value) if float(value).is_integer() else value
 
 
-def peft(contents: Contents) -> dict[str, Tensor]:
+def peft(data: AdapterData) -> dict[str, Tensor]:
     """The tensors of the PEFT folder of one component."""
-    components = by_component(contents)
+    components = by_component(data)
     if len(components) > 1:
         raise FormatError(
-            f"{contents.source}: a PEFT folder holds one model, found {', '.join(components)}; save() writes one "
-            "folder for each, select('unet.*') takes one"
+            f"a PEFT folder holds one model, found {', '.join(components)}; save() writes one folder for each, "
+            "select('unet.*') takes one"
         )
     tensors = {}
-    contents = _without_zero_scalings(contents)
-    for name, layer in contents.layers.items():
+    data = _without_zero_scalings(data)
+    for name, layer in data.layers.items():
         path = f"base_model.model.{name.partition('.')[2]}"
         tensors[f"{path}.lora_A.weight"] = layer.lora_A
         tensors[f"{path}.lora_B.weight"] = layer.lora_B
-    for key, tensor in contents.extras.items():
-        name = key.removesuffix(BIAS)
-        scaling = contents.layers[name].scaling if name in contents.layers else 1.0
+    for key, tensor in data.extras.items():
+        name = key.removesuffix(BIAS_SUFFIX)
+        scaling = data.layers[name].scaling if name in data.layers else 1.0
         if key.partition(".")[0] not in components:
-            raise no_place(contents, key, "peft")
+            raise no_place(key, "peft")
         # PEFT multiplies the bias of lora_B by the scaling of its layer.
         tensors[f"base_model.model.{key.partition('.')[2]}"] = tensor if scaling == 1.0 else tensor.float() / scaling
     return tensors
 
 
-def folder_config(contents: Contents, component: str) -> dict[str, Any]:
+def folder_config(data: AdapterData, component: str) -> dict[str, Any]:
     """The `adapter_config.json` of the PEFT folder of one component."""
-    layers = by_component(_without_zero_scalings(contents))[component]
+    layers = by_component(_without_zero_scalings(data))[component]
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -113,28 +113,28 @@ def folder_config(contents: Contents, component: str) -> dict[str, Any]:
         "fan_in_fan_out": False,
         "use_rslora": False,
         "use_dora": False,
-        **_config(layers, {path: layer.scaling for path, layer in layers.items()}, contents, component),
+        **_config(layers, {path: layer.scaling for path, layer in layers.items()}, data, component),
     }
 
 
-def _without_zero_scalings(contents: Contents) -> Contents:
+def _without_zero_scalings(data: AdapterData) -> AdapterData:
     """PEFT multiplies a bias by the scaling of its layer: at 0 that would lose it."""
-    layers = {name: layer if layer.scaling else folded_layer(layer) for name, layer in contents.layers.items()}
-    return replace(contents, layers=layers)
+    layers = {name: layer if layer.scaling else folded_layer(layer) for name, layer in data.layers.items()}
+    return replace(data, layers=layers)
 
 
-def split_components(contents: Contents) -> dict[str, Contents]:
+def split_components(data: AdapterData) -> dict[str, AdapterData]:
     """The part of each component, with its extras."""
-    components = list(by_component(contents))
-    homeless = [key for key in contents.extras if key.partition(".")[0] not in components]
+    components = list(by_component(data))
+    homeless = [key for key in data.extras if key.partition(".")[0] not in components]
     if homeless:
-        raise no_place(contents, homeless[0], "peft")
+        raise no_place(homeless[0], "peft")
 
-    def part(component: str) -> Contents:
+    def part(component: str) -> AdapterData:
         return replace(
-            contents,
-            layers={n: layer for n, layer in contents.layers.items() if n.partition(".")[0] == component},
-            extras={n: tensor for n, tensor in contents.extras.items() if n.partition(".")[0] == component},
+            data,
+            layers={n: layer for n, layer in data.layers.items() if n.partition(".")[0] == component},
+            extras={n: tensor for n, tensor in data.extras.items() if n.partition(".")[0] == component},
         )
 
     return {component: part(component) for component in components}

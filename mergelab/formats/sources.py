@@ -1,4 +1,4 @@
-"""From what a user gives (a path, a name on the Hub, an s3 address, a state dict) to `Contents`."""
+"""From what a user gives (a path, a name on the Hub, an s3 address, a state dict) to `AdapterData`."""
 
 from __future__ import annotations
 
@@ -12,28 +12,45 @@ from typing import Any
 from torch import Tensor
 
 from mergelab.errors import FormatError, SourceError
-from mergelab.formats.files import PICKLES, check_tensors, read_tensors
+from mergelab.formats.messages import about
 from mergelab.formats.names import COMPONENTS
-from mergelab.formats.reading import ScalingOf, config_scaling, parse
-from mergelab.layer import Contents
+from mergelab.formats.options import ReadOptions
+from mergelab.formats.reading import parse
+from mergelab.formats.scalings import config_scaling, for_all_components
+from mergelab.formats.tensor_files import PICKLES, check_tensors, read_tensors
+from mergelab.layer import AdapterData
 
 PEFT_CONFIG = "adapter_config.json"
-_CHANGED_BASE = ("pissa", "olora", "corda")
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_CHANGED_BASE = ("pissa", "olora", "corda")
+_MINIATURE = "miniature/"
+_STATE_DICT = "<state dict>"
+
+Files = tuple[Path, ...]
 
 
-def read(
-    source: str | os.PathLike[str] | Mapping[str, Tensor], allow_pickle: bool
-) -> tuple[Contents, tuple[Path, ...]]:
-    """Contents of a source, and the files they came from."""
+def read(source: str | os.PathLike[str] | Mapping[str, Tensor], options: ReadOptions) -> tuple[AdapterData, Files]:
+    """What a source holds, and the files it came from.
+
+    Raises:
+        SourceError: nothing there, or it cannot be read.
+        OptionError: there is no miniature adapter of this name.
+        FormatError, LayerError: a damaged file, an unsupported dialect, a factor without its partner.
+    """
     if isinstance(source, Mapping):
-        return parse(check_tensors(source, "<state dict>"), {}, "<state dict>"), ()
+        with about(_STATE_DICT):
+            tensors = check_tensors(source)
+        return parse(tensors, {}, _STATE_DICT), ()
     if not isinstance(source, (str, os.PathLike)):
         raise SourceError(f"expected a path, a name on the Hub or a state dict, found {type(source).__name__}")
     path = _local(os.fspath(source))
     if path.is_dir():
-        return _read_folder(path, allow_pickle)
-    tensors, metadata = read_tensors(path, allow_pickle)
+        return _read_folder(path, options)
+    return _read_file(path, options)
+
+
+def _read_file(path: Path, options: ReadOptions) -> tuple[AdapterData, Files]:
+    tensors, metadata = read_tensors(path, options)
     return parse(tensors, metadata, str(path)), (path,)
 
 
@@ -47,6 +64,10 @@ def _local(source: str) -> Path:
             return path
     except (OSError, ValueError, RuntimeError) as error:
         raise SourceError(f"{source}: there is no such file or folder: {error}") from None
+    if source.startswith(_MINIATURE):
+        from mergelab import miniature
+
+        return miniature.adapter(source).path
     parts = source.split("/")
     # "loras/style/x.safetensors" beside a folder "loras" is a slip of the pen, and nothing to ask the Hub for.
     here = source.startswith((".", "/", "~")) or "\\" in source or Path(parts[0]).exists()
@@ -96,64 +117,65 @@ def _fetch(url: str) -> Path:
     return target
 
 
-def _read_folder(folder: Path, allow_pickle: bool) -> tuple[Contents, tuple[Path, ...]]:
+def _read_folder(folder: Path, options: ReadOptions) -> tuple[AdapterData, Files]:
     if (folder / PEFT_CONFIG).is_file():
-        return _read_peft(folder, None, allow_pickle)
+        return _read_peft(folder, None, options)
     parts = [c for c in (*COMPONENTS, "model") if (folder / c / PEFT_CONFIG).is_file()]
     if parts:
-        return _joined(folder, [_read_peft(folder / c, c, allow_pickle) for c in parts])
+        return _joined(folder, [_read_peft(folder / c, c, options) for c in parts])
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
-        found = ", ".join(f.name for f in files[:5]) or "none"
+        names = ", ".join(f.name for f in files[:5]) or "none"
         raise SourceError(
             f"{folder}: expected a PEFT folder ({PEFT_CONFIG} and {PEFT_WEIGHTS[0]}) or one safetensors file, found "
-            f"{found}; name the file"
+            f"{names}; name the file"
         )
-    tensors, metadata = read_tensors(files[0], allow_pickle)
-    return parse(tensors, metadata, str(files[0])), (files[0],)
+    return _read_file(files[0], options)
 
 
-def _joined(folder: Path, parts: list[tuple[Contents, tuple[Path, ...]]]) -> tuple[Contents, tuple[Path, ...]]:
+def _joined(folder: Path, parts: list[tuple[AdapterData, Files]]) -> tuple[AdapterData, Files]:
     """One adapter from the PEFT folders of its components."""
-    contents = [c for c, _ in parts]
-    known = [c.architecture for c in contents if c.architecture]
-    joined = Contents(
-        layers={name: layer for c in contents for name, layer in c.layers.items()},
-        extras={name: tensor for c in contents for name, tensor in c.extras.items()},
+    datas = [data for data, _ in parts]
+    known = [data.architecture for data in datas if data.architecture]
+    joined = AdapterData(
+        layers={name: layer for data in datas for name, layer in data.layers.items()},
+        extras={name: tensor for data in datas for name, tensor in data.extras.items()},
         architecture=known[0] if known else None,
-        metadata=contents[0].metadata,
+        metadata=datas[0].metadata,
         source=str(folder),
-        notes=tuple(dict.fromkeys(note for c in contents for note in c.notes)),
+        notes=tuple(dict.fromkeys(note for data in datas for note in data.notes)),
     )
     return joined, tuple(path for _, paths in parts for path in paths)
 
 
-def _read_peft(folder: Path, component: str | None, allow_pickle: bool) -> tuple[Contents, tuple[Path, ...]]:
+def _read_peft(folder: Path, component: str | None, options: ReadOptions) -> tuple[AdapterData, Files]:
     config_path = folder / PEFT_CONFIG
-    try:
-        config: Any = json.loads(config_path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise FormatError(f"{config_path}: is no JSON: {error}") from None
-    if not isinstance(config, dict) or str(config.get("peft_type", "LORA")).upper() != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise FormatError(f"{config_path}: peft_type is {kind!r}, expected 'LORA'")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
-        raise FormatError(
-            f"{config_path}: init_lora_weights is {start!r}: the adapter belongs to a base model that it changed at "
-            "the start of training, and is no plain LoRA; convert it with PEFT's save_pretrained, given "
-            "path_initial_model_for_weight_conversion"
-        )
+    with about(config_path):
+        config = _read_config(config_path)
     weights = next((folder / name for name in PEFT_WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise SourceError(f"{folder}: there is no {' or '.join(PEFT_WEIGHTS)} beside {PEFT_CONFIG}")
-    tensors, metadata = read_tensors(weights, allow_pickle)
-    by_path = config_scaling(config, str(config_path))
+    tensors, metadata = read_tensors(weights, options)
+    with about(config_path):
+        scaling_of = for_all_components(config_scaling(config))
     component = component or metadata.get("mergelab.component")
+    data = parse(tensors, metadata, str(folder), scaling_of=scaling_of, component=component, saved_modules=True)
+    return data, (weights, config_path)
 
-    def scaling(_: str, path: str, rank: int) -> float:
-        return by_path(path, rank)
 
-    scaling_of: ScalingOf = scaling
-    contents = parse(tensors, metadata, str(folder), scaling_of=scaling_of, component=component, saved_modules=True)
-    return contents, (weights, config_path)
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise FormatError(f"is no JSON: {error}") from None
+    if not isinstance(config, dict) or str(config.get("peft_type", "LORA")).upper() != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise FormatError(f"peft_type is {kind!r}, expected 'LORA'")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
+        raise FormatError(
+            f"init_lora_weights is {start!r}: the adapter belongs to a base model that it changed at the start of "
+            "training, and is no plain LoRA; convert it with PEFT's save_pretrained, given "
+            "path_initial_model_for_weight_conversion"
+        )
+    return config

@@ -1,9 +1,8 @@
-"""`Contents` -> tensors and header of a file, in the dialect asked for."""
+"""`AdapterData` -> tensors and header of a file, in the dialect asked for."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,16 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergelab.errors import OptionError, OutputError
-from mergelab.formats.files import HASH, replacing_folder, write_safetensors
+from mergelab.errors import OptionError
+from mergelab.formats.architectures.registry import ARCHITECTURES
+from mergelab.formats.casting import cast
+from mergelab.formats.files import replacing_folder
 from mergelab.formats.kohya import kohya
+from mergelab.formats.messages import about
 from mergelab.formats.peft import adapter_metadata, diffusers, folder_config, peft, split_components
-from mergelab.formats.shared import most_frequent
 from mergelab.formats.sources import PEFT_CONFIG, PEFT_WEIGHTS
-from mergelab.layer import Contents, short_name
-from mergelab.linalg.workspace import Workspace, threads
-
-FORMATS = ("diffusers", "kohya", "peft")
+from mergelab.formats.tensor_files import HASH, write_safetensors
+from mergelab.formats.writers import most_frequent
+from mergelab.layer import AdapterData, short_name
 
 # What the header of another file said that is no longer true of this one.
 _STALE = (
@@ -33,14 +33,8 @@ _STALE = (
     "ss_network_dim",
     "ss_network_alpha",
 )
-_MODELSPEC = {
-    "sd15": "stable-diffusion-v1/lora",
-    "sd2": "stable-diffusion-v2-768-v/lora",
-    "sdxl": "stable-diffusion-xl-v1-base/lora",
-    "flux": "flux-1-dev/lora",
-}
-_KOHYA_BASE = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "flux": "flux1"}
-_KOHYA_MODULE = {"flux": "networks.lora_flux"}
+_WRITERS = {"diffusers": diffusers, "kohya": kohya, "peft": peft}
+FORMATS = tuple(_WRITERS)
 
 
 def check_format(name: object) -> str:
@@ -64,33 +58,35 @@ def to_dtype(name: object) -> torch.dtype | None:
     return dtype
 
 
-def state_dict(contents: Contents, format: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def state_dict(data: AdapterData, format: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The tensors of a file of this format, by key.
 
     Args:
-        contents: what to write.
+        data: what to write.
         format: "diffusers", "kohya", or "peft" (the keys of one component's folder).
         dtype: of the factors; None keeps each as it is, float32 where a scaling would otherwise be rounded.
 
     Raises:
         FormatError, ArchitectureError: a layer or an extra that the format has no name for.
-        OutputError: a value that overflows the dtype.
+        OutputError: a value that overflows the dtype, or a layer that loses more in it than rounding explains.
     """
-    write = {"diffusers": diffusers, "kohya": kohya, "peft": peft}[check_format(format)]
-    return _cast(write(contents), dtype, contents.source)
+    write = _WRITERS[check_format(format)]
+    with about(data.source):
+        return cast(write(data), dtype)
 
 
-def save(contents: Contents, path: Path, format: str, dtype: torch.dtype | None) -> None:
+def save(data: AdapterData, path: Path, format: str, dtype: torch.dtype | None) -> None:
     """Write a file, or for "peft" a folder (one folder in it per component where there are several)."""
     if check_format(format) == "peft":
-        _save_peft(contents, path, dtype)
+        _save_peft(data, path, dtype)
         return
-    tensors = state_dict(contents, format, dtype)
-    write_safetensors(path, tensors, header(contents, format, tensors))
+    tensors = state_dict(data, format, dtype)
+    write_safetensors(path, tensors, header(data, format, tensors))
 
 
-def _save_peft(contents: Contents, folder: Path, dtype: torch.dtype | None) -> None:
-    parts = split_components(contents)
+def _save_peft(data: AdapterData, folder: Path, dtype: torch.dtype | None) -> None:
+    with about(data.source):
+        parts = split_components(data)
     with replacing_folder(folder, {PEFT_CONFIG, PEFT_WEIGHTS[0]}) as temporary:
         for component, part in parts.items():
             target = temporary if len(parts) == 1 else temporary / component
@@ -102,50 +98,28 @@ def _save_peft(contents: Contents, folder: Path, dtype: torch.dtype | None) -> N
             (target / PEFT_CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
-def header(contents: Contents, format: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def header(data: AdapterData, format: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The strings of the header: what the inputs said and is still true, modelspec, and what readers need."""
-    strings = {key: value for key, value in contents.metadata.items() if key not in _STALE}
-    architecture = contents.architecture
+    strings = {key: value for key, value in data.metadata.items() if key not in _STALE}
+    architecture = ARCHITECTURES.get(data.architecture or "")
     strings["modelspec.sai_model_spec"] = "1.0.0"
-    strings.setdefault(
-        "modelspec.title", "untitled" if contents.source.startswith("<") else short_name(contents.source)
-    )
+    strings.setdefault("modelspec.title", "untitled" if data.source.startswith("<") else short_name(data.source))
     if architecture:
-        strings["modelspec.architecture"] = _MODELSPEC[architecture]
+        strings["modelspec.architecture"] = architecture.modelspec
         strings["modelspec.implementation"] = (
             "diffusers" if format == "diffusers" else "https://github.com/kohya-ss/sd-scripts"
         )
-        strings["ss_base_model_version"] = _KOHYA_BASE[architecture]
-        strings["ss_v2"] = str(architecture == "sd2")
+        strings["ss_base_model_version"] = architecture.base_version
+        strings["ss_v2"] = str(architecture.v2)
     if format == "kohya":
         ranks = Counter(t.shape[0] for key, t in tensors.items() if key.endswith(".lora_down.weight"))
         alphas = Counter(float(t) for key, t in tensors.items() if key.endswith(".alpha"))
-        strings["ss_network_module"] = _KOHYA_MODULE.get(architecture or "", "networks.lora")
+        known = architecture.kohya if architecture else None
+        strings["ss_network_module"] = known.network_module if known else "networks.lora"
         strings["ss_network_dim"] = str(most_frequent(ranks)) if len(ranks) == 1 else "Dynamic"
         strings["ss_network_alpha"] = f"{most_frequent(alphas):g}" if len(alphas) == 1 else "Dynamic"
     elif format == "diffusers":
         strings["format"] = "pt"
-        if len({layer.rank for layer in contents.layers.values()}) > 1:
-            strings["lora_adapter_metadata"] = json.dumps(adapter_metadata(contents), sort_keys=True)
+        if len({layer.rank for layer in data.layers.values()}) > 1:
+            strings["lora_adapter_metadata"] = json.dumps(adapter_metadata(data), sort_keys=True)
     return strings
-
-
-def _cast(tensors: dict[str, Tensor], dtype: torch.dtype | None, source: str) -> dict[str, Tensor]:
-    """Cast once, and check that everything is finite and nothing overflows."""
-
-    def checked(item: tuple[str, Tensor]) -> Tensor:
-        name, tensor = item
-        if not tensor.is_floating_point() or name.endswith(".alpha") or not tensor.numel():
-            return tensor
-        largest = float(tensor.abs().max())
-        if not math.isfinite(largest):
-            raise OutputError(f"{source}: {name} holds NaN or infinity and is not written")
-        if dtype is not None and largest > torch.finfo(dtype).max:
-            raise OutputError(
-                f"{source}: {name} has values up to {largest:.3g}, more than {dtype} can hold; save it as bfloat16 "
-                "or float32"
-            )
-        return tensor if dtype is None else tensor.to(dtype)
-
-    with threads() as pool:
-        return dict(zip(tensors, Workspace(pool).map(checked, tensors.items())))

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 from mergelab.errors import FormatError
-from mergelab.layer import Contents, Layer, LoraLayer
+from mergelab.layer import AdapterData, Layer, LoraLayer
+
+FACTOR_SUFFIXES = ((".lora_down.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_B.weight"))
+"""Ends of the keys of a layer's two factors, in the formats that are written."""
 
 
 def folded_layer(layer: Layer) -> LoraLayer:
@@ -20,10 +23,10 @@ def folded_layer(layer: Layer) -> LoraLayer:
     return LoraLayer(layer.lora_A, rounded if torch.equal(rounded.float(), exact) else exact)
 
 
-def by_component(contents: Contents) -> dict[str, dict[str, Layer]]:
+def by_component(data: AdapterData) -> dict[str, dict[str, Layer]]:
     """Layers by component, under their paths in it."""
     components: dict[str, dict[str, Layer]] = {}
-    for name, layer in contents.layers.items():
+    for name, layer in data.layers.items():
         component, _, path = name.partition(".")
         components.setdefault(component, {})[path] = layer
     return components
@@ -34,9 +37,9 @@ def most_frequent(counts: Counter[Any]) -> Any:
     return min(counts, key=lambda value: (-counts[value], value))
 
 
-def no_place(contents: Contents, key: str, format: str) -> FormatError:
+def no_place(key: str, format: str) -> FormatError:
     """The error for an extra that a format cannot carry."""
     return FormatError(
-        f"{contents.source}: {key} is no LoRA layer, and format {format!r} has no place for it; drop it with "
-        "adapter.without_extras() (--drop-extras), or write another format"
+        f"{key} is no LoRA layer, and format {format!r} has no place for it; drop it with adapter.without_extras() "
+        "(--drop-extras), or write another format"
     )

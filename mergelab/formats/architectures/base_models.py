@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mergelab.errors import ArchitectureError
-from mergelab.layer import Contents
+from mergelab.formats.architectures.registry import ARCHITECTURES
+from mergelab.layer import AdapterData
 
-_DENOISERS = {"unet": "a UNet (Stable Diffusion)", "transformer": "a transformer (FLUX)"}
 
-
-def check_base_models(adapters: Sequence[Contents], names: Sequence[str]) -> None:
+def check_base_models(adapters: Sequence[AdapterData], names: Sequence[str]) -> None:
     """Raises where adapters are known to be for different base models.
 
     Raises:
@@ -30,8 +29,8 @@ def check_base_models(adapters: Sequence[Contents], names: Sequence[str]) -> Non
     known = {a.architecture: f"{name} is for {a.architecture}" for a, name in zip(adapters, names) if a.architecture}
     if len(known) < 2:
         known = {
-            component: f"{name} changes {which}"
-            for component, which in _DENOISERS.items()
+            component: f"{name} changes {changed}"
+            for component, changed in {a.denoiser: a.changes for a in ARCHITECTURES.values()}.items()
             for adapter, name in zip(adapters, names)
             if any(layer.startswith(f"{component}.") for layer in adapter.layers)
         }

@@ -1,0 +1,76 @@
+"""What mergelab knows of a family of base models, as data: `Architecture`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergelab.formats.architectures.evidence import Evidence
+from mergelab.formats.architectures.naming import Naming
+
+Rule = Callable[[Evidence], bool]
+
+
+def never(evidence: Evidence) -> bool:
+    """The rule that says no."""
+    return False
+
+
+@dataclass(frozen=True)
+class Kohya:
+    """How kohya's tools know a family.
+
+    Attributes:
+        text_encoders: component -> prefix of its modules' flat names.
+        network_module: `ss_network_module`.
+        original_names: whether the denoiser's modules are named as in the original model, fused ones as one.
+    """
+
+    text_encoders: Mapping[str, str]
+    network_module: str = "networks.lora"
+    original_names: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Architecture:
+    """One family of base models; all that mergelab knows of it, and the only place that does.
+
+    How a file is recognised is said in three rules, asked in this order of all architectures: what `proves` it needs
+    no header; what a header says is believed where `fits` finds nothing against it; what `suggests` it decides where
+    the header is silent, too. A rule counts where one architecture alone answers yes; between two that are proven, the
+    header decides.
+
+    Attributes:
+        id: "sd15", ...: the name in `Adapter.architecture`.
+        title: as people write it.
+        denoiser: the component that draws, "unet" or "transformer".
+        changes: what an adapter of the denoiser changes, for messages.
+        naming: the denoiser's modules, here and in the original model.
+        proves, fits, suggests: the rules.
+        header: a pattern of modelspec's architecture or kohya's base model version, in lower case.
+        modelspec: `modelspec.architecture` of an adapter.
+        base_version: `ss_base_model_version`.
+        v2: `ss_v2`.
+        kohya: None where kohya's format does not exist.
+        respell: turns a key that only trainers of this family write into a usual one.
+        model_class, model_config: the diffusers class of the denoiser and the published configuration that sets its
+            shapes, the source of its true modules.
+    """
+
+    id: str
+    title: str
+    denoiser: str
+    changes: str
+    naming: Naming
+    proves: Rule
+    fits: Rule
+    header: str
+    modelspec: str
+    base_version: str
+    kohya: Kohya | None
+    model_class: str
+    model_config: Mapping[str, Any] = field(repr=False)
+    suggests: Rule = never
+    v2: bool = False
+    respell: Callable[[str], str] = str

@@ -1,0 +1,169 @@
+"""A module of the original model: what it holds is split into diffusers' modules, and joined from them, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from mergelab.errors import LayerError
+from mergelab.layer import Layer, LoraLayer
+
+L = TypeVar("L", bound=Layer)
+
+
+@dataclass(frozen=True)
+class OriginalModule:
+    """A module of the original model and the diffusers modules that its rows hold.
+
+    Attributes:
+        path: of the original module.
+        parts: paths of diffusers' modules, from the first row to the last.
+        rest: 0: all parts have as many outputs as the module has inputs; else the last takes the rows that are left,
+            usually so many times the inputs.
+        swapped: its halves are (shift, scale), diffusers' (scale, shift).
+        linear: whether it must be a linear layer.
+    """
+
+    path: str
+    parts: tuple[str, ...]
+    rest: int = 0
+    swapped: bool = False
+    linear: bool = False
+
+    def sizes(self, rows: int, columns: int) -> list[int]:
+        """Rows of each part, for a weight of this shape.
+
+        Raises:
+            LayerError: the shape does not hold the parts.
+        """
+        count = len(self.parts)
+        if count == 1:
+            return [rows]
+        equal = count - bool(self.rest)
+        sizes = [columns] * equal + [rows - equal * columns] * bool(self.rest)
+        if sum(sizes) != rows or sizes[-1] < 1:
+            raise LayerError(
+                f"layer {self.path}: a change of shape ({rows}, {columns}) does not hold {count} parts, expected "
+                f"{f'more than {equal * columns}' if self.rest else equal * columns} rows"
+            )
+        return sizes
+
+    def split(self, layer: LoraLayer) -> dict[str, LoraLayer]:
+        """The layers of diffusers' modules, which share `lora_A` and take their rows of `lora_B`.
+
+        Where `lora_B` is block-diagonal (a file that was split before it was fused), each part gets back the factors
+        of its own block, and a part that is zero throughout while others are not is left out.
+        """
+        self._check(layer)
+        if len(self.parts) == 1:
+            return {self.parts[0]: self._swapped(layer)}
+        ups = torch.split(layer.lora_B, self.sizes(*layer.shape))
+        used = [_used_columns(up) for up in ups] if _is_sparse(ups) else None
+        if used is None:
+            return {name: LoraLayer(layer.lora_A, up, layer.scaling) for name, up in zip(self.parts, ups)}
+        return {
+            name: LoraLayer(layer.lora_A[columns], up[:, columns], layer.scaling)
+            for name, up, columns in zip(self.parts, ups, used)
+            if len(columns)
+        }
+
+    def split_rows(self, vector: Tensor, columns: int | None) -> dict[str, Tensor]:
+        """A bias as the biases of diffusers' modules.
+
+        `columns` are the inputs of the weight beside it; a bias that stands alone has the usual proportions.
+        """
+        if len(self.parts) == 1:
+            return {self.parts[0]: self._swapped_rows(vector)}
+        if columns is None:
+            columns = len(vector) // (len(self.parts) - bool(self.rest) + self.rest)
+        return dict(zip(self.parts, torch.split(vector, self.sizes(len(vector), columns))))
+
+    def join(self, layers: Mapping[int, Layer], rest: int | None = None) -> Layer:
+        """The layer of this module from those of its parts, by their number, exactly.
+
+        `lora_A` is shared where all parts have the same; otherwise the factors stand side by side, `lora_B`
+        block-diagonal, and the rank is the sum of the parts' ranks. A part that is missing is zero; `rest` is the
+        size of the last part where something else tells it.
+        """
+        given = list(layers.values())
+        self._check(given[0])
+        if len(self.parts) == 1:
+            return self._swapped(given[0])
+        sizes = self._sizes_of(layers, rest)
+        first = given[0].lora_A
+        shared = all(x.lora_A.shape == first.shape and torch.equal(x.lora_A, first) for x in given[1:])
+        scaling = given[0].scaling if len({x.scaling for x in given}) == 1 else 1.0
+        ups = {i: x.lora_B if x.scaling == scaling else x.lora_B.float() * x.scaling for i, x in layers.items()}
+        some = next(iter(ups.values()))
+        if shared:
+            rows = [ups[i] if i in ups else some.new_zeros(n, first.shape[0]) for i, n in enumerate(sizes)]
+            return LoraLayer(first, torch.cat(rows), scaling)
+        ranks = [layers[i].rank if i in layers else 0 for i in range(len(sizes))]
+        blocks = []
+        for i, n in enumerate(sizes):
+            before, after = sum(ranks[:i]), sum(ranks[i + 1 :])
+            up = ups[i] if i in ups else some.new_zeros(n, 0)
+            blocks.append(torch.nn.functional.pad(up, (before, after)))
+        downs = [layers[i].lora_A for i in range(len(sizes)) if i in layers]
+        return LoraLayer(torch.cat(downs), torch.cat(blocks), scaling)
+
+    def join_rows(self, vectors: Mapping[int, Tensor], shape: tuple[int, ...] | None) -> Tensor:
+        """The bias of this module from those of its parts; a part that is missing is zero.
+
+        `shape` is that of the module's weight, where it is known.
+        """
+        if len(self.parts) == 1:
+            return self._swapped_rows(vectors[0])
+        last = len(self.parts) - 1
+        if shape is not None:
+            sizes = self.sizes(shape[0], shape[1])
+        elif not self.rest:
+            sizes = [len(next(iter(vectors.values())))] * len(self.parts)
+        else:
+            width = next((len(v) for i, v in vectors.items() if i < last), 0) or len(vectors[last]) // self.rest
+            sizes = [width] * last + [len(vectors[last]) if last in vectors else self.rest * width]
+        some = next(iter(vectors.values()))
+        return torch.cat([vectors.get(i, some.new_zeros(size)) for i, size in enumerate(sizes)])
+
+    def _sizes_of(self, layers: Mapping[int, Layer], rest: int | None) -> list[int]:
+        last, columns = len(self.parts) - 1, next(iter(layers.values())).lora_A.shape[1]
+        sizes = [columns] * len(self.parts)
+        if self.rest:
+            sizes[last] = layers[last].lora_B.shape[0] if last in layers else rest or self.rest * columns
+        for index, layer in layers.items():
+            if layer.shape != (sizes[index], columns):
+                raise LayerError(
+                    f"layer {self.path}: its parts do not fit together: expected part {index} to have shape "
+                    f"{(sizes[index], columns)}, found {layer.shape}; kohya's format fuses them, write another format"
+                )
+        return sizes
+
+    def _check(self, layer: Layer) -> None:
+        if self.linear and layer.lora_A.dim() != 2:
+            raise LayerError(f"layer {self.path}: expected a linear layer, found shape {layer.shape}")
+
+    def _swapped(self, layer: L) -> L | LoraLayer:
+        return LoraLayer(layer.lora_A, self._swapped_rows(layer.lora_B), layer.scaling) if self.swapped else layer
+
+    def _swapped_rows(self, rows: Tensor) -> Tensor:
+        if not self.swapped:
+            return rows
+        if rows.shape[0] % 2:
+            raise LayerError(f"layer {self.path}: expected shift and scale of one size, found {rows.shape[0]} outputs")
+        return torch.roll(rows, rows.shape[0] // 2, dims=0)
+
+
+def _is_sparse(ups: tuple[Tensor, ...]) -> bool:
+    """Does some part use only some of the columns, or none? Looks at one row of each part first."""
+    if all(bool((up[0] != 0).all()) for up in ups):
+        return False
+    used = [len(_used_columns(up)) for up in ups]
+    return any(used) and min(used) < ups[0].shape[1]
+
+
+def _used_columns(up: Tensor) -> Tensor:
+    return torch.nonzero((up != 0).any(dim=0)).flatten()

@@ -1,0 +1,36 @@
+"""The text encoders that base models share: CLIP and T5. Their modules have one name, but for CLIP's outermost step."""
+
+from __future__ import annotations
+
+from mergelab.formats.architectures.evidence import Evidence
+
+# Every step of a module path in them.
+STEPS = frozenset(
+    """
+    text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 text_projection embeddings
+    token_embedding position_embedding final_layer_norm layer_norm1 layer_norm2
+    block layer SelfAttention DenseReluDense q k v o wi wi_0 wi_1 wo layer_norm shared
+    """.split()
+)
+
+
+def component_of(path: str) -> str | None:
+    """The component that a path without a prefix belongs to: the first encoder for CLIP, the second for T5."""
+    if path.startswith("encoder.block."):
+        return "text_encoder_2"
+    return "text_encoder" if path.startswith(("encoder.layers.", "text_model.")) or path == "text_model" else None
+
+
+def canonical(path: str) -> str:
+    """A path with CLIP's `text_model`, which transformers 5 has dropped and files have."""
+    return f"text_model.{path}" if path.startswith("encoder.layers.") else path
+
+
+def alone(evidence: Evidence) -> bool:
+    """Whether a file changes text encoders alone, the first among them."""
+    return evidence.denoiser is None and evidence.has("text_encoder")
+
+
+def has_t5(evidence: Evidence) -> bool:
+    """Whether the second encoder is a T5."""
+    return evidence.named(r"^encoder\.block\.", "text_encoder_2")

@@ -1,0 +1,69 @@
+"""The keys of a file in groups: which tensor of which module each is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from mergelab.errors import FormatError
+from mergelab.formats.architectures.registry import ARCHITECTURES
+from mergelab.formats.kinds import KINDS, ModuleTensors, module_and_role, refused_kind
+from mergelab.formats.names import bare
+
+_LONGEST_KEY = 500
+_EMBEDDING = re.compile(r"^(bundle_emb\..+|emb_params|string_to_param\..+|<[^<>]+>|clip_[lg]|t5xxl)$")
+
+
+@dataclass
+class KeyGroups:
+    """The tensors of a file: those of modules, textual-inversion embeddings, and what is neither."""
+
+    modules: dict[str, ModuleTensors] = field(default_factory=dict)
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
+    others: dict[str, Tensor] = field(default_factory=dict)
+
+
+def group_keys(tensors: Mapping[str, Tensor]) -> KeyGroups:
+    """Sort all keys of a file.
+
+    Raises:
+        FormatError: a kind that is not read, by its name; two tensors for one role.
+    """
+    groups = KeyGroups()
+    refused: dict[str, list[str]] = {}
+    for key, tensor in tensors.items():
+        if len(key) > _LONGEST_KEY:
+            raise FormatError(f"a key of {len(key)} characters ({key[:40]!r}...), expected names of layers")
+        if name := refused_kind(key):
+            refused.setdefault(name, []).append(key)
+        elif _EMBEDDING.match(key):
+            groups.embeddings[key] = tensor
+        elif named := module_and_role(_usual(key)):
+            _add(groups.modules.setdefault(bare(named[0]), ModuleTensors()), named[1], key, tensor)
+        else:
+            groups.others[key] = tensor
+    if refused:
+        what = "; ".join(f"{name} ({len(keys)} tensors, {keys[0]!r} the first)" for name, keys in refused.items())
+        raise FormatError(
+            f"holds {what}, which this version of mergelab does not read; it reads "
+            f"{', '.join(kind.name for kind in KINDS)}: convert the adapter to a plain LoRA with the tool that wrote it"
+        )
+    return groups
+
+
+def _usual(key: str) -> str:
+    for architecture in ARCHITECTURES.values():
+        key = architecture.respell(key)
+    return key
+
+
+def _add(module: ModuleTensors, role: str, key: str, tensor: Tensor) -> None:
+    if role in module.tensors:
+        raise FormatError(
+            f"{module.keys[role]!r} and {key!r} are the same tensor of one layer; a file is expected to hold one "
+            "adapter: save each by itself"
+        )
+    module.keys[role], module.tensors[role] = key, tensor

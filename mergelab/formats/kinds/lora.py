@@ -1,0 +1,77 @@
+"""LoRA, and LoCon, its form for convolutions: two factors, and for some a Tucker core between them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mergelab.checks import is_number, shown
+from mergelab.errors import LayerError
+from mergelab.formats.kinds.kind import Kind, ModuleTensors, leaves
+from mergelab.formats.messages import about
+from mergelab.layer import LoraLayer
+
+
+def _to_layer(module: ModuleTensors, scaling: float | None) -> LoraLayer:
+    """`scaling * up @ down`; without a scaling from elsewhere it is alpha / rank, or 1 where there is no alpha."""
+    tensors, keys = module.tensors, module.keys
+    for role, other in (("down", "up"), ("up", "down")):
+        if role not in tensors:
+            present = keys.get(other) or next(iter(keys.values()))
+            raise LayerError(
+                f"{present!r} has no matching {'lora_A (down)' if role == 'down' else 'lora_B (up)'}; "
+                "expected both factors of every layer: the file is incomplete"
+            )
+    for role, tensor in tensors.items():
+        if role != "alpha" and not tensor.is_floating_point():
+            raise LayerError(f"{keys[role]!r} is {tensor.dtype}, expected floating-point numbers")
+    down, up = tensors["down"], tensors["up"]
+    with about(repr(keys["down"])):
+        if "mid" in tensors:
+            down = _fold_mid(down, tensors["mid"])
+        if down.dim() != up.dim():
+            down, up = _same_dims(down, up)
+        layer = LoraLayer(down, up)
+    if "alpha" in tensors:
+        scaling = _alpha(tensors["alpha"], keys["alpha"]) / tensors["down"].shape[0]
+    return layer if scaling is None else layer.scaled(scaling)
+
+
+def _alpha(tensor: Tensor, key: str) -> float:
+    value = float(tensor.reshape(-1)[0]) if tensor.numel() == 1 and not tensor.is_complex() else float("nan")
+    if not is_number(value):
+        raise LayerError(f"{key!r} holds {shown(tensor.tolist())}, expected one finite number")
+    return value
+
+
+def _fold_mid(down: Tensor, mid: Tensor) -> Tensor:
+    """Tucker: `delta[o, i] = sum_pq up[o, p] mid[p, q, kh, kw] down[q, i]`; mid and down become one factor."""
+    flat = down.dim() in (2, 4) and down.numel() == math.prod(down.shape[:2])
+    if mid.dim() != 4 or not flat or not mid.numel() or not down.numel() or mid.shape[1] != down.shape[0]:
+        raise LayerError(f"lora_mid {tuple(mid.shape)} and lora_down {tuple(down.shape)} do not fit together")
+    return torch.einsum("pqhw,qi->pihw", mid.float(), down.flatten(1).float())
+
+
+def _same_dims(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Some trainers drop the 1 x 1 kernel of one factor."""
+    if up.dim() == 2:
+        return down, up.reshape(*up.shape, *[1] * (down.dim() - 2))
+    if down.dim() == 2:
+        return down.reshape(*down.shape, *[1] * (up.dim() - 2)), up
+    raise LayerError(f"lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)} have different numbers of dimensions")
+
+
+LORA = Kind(
+    name="LoRA and LoCon",
+    leaves=leaves(
+        (r"\.lora_A(\.[^.]+)?\.weight", "down"),
+        (r"\.lora_B(\.[^.]+)?\.weight", "up"),
+        (r"(\.lora_down|\.lora\.down|\.lora_linear_layer\.down|_lora\.down)\.weight", "down"),
+        (r"(\.lora_up|\.lora\.up|\.lora_linear_layer\.up|_lora\.up)\.weight", "up"),
+        (r"\.lora_mid\.weight", "mid"),
+    ),
+    marks=frozenset({"down", "up", "mid"}),
+    to_layer=_to_layer,
+)

@@ -1,0 +1,16 @@
+"""How a source is to be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a reader may do and has to be told; travels as one object from `load` to the file.
+
+    Attributes:
+        allow_pickle: read `.bin`, `.pt`, `.pth` and `.ckpt` too, with `weights_only=True`.
+    """
+
+    allow_pickle: bool = False

@@ -1,0 +1,164 @@
+"""Files of tensors: safetensors in and out, pickles when allowed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from mergelab.errors import FormatError, OutputError, SourceError
+from mergelab.formats.files import replacing
+from mergelab.formats.messages import about
+from mergelab.formats.options import ReadOptions
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+HASH = "modelspec.hash_sha256"
+
+_USUAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def read_tensors(path: Path, options: ReadOptions) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (memory-mapped where the format allows) and the header's strings.
+
+    Raises:
+        SourceError, FormatError: no such file, or one that is damaged or not what its name says.
+    """
+    with about(path):
+        if not path.is_file():
+            raise SourceError("there is no such file")
+        if path.suffix.lower() not in PICKLES:
+            return _read_safetensors(path)
+        if not options.allow_pickle:
+            raise FormatError(
+                "is a pickle by its name, which can run code when it is read; pass allow_pickle=True "
+                "(--allow-pickle) to read its tensors with weights_only=True"
+            )
+        return _read_pickle(path), {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise SourceError(f"cannot be read: {error.strerror}") from None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return check_tensors(tensors), dict(metadata)
+    except FormatError:
+        raise
+    except Exception as error:  # a damaged file makes the package raise a dozen different things
+        reason = _one_line(error)
+    # Looked at only now: a header of 640 bytes begins as a pickle does.
+    if start[:4] == b"PK\x03\x04" or start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        raise FormatError(
+            "is a PyTorch pickle, expected safetensors; give it its name (.pt) and pass allow_pickle=True "
+            "(--allow-pickle) if you trust it"
+        )
+    raise FormatError(f"is no whole safetensors file: {reason}; download or save it again")
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise FormatError(f"cannot be read with weights_only=True: {_one_line(error)}") from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise FormatError(f"expected tensors by name, found {type(content).__name__}")
+    return check_tensors(content)
+
+
+def check_tensors(tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Tensors by name, raise where they are not; float8 and the like, which hardly any operation takes, as float32."""
+    plain: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise FormatError(f"expected tensors by name, found {type(value).__name__} at {key!r}")
+        if value.layout != torch.strided or value.is_meta or value.is_quantized:
+            raise FormatError(f"{key!r} is no plain tensor with values: found {value.layout}, {value.device}")
+        try:
+            usual = not value.is_floating_point() or value.dtype in _USUAL
+            plain[key] = value if usual else value.to(torch.float32)
+        except (RuntimeError, NotImplementedError):
+            raise FormatError(f"{key!r} is {value.dtype}, which cannot be converted to float32") from None
+    return plain
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def file_order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Wide types first, so that every tensor is aligned; then by name."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whose bytes depend on nothing but its content.
+
+    (The safetensors package writes the entries of the metadata in a random order, so the same content would give
+    other bytes every time.) The file is written beside its target and renamed when it is whole. Its header gets the
+    hash of the tensors, which is computed while they are written.
+    """
+    entries: dict[str, object] = {}
+    offset = 0
+    for name in file_order(tensors):
+        tensor = tensors[name]
+        if tensor.dtype not in _DTYPES:
+            raise OutputError(f"{path}: layer {name}: {tensor.dtype} cannot be stored in a safetensors file")
+        end = offset + tensor.numel() * tensor.element_size()
+        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+
+    def head(digest: str) -> bytes:
+        strings = dict(sorted({**metadata, HASH: f"0x{digest}"}.items()))
+        content = {"__metadata__": strings, **entries}
+        text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+    with ThreadPoolExecutor(1) as hasher, replacing(path) as temporary, temporary.open("wb") as file:
+        digest = hasher.submit(_tensors_sha256, tensors)
+        file.write(head("0" * 64))
+        for name in file_order(tensors):
+            file.write(_raw(tensors[name]))
+        file.seek(0)
+        file.write(head(digest.result()))
+
+
+def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Of the tensors' bytes in the order of the file."""
+    digest = hashlib.sha256()
+    for name in file_order(tensors):
+        digest.update(_raw(tensors[name]))
+    return digest.hexdigest()
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
