@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,13 @@ from mergelab.evaluation.report.verdict import sentences
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.scores import Scores
 from mergelab.evaluation.store import Store, to_json, write
+from mergelab.evaluation.summary import summary_of
 from mergelab.evaluation.triggers import calls, triggers_of
 from mergelab.evaluation.variants import at_weights, make_variants
 from mergelab.formats.files import replacing
 from mergelab.pipelines.adapters import check_adapters, check_bare
 from mergelab.pipelines.fingerprints import fingerprint
 from mergelab.pipelines.opening import Pipeline, ignores_guidance, name_of, open_pipeline, usual_device
-from mergelab.provenance import package_version
 
 
 def evaluate(
@@ -112,7 +111,7 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     end = time.perf_counter()
     seconds = {"loading": ready - start, "merging and comparing": merged - ready} | grid.seconds
     seconds["everything else"] = end - start - sum(seconds.values())
-    summary = _summary(result, grid, metrics, triggers, model, seconds)
+    summary = summary_of(result, grid, metrics, triggers, model, seconds)
     write(store.folder / "summary.json", to_json(summary))
     write(store.folder / "report.html", render(result, grid.variants, comparison, summary))
     return result
@@ -172,31 +171,3 @@ def _analysed(
         grid.failures,
     )
     return replace(result, verdict=sentences(result, calling), table=plain_table(result))
-
-
-def _summary(
-    result: Result,
-    grid: Grid,
-    metrics: Iterable[Metric],
-    triggers: Mapping[str, list[str]],
-    model: str,
-    seconds: Mapping[str, float],
-) -> dict[str, Any]:
-    """What summary.json holds."""
-    packages = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "lpips", "numpy")
-    descriptions = {description.name: description.to_json() for description in result.metrics}
-    return {
-        "verdict": result.verdict,
-        "findings": [{**vars(f), "interval": vars(f.interval)} for f in result.findings],
-        "anchors": [vars(known) for known in result.anchors],
-        "failures": result.failures,
-        "notes": list(dict.fromkeys(grid.notes)),
-        "triggers": dict(triggers),
-        "metrics": {name: descriptions[name] | dict(metric.settings)
-                    for metric in metrics for name in [metric.description.name]},
-        "costs": {str(variant.name): variant.cost for variant in grid.variants},
-        "model": model,
-        "seeds": result.config.seeds,
-        "seconds": dict(seconds),
-        "versions": {"mergelab": package_version()} | {name: version(name) for name in packages},
-    }  # fmt: skip

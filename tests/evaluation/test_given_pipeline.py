@@ -15,6 +15,7 @@ from mergelab import miniature
 from mergelab.pipelines.adapters import check_adapters, swap
 from mergelab.pipelines.fingerprints import fingerprint
 from mergelab.pipelines.images import generate_image
+from mergelab.pipelines.opening import name_of
 from tests.evaluation.small import PROMPTS, SMALL, counted
 
 
@@ -25,6 +26,28 @@ def test_the_pipeline_is_handed_back_unchanged(pipeline: Any, tmp_path: Path) ->
     ml.evaluate(SMALL | {"seeds": 1, "prompts": PROMPTS[:1], "metrics": ["judge"]}, tmp_path, pipeline=pipeline)
     assert torch.equal(before, generate_image(pipeline, PROMPTS[0], 0, keywords))
     assert fingerprint(pipeline) == identity
+
+
+def test_it_stands_for_the_key(pipeline: Any, tmp_path: Path) -> None:
+    """What the pipeline says of itself fills the key: the small one is known, with its judge and its settings."""
+    small = SMALL | {"seeds": 1, "prompts": PROMPTS[:1], "merges": [], "metrics": ["judge", "clip_text"]}
+    named = ml.evaluate(small, tmp_path / "named", pipeline=pipeline)
+    del small["pipeline"]
+    given = ml.evaluate(small, tmp_path / "given", pipeline=pipeline)
+    assert given.config == named.config == ml.evaluation.read(tmp_path / "given" / "config.yaml")
+    assert given.config.pipeline == "miniature/sdxl"
+    assert (tmp_path / "given" / "scores.parquet").read_bytes() == (tmp_path / "named" / "scores.parquet").read_bytes()
+    with pytest.raises(ml.OptionError, match="the key 'pipeline' is missing"):
+        ml.evaluate(small, tmp_path / "new")
+    other = type(pipeline)(**pipeline.components)
+    assert name_of(other) == "StableDiffusionXLPipeline"
+    with pytest.raises(ml.OptionError, match="judge reads images of the miniature world alone"):
+        ml.evaluate(small, tmp_path / "new", pipeline=other)
+    with pytest.raises(ml.OptionError, match="dtype and memory say how a pipeline is loaded"):
+        ml.evaluate(small | {"dtype": "float32"}, tmp_path / "new", pipeline=pipeline)
+    assert not (tmp_path / "new").exists()
+    pipeline.save_pretrained(tmp_path / "saved")
+    assert name_of(type(pipeline).from_pretrained(tmp_path / "saved")) == str(tmp_path / "saved")
 
 
 def test_an_adapter_of_another_base_model_is_refused_before_anything_is_drawn(
