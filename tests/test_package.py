@@ -42,6 +42,7 @@ ORDER = (
     "merging",
     "comparing",
     "miniature",
+    "pipelines",
     "evaluation",
     "cli",
     "__main__",

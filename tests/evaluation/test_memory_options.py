@@ -12,7 +12,14 @@ import mergelab as ml
 from mergelab.evaluation.store import Store
 from tests.evaluation.small import PROMPTS, SMALL
 
+TINY = SMALL | {"seeds": 1, "prompts": PROMPTS[:1], "metrics": ["judge"], "merges": [], "generation": {"steps": 2}}
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> ml.evaluation.Result:
+    """Without any of them."""
+    return ml.evaluate(TINY, tmp_path_factory.mktemp("plain"))
 
 
 @pytest.mark.parametrize(
@@ -24,11 +31,9 @@ ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), rea
         pytest.param({"offload": "sequential"}, marks=ON_GPU),
     ],
 )
-def test_memory_options(memory: dict[str, Any], tmp_path: Path) -> None:
+def test_memory_options(memory: dict[str, Any], plain: ml.evaluation.Result, tmp_path: Path) -> None:
     """Each draws the same picture as without it, up to rounding."""
-    small = SMALL | {"seeds": 1, "prompts": PROMPTS[:1], "metrics": ["judge"], "merges": [], "generation": {"steps": 2}}
-    plain = ml.evaluate(small, tmp_path / "plain")
-    other = ml.evaluate(small | {"memory": memory}, tmp_path / "other")
+    other = ml.evaluate(TINY | {"memory": memory}, tmp_path)
     assert not other.failures
     stores = [Store(result.folder) for result in (plain, other)]
     for a, b in zip(plain.scores.image.unique(), other.scores.image.unique()):
@@ -42,9 +47,7 @@ def test_offload_needs_a_gpu(tmp_path: Path) -> None:
         ml.evaluate(SMALL | {"memory": {"offload": "model"}, "device": "cpu"}, tmp_path)
 
 
-def test_half_precision(tmp_path: Path) -> None:
-    """bfloat16 is a dtype of the pipeline, and another request."""
-    small = SMALL | {"seeds": 1, "prompts": PROMPTS[:1], "metrics": ["judge"], "merges": [], "generation": {"steps": 2}}
-    first = ml.evaluate(small, tmp_path)
-    second = ml.evaluate(small | {"dtype": "bfloat16"}, tmp_path)
-    assert not second.failures and not set(first.scores.image) & set(second.scores.image)
+def test_half_precision(plain: ml.evaluation.Result) -> None:
+    """bfloat16 is a dtype of the pipeline, and another request, in the same folder too."""
+    second = ml.evaluate(TINY | {"dtype": "bfloat16"}, plain.folder)
+    assert not second.failures and not set(plain.scores.image) & set(second.scores.image)
