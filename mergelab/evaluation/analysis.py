@@ -97,18 +97,18 @@ def findings(
     calling: Mapping[str, set[str]],
 ) -> list[Finding]:
     """Every quantity that the metrics can answer, of every variant, with the paired tests against the stack."""
-    rows = [
+    candidates = (
         _finding(scores, quantity, variant, metric, reference, quantity.on(calling, adapter))
         for variant in variants
         for adapter in (*adapters, None)
         for metric in metrics
         for quantity in QUANTITIES
-        for reference in quantity.references(adapter, metric, scores)
         if variant.kind == "merge" or not quantity.merges_only
-    ]
-    found = [row for row in rows if row is not None]
-    corrected = iter(holm([row.p for row in found if row.p is not None]))
-    return [row if row.p is None else replace(row, p=next(corrected)) for row in found]
+        for reference in quantity.references(adapter, metric, scores)
+    )
+    rows = [row for row in candidates if row is not None]
+    corrected = iter(holm([row.p for row in rows if row.p is not None]))
+    return [row if row.p is None else replace(row, p=next(corrected)) for row in rows]
 
 
 def _finding(

@@ -158,16 +158,21 @@ def _scored(grid: Grid, metric: Metric, key: str, prompt: str, comparisons: Mapp
     comparisons = comparisons if description.compares_with == "images" else {}
     request = {"metric": description.name, "settings": dict(metric.settings), "image": key, "prompt": prompt}
     request_key = hash_of(request | {"references": dict(comparisons), "version": package_version()})
-    values = grid.store.recall(request_key)
-    if values is None:
-        references = {name: Picture(other, grid.store.load_image(other)) for name, other in comparisons.items()}
-        picture = Picture(key, grid.store.load_image(key))
-        start = time.perf_counter()
-        values = dict(metric.score(picture, prompt, references))
-        grid.seconds["metrics"] += time.perf_counter() - start
-        _check(values, description)
+    known = grid.store.recall(request_key)
+    values = dict(_measured(grid, metric, key, prompt, comparisons) if known is None else known)
+    _check(values, description)
+    if known is None:
         grid.store.keep(request_key, values)
-    return dict(values)
+    return values
+
+
+def _measured(grid: Grid, metric: Metric, key: str, prompt: str, comparisons: Mapping[str, str]) -> Mapping[str, float]:
+    references = {name: Picture(other, grid.store.load_image(other)) for name, other in comparisons.items()}
+    picture = Picture(key, grid.store.load_image(key))
+    start = time.perf_counter()
+    values = metric.score(picture, prompt, references)
+    grid.seconds["metrics"] += time.perf_counter() - start
+    return values
 
 
 def _check(values: Mapping[str, float], description: Description) -> None:

@@ -74,7 +74,7 @@ def evaluate(
     if pipeline is not None and (settings.dtype is not None or settings.memory != Memory()):
         raise OptionError("dtype and memory say how a pipeline is loaded; the one handed in is used as it is")
     check_metrics(settings)
-    usual_device(settings.device)
+    usual_device(settings.device)  # raises where it is none
     with Store(Path(out)).open() as store:
         return _run(settings, store, pipeline, progress)
 

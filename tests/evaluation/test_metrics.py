@@ -43,6 +43,7 @@ def test_clip_is_open_clips() -> None:
         images = model.encode_image(torch.stack([preprocess(to_pil_image(p.pixels)) for p in (a, b)]), normalize=True)
         texts = model.encode_text(tokenizer(["a red star", "a qrv"]), normalize=True)
     text, image = built("clip_text", "clip_image")
+    assert text.clip is image.encoder, "opened once for both"  # type: ignore[attr-defined]
     scores = text.score(a, "a red star", {})
     assert scores[""] == pytest.approx((images[0] @ texts[0]).item(), abs=1e-5)
     assert scores["single:fish"] == pytest.approx((images[0] @ texts[1]).item(), abs=1e-5)

@@ -41,8 +41,9 @@ def register_metric(
 ) -> Callable[[MetricFunction], MetricFunction]:
     """Decorator: makes a function a metric that `metrics: [name]` finds.
 
-    The function gets the image, float (3, h, w) in [0, 1], its prompt, and the images of the same prompt and seed that
-    it is compared with, by reference ("base", "single:<name>", "stack"). What it returns is what it is:
+    The function gets the image, float (3, h, w) in [0, 1], its prompt, and the images it is compared with, by name:
+    those of the same prompt and seed ("base", "single:<name>", "stack"), and its own with another seed
+    ("base at seed 1"), which is what noise looks like. What it returns is what it is:
 
     - one number: the mean over all prompts stands in the tables;
     - a number for each reference, a likeness or a distance of two images: analysed as `lpips` and `clip_image` are,
@@ -81,10 +82,10 @@ def register_metric(
     if compares_with is not None and compares_with not in get_args(ComparesWith):
         known = ", ".join(map(repr, get_args(ComparesWith)))
         raise OptionError(f"metric {name!r}: compares_with={compares_with!r}: expected one of {known}")
-    low, high = range or (-math.inf, math.inf)
-    if not low < high:
+    ends = (-math.inf, math.inf) if range is None else range
+    if len(ends) != 2 or not ends[0] < ends[1]:
         raise OptionError(f"metric {name!r}: range={shown(range)}: expected the lowest and the highest value")
-    description = Description(name, compares_with or "images", higher_is_better, (float(low), float(high)))
+    description = Description(name, compares_with or "images", higher_is_better, (float(ends[0]), float(ends[1])))
 
     def add(function: MetricFunction) -> MetricFunction:
         _REGISTERED[name] = UserMetric(function, description, compares_with is not None, source_of(function), version)
