@@ -86,11 +86,13 @@ class Quantity:
 
     def references(self, adapter: str | None, metric: Description, scores: Scores) -> list[str]:
         """The references of the scores it is computed from, for one adapter or, where it is None, for none."""
-        if (adapter is not None) != (self.about == "adapters") or metric.compares_with not in self.asks:
+        if metric.compares_with not in self.asks or (adapter is None) == (self.about == "adapters"):
             return []
+        if adapter is not None:
+            return [single(adapter)]
         if self.about == "labels":
             return scores.labels(metric.name)
-        return ["" if self.about == "prompt" else single(adapter) if adapter is not None else self.about]
+        return ["" if self.about == "prompt" else self.about]
 
     def on(self, calling: Mapping[str, set[str]], adapter: str | None) -> set[str]:
         """Its prompts."""
