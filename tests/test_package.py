@@ -22,12 +22,12 @@ ORDER = (
     "parallel",
     "dense",
     "layer",
+    "base_models",
     "report",
     "sparsify",
     "selection",
     "rules",
     "ranks",
-    "miniature",
     "formats",
     "adapter",
     "strategies",
@@ -41,6 +41,8 @@ ORDER = (
     "extras",
     "merging",
     "comparing",
+    "miniature",
+    "pipelines",
     "evaluation",
     "cli",
     "__main__",
@@ -102,5 +104,5 @@ def test_public_names() -> None:
 
 def test_the_functions_are_no_modules() -> None:
     """`ml.merge` stays the function, whatever is imported first."""
-    code = "import mergelab.cli, mergelab.engine.merge, mergelab as ml; print(callable(ml.merge), callable(ml.compare))"
+    code = "import mergelab.cli, mergelab.merging, mergelab as ml; print(callable(ml.merge), callable(ml.compare))"
     assert _python(code) == "True True"

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from PIL import Image
 
-from mergelab.evaluation.report import short
+from mergelab.evaluation.names import display_name
 
 
 def picture(run: Path, target: Path, seed: int | None, prompts: int) -> None:
@@ -34,7 +34,12 @@ def picture(run: Path, target: Path, seed: int | None, prompts: int) -> None:
                     axis.imshow(image, interpolation="nearest" if max(image.size) <= 96 else "antialiased")
             if number == 0:
                 axis.text(
-                    0.5, 1.2, textwrap.fill(short(variant), 14), ha="center", fontsize=7, transform=axis.transAxes
+                    0.5,
+                    1.2,
+                    textwrap.fill(display_name(variant), 14),
+                    ha="center",
+                    fontsize=7,
+                    transform=axis.transAxes,
                 )
         line[0].text(0, 1.04, prompt, fontsize=7, transform=line[0].transAxes, color="dimgray", in_layout=False)
     figure.savefig(target, dpi=100)

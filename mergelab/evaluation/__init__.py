@@ -1,10 +1,21 @@
 """Does the merge still do what each adapter did? Generate, score, compare, report.
 
 `evaluate` takes a configuration (see `config.Config`) and a run folder; `register_metric` adds a metric of your own.
+
+From the bottom up:
+
+    names, config, reading, store   what variants are called, what is asked, the run folder
+    metrics/                        what an image is scored by: one file a metric, one table
+    variants, grid                  what is drawn and scored
+    triggers, scores, statistics, quantities, analysis   from scores to findings
+    result, report/                 what was found, and how people see it
+    run, demo                       all of it
 """
 
-from mergelab.evaluation.config import Config, read
-from mergelab.evaluation.metrics import register_metric
-from mergelab.evaluation.run import Result, evaluate
+from mergelab.evaluation.config import Config
+from mergelab.evaluation.metrics.registry import register_metric
+from mergelab.evaluation.reading import read_config as read
+from mergelab.evaluation.result import Result
+from mergelab.evaluation.run import evaluate
 
 __all__ = ["Config", "Result", "evaluate", "read", "register_metric"]

@@ -6,7 +6,8 @@ import os
 from typing import Any
 
 from mergelab import miniature
-from mergelab.evaluation.run import Result, evaluate
+from mergelab.evaluation.result import Result
+from mergelab.evaluation.run import evaluate
 
 PAIR = ("ghost", "day")
 """The subject and the style that are merged."""

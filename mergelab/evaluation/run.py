@@ -4,69 +4,40 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 import yaml
 
-from mergelab.adapter import load
+from mergelab import miniature
+from mergelab.adapter import Adapter, load
 from mergelab.comparing import compare
-from mergelab.engine.provenance import package_version
 from mergelab.errors import OptionError, OutputError
-from mergelab.evaluation import metrics as metric_table
-from mergelab.evaluation import report, variants, verdict
-from mergelab.evaluation.analysis import Anchor, Finding, Scores, anchors, calls, findings, triggers_of
-from mergelab.evaluation.cells import Job, generate, score
-from mergelab.evaluation.config import Config, read
-from mergelab.evaluation.fingerprints import fingerprint
-from mergelab.evaluation.generation import (
-    Pipeline,
-    check_adapters,
-    check_given,
-    device_of,
-    keywords_of,
-    open_pipeline,
-    threads_for,
-)
-from mergelab.evaluation.scorers import Metric
+from mergelab.evaluation.analysis import findings, metric_ranges
+from mergelab.evaluation.config import Config, Memory
+from mergelab.evaluation.grid import Grid, generate_missing, score_all
+from mergelab.evaluation.metrics.metric import Metric
+from mergelab.evaluation.metrics.registry import check_metrics, open_metrics, table_order
+from mergelab.evaluation.reading import read_config
+from mergelab.evaluation.report.page import render
+from mergelab.evaluation.report.tables import plain_table
+from mergelab.evaluation.report.verdict import sentences
+from mergelab.evaluation.result import Result
+from mergelab.evaluation.scores import Scores
 from mergelab.evaluation.store import Store, to_json, write
+from mergelab.evaluation.summary import summary_of
+from mergelab.evaluation.triggers import calls, triggers_of
+from mergelab.evaluation.variants import at_weights, make_variants
 from mergelab.formats.architectures import check_base_models
-
-
-@dataclass(frozen=True, repr=False)
-class Result:
-    """What an evaluation found; everything in it is also in the run folder.
-
-    Attributes:
-        folder: the run folder.
-        config: as it was resolved.
-        scores: one row for each image and metric, as in `scores.parquet`.
-        findings: the estimates with their intervals.
-        anchors: floor, ceiling and noise of every metric.
-        failures: cells that failed: variant, prompt, seed, error.
-        verdict: the findings in words.
-    """
-
-    folder: Path
-    config: Config
-    scores: pd.DataFrame
-    findings: list[Finding]
-    anchors: list[Anchor]
-    failures: list[dict[str, Any]]
-    verdict: list[str] = field(default_factory=list)
-
-    def to_frame(self) -> pd.DataFrame:
-        """The findings as a table."""
-        rows = [{**{k: v for k, v in vars(f).items() if k != "interval"}, **vars(f.interval)} for f in self.findings]
-        return pd.DataFrame(rows)
-
-    def __repr__(self) -> str:
-        places = [f"merged adapters: {self.folder / 'adapters'}", f"report: {self.folder / 'report.html'}"]
-        return "\n".join([*self.verdict, "", verdict.table(self), "", *places])
+from mergelab.formats.files import replacing
+from mergelab.pipelines.adapters import check_adapters, check_bare
+from mergelab.pipelines.fingerprints import fingerprint
+from mergelab.pipelines.opening import Pipeline, ignores_guidance, name_of, open_pipeline, usual_device
 
 
 def evaluate(
@@ -85,7 +56,8 @@ def evaluate(
     Args:
         config: a YAML file, a mapping, or a `Config`.
         out: the run folder.
-        pipeline: a loaded diffusers pipeline, used in place of the configuration's; it is handed back unchanged.
+        pipeline: a loaded diffusers pipeline, used in place of the configuration's, which then needs no key
+            `pipeline`; it is handed back unchanged.
         overrides: "seeds=4", "clip.model=RN50", ...
         progress: a progress bar; None shows one on a terminal.
 
@@ -96,81 +68,106 @@ def evaluate(
         MergelabError: the configuration, an adapter or the pipeline cannot be used, the folder is in use, or
             every single cell failed.
     """
-    settings = read(config, overrides)
-    metric_table.check_names(settings)
-    device_of(settings)
     if pipeline is not None:
-        check_given(pipeline, settings)
+        check_bare(pipeline)
+    settings = read_config(config, overrides, pipeline=None if pipeline is None else name_of(pipeline))
+    if pipeline is not None and (settings.dtype is not None or settings.memory != Memory()):
+        raise OptionError("dtype and memory say how a pipeline is loaded; the one handed in is used as it is")
+    check_metrics(settings)
+    usual_device(settings.device)  # raises where it is none
     with Store(Path(out)).open() as store:
         return _run(settings, store, pipeline, progress)
 
 
-def _run(config: Config, store: Store, pipeline: Pipeline | None, progress: bool | None) -> Result:
+def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | None) -> Result:
     start = time.perf_counter()
     # What cannot work is found before anything is written, and before hours of merging and drawing.
     loras = {lora.name: load(lora.path) for lora in config.loras}
     check_base_models(list(loras.values()), list(loras))
-    opened, identity = open_pipeline(config) if pipeline is None else (pipeline, fingerprint(pipeline))
-    check_adapters(opened, loras)
-    keywords = keywords_of(config, opened)
+    pipeline, model = (given, fingerprint(given)) if given is not None else _opened(config)
+    check_adapters(pipeline, loras)
+    keywords = _keywords(config, pipeline)
     concepts = {lora.name: lora.concept for lora in config.loras}
-    scorers = metric_table.build(config, concepts)
+    metrics = open_metrics(config, concepts)
     ready = time.perf_counter()
     write(store.folder / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
-    scaled = variants.at_weights(config, loras)
+    scaled = at_weights(config, loras)
     comparison = compare(list(scaled.values())) if len(scaled) > 1 else None
     failures: list[dict[str, Any]] = []
-    job = Job(config, store, variants.make(config, loras, scaled, store, failures), progress, failures)
+    grid = Grid(config, store, make_variants(config, loras, scaled, store, failures), progress, failures)
     merged = time.perf_counter()
-    with threads_for(config):
-        generate(job, opened, identity, keywords)
-        frame = score(job, scorers)
+    with _threads_for(config):
+        generate_missing(grid, pipeline, model, keywords)
+        frame = score_all(grid, metrics)
     if not len(frame) and failures:
         raise OutputError(f"{store.folder}: every cell failed, the first with: {failures[0]['error']}")
     if not len(frame):
         raise OptionError("no metric has anything to say: give the adapters concepts, or name other metrics")
 
     triggers = triggers_of(concepts, {lora.name: lora.trigger for lora in config.loras})
-    calling = calls(config.prompts, triggers)
-    scores = Scores(frame)
-    found = findings(scores, [variant.name for variant in job.variants], list(loras), calling)
-    result = Result(store.folder, config, frame, found, anchors(scores, list(loras), calling), failures)
-    result = replace(result, verdict=verdict.words(result, calling))
-    partial = store.folder / ".scores.parquet.partial"
-    frame.to_parquet(partial, index=False)
-    partial.replace(store.folder / "scores.parquet")
+    result = _analysed(grid, frame, metrics, loras, calls(config.prompts, triggers))
+    with replacing(store.folder / "scores.parquet") as partial:
+        frame.to_parquet(partial, index=False)
     end = time.perf_counter()
-    seconds = {"loading": ready - start, "merging and comparing": merged - ready} | job.spent
+    seconds = {"loading": ready - start, "merging and comparing": merged - ready} | grid.seconds
     seconds["everything else"] = end - start - sum(seconds.values())
-    summary = _summary(result, job, scorers, triggers, identity, seconds)
+    summary = summary_of(result, grid, metrics, triggers, model, seconds)
     write(store.folder / "summary.json", to_json(summary))
-    write(store.folder / "report.html", report.render(result, job.variants, comparison, summary))
+    write(store.folder / "report.html", render(result, grid.variants, comparison, summary))
     return result
 
 
-def _summary(
-    result: Result,
-    job: Job,
-    scorers: list[Metric],
-    triggers: Mapping[str, list[str]],
-    identity: str,
-    seconds: Mapping[str, float],
-) -> dict[str, Any]:
-    """What summary.json holds."""
-    packages = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "lpips", "numpy")
-    return {
-        "verdict": result.verdict,
-        "findings": [{**vars(f), "interval": vars(f.interval)} for f in result.findings],
-        "anchors": [vars(anchor) for anchor in result.anchors],
-        "failures": result.failures,
-        "notes": list(dict.fromkeys(job.notes)),
-        "triggers": dict(triggers),
-        "metrics": {
-            scorer.name: {"higher_is_better": scorer.higher_is_better} | dict(scorer.settings) for scorer in scorers
-        },
-        "costs": {variant.name: variant.cost for variant in job.variants},
-        "model": identity,
-        "seeds": result.config.seeds,
-        "seconds": dict(seconds),
-        "versions": {"mergelab": package_version()} | {name: version(name) for name in packages},
-    }
+def _opened(config: Config) -> tuple[Pipeline, str]:
+    """The pipeline that the configuration names, and its fingerprint."""
+    memory, device = config.memory, usual_device(config.device)
+    return open_pipeline(
+        config.pipeline, dtype=config.dtype, device=device, offload=memory.offload, vae_tiling=memory.vae_tiling,
+        compile=memory.compile,
+    )  # fmt: skip
+
+
+def _keywords(config: Config, pipeline: Pipeline) -> dict[str, Any]:
+    """Keywords of every call of the pipeline: the configuration's, on top of the miniature's own.
+
+    Raises:
+        OptionError: a guidance scale that the model has no input for.
+    """
+    if config.generation.guidance is not None and ignores_guidance(pipeline):
+        raise OptionError(
+            "generation.guidance does nothing on a model without a guidance embedding; for true guidance set "
+            "generation.options.true_cfg_scale, and generation.negative_prompt"
+        )
+    return (miniature.settings(config.miniature) if config.miniature else {}) | config.generation.keywords()
+
+
+@contextmanager
+def _threads_for(config: Config) -> Iterator[None]:
+    """One thread for the miniature models: too small to share, and two wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if config.miniature else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _analysed(
+    grid: Grid,
+    frame: pd.DataFrame,
+    metrics: Iterable[Metric],
+    loras: Mapping[str, Adapter],
+    calling: Mapping[str, set[str]],
+) -> Result:
+    """The findings, and what they say in words."""
+    scores, adapters = Scores(frame), list(loras)
+    described = table_order(metric.described(frame[frame["metric"] == metric.description.name]) for metric in metrics)
+    result = Result(
+        grid.store.folder,
+        grid.config,
+        described,
+        frame,
+        findings(scores, described, [variant.name for variant in grid.variants], adapters, calling),
+        metric_ranges(scores, described, adapters, calling),
+        grid.failures,
+    )
+    return replace(result, verdict=sentences(result, calling), table=plain_table(result))

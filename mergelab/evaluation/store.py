@@ -23,8 +23,9 @@ from PIL import Image
 from torch import Tensor
 
 from mergelab.errors import OutputError
+from mergelab.formats.files import replacing
 
-RECENT = 24
+IMAGES_IN_MEMORY = 24
 """Images that stay in memory: each is compared with several others of the same prompt and seed."""
 
 
@@ -34,10 +35,9 @@ def hash_of(request: Mapping[str, Any]) -> str:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Writes a file beside its target and renames it, so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.replace(path)
+    """Writes a file, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def to_json(content: Any) -> str:
@@ -67,7 +67,7 @@ class Store:
         self.folder = folder
         self.images = folder / "images"
         self.adapters = folder / "adapters"
-        self._kept: dict[str, Any] = {}
+        self._remembered: dict[str, Any] = {}
         self._recent: dict[str, Tensor] = {}
 
     @contextmanager
@@ -84,7 +84,9 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", timeout=0):
-                self._kept = self._read_journal()
+                for unfinished in self.folder.rglob(".*.tmp"):  # by a killed run
+                    unfinished.unlink()
+                self._remembered = self._read_journal()
                 yield self
         except Timeout:
             raise OutputError(f"{self.folder}: another run is writing into this folder; choose another") from None
@@ -100,14 +102,13 @@ class Store:
 
     def save_image(self, key: str, pixels: Tensor) -> None:
         """Keeps an image, uint8 (3, h, w)."""
-        partial = self.images / f".{key}.partial"
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(partial, format="PNG")
-        partial.replace(self.image_path(key))
+        with replacing(self.image_path(key)) as partial:
+            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(partial, format="PNG")
 
     def load_image(self, key: str) -> Tensor:
         """float32 (3, h, w) in [0, 1]; the last few are kept."""
         if key not in self._recent:
-            while len(self._recent) >= RECENT:
+            while len(self._recent) >= IMAGES_IN_MEMORY:
                 del self._recent[next(iter(self._recent))]
             self._recent[key] = self._read_image(key)
         return self._recent[key]
@@ -123,23 +124,23 @@ class Store:
         return self.folder / "journal.jsonl"
 
     def _read_journal(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         if self._journal.exists():
             for line in self._journal.read_text().splitlines():
                 try:
                     key, value = json.loads(line)
                 except ValueError:  # the line that a killed run was writing
                     continue
-                found[key] = value
-        return found
+                values[key] = value
+        return values
 
     def recall(self, key: str) -> Any:
         """What was kept under this key, or None."""
-        return self._kept.get(key)
+        return self._remembered.get(key)
 
     def keep(self, key: str, value: Any) -> None:
         """Keeps a JSON value."""
-        self._kept[key] = value
+        self._remembered[key] = value
         with self._journal.open("a") as journal:
             # A killed run may have left half a line: a line break before each keeps it from spoiling this one.
             journal.write(f"\n{json.dumps([key, value])}")

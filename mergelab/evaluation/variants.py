@@ -14,9 +14,10 @@ from mergelab.adapter import Adapter, load
 from mergelab.engine.merge import merge
 from mergelab.engine.provenance import package_version
 from mergelab.evaluation.config import Config, expanded_merges
-from mergelab.evaluation.fingerprints import adapter_hash
+from mergelab.evaluation.names import BASE, STACK, VariantName
 from mergelab.evaluation.store import Store, file_name, hash_of, to_json, write
 from mergelab.methods.registry import METHODS
+from mergelab.pipelines.fingerprints import adapter_hash
 
 log = logging.getLogger(__name__)
 
@@ -26,33 +27,33 @@ class Variant:
     """One column of the grid: the adapters that are active for it, and what they cost.
 
     Attributes:
-        name: `base`, `single:<name>`, `stack` or `merge:<label>`.
+        name: its kind, and which one of that kind.
         adapters: active together at strength 1; the weights are in them already.
         requests: (prompt, seed) -> key of the image.
         cost: seconds to merge, bytes of the file; seconds per image.
         layers: the report of a merge, one row for each layer.
     """
 
-    name: str
+    name: VariantName
     adapters: dict[str, Adapter]
     requests: dict[tuple[str, int], str] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
 
     @cached_property
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """A hash of what is active."""
         return hash_of({"adapters": sorted(adapter_hash(adapter) for adapter in self.adapters.values())})
 
 
-def failure(variant: str, error: Exception, prompt: str | None = None, seed: int | None = None) -> dict[str, Any]:
+def failure(variant: object, error: Exception, prompt: str | None = None, seed: int | None = None) -> dict[str, Any]:
     """A cell that failed, or with neither prompt nor seed a whole variant, as the summary records it."""
     said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     log.warning("%s: %s", ", ".join(str(part) for part in (variant, prompt, seed) if part is not None), said)
-    return {"variant": variant, "prompt": prompt, "seed": seed, "error": said}
+    return {"variant": str(variant), "prompt": prompt, "seed": seed, "error": said}
 
 
-def make(
+def make_variants(
     config: Config,
     loras: Mapping[str, Adapter],
     scaled: dict[str, Adapter],
@@ -60,29 +61,30 @@ def make(
     failures: list[dict[str, Any]],
 ) -> list[Variant]:
     """Base, singles, stack and merges; a merge that fails is recorded and left out."""
-    found = [Variant("base", {}), *(Variant(f"single:{name}", {name: one}) for name, one in scaled.items())]
+    variants = [Variant(BASE, {})]
+    variants += [Variant(VariantName("single", name), {name: one}) for name, one in scaled.items()]
     if len(loras) > 1:
-        found.append(Variant("stack", scaled))
+        variants.append(Variant(STACK, scaled))
     inputs = {name: adapter_hash(adapter) for name, adapter in loras.items()}
     for label, keywords in expanded_merges(config).items():
         try:
-            found.append(_merged(label, keywords, config, loras, inputs, store))
+            variants.append(_merged(label, keywords, config, loras, inputs, store))
         except Exception as error:  # out of memory, a rule of the user's own: this merge alone
-            failures.append(failure(f"merge:{label}", error))
-    return found
+            failures.append(failure(VariantName("merge", label), error))
+    return variants
 
 
 def at_weights(config: Config, loras: Mapping[str, Adapter]) -> dict[str, Adapter]:
     """The adapters at their weights, under their names."""
-    found = {}
+    scaled = {}
     for lora in config.loras:
         adapter = loras[lora.name]
         if isinstance(lora.weight, dict):
             adapter = merge([adapter], [lora.weight], method="cat")
         else:
             adapter = lora.weight * adapter
-        found[lora.name] = replace(adapter, source=lora.name)
-    return found
+        scaled[lora.name] = replace(adapter, source=lora.name)
+    return scaled
 
 
 def _merged(
@@ -115,7 +117,7 @@ def _merged(
         write(record, to_json(known))
     cost = {"seconds to merge": known["seconds"], "bytes": path.stat().st_size}
     return Variant(
-        f"merge:{label}",
+        VariantName("merge", label),
         {label: load(path)},
         cost=cost | {"retained energy": known["retained_energy"]},
         layers=known["layers"],

@@ -81,9 +81,27 @@ class Verdict:
         return cast("Tensor", getattr(self, attribute))[:, names.index(name)]
 
 
+@dataclass(frozen=True)
+class _Pictures:
+    """Every (object, style, size, position), t of them, as `coefficients` has them, for colours around grey.
+
+    The inner products among a, b and c stand here too: no image changes them.
+    """
+
+    scenes: list[Scene]
+    a: Tensor  # (t, h*w)
+    b: Tensor  # (t, h*w)
+    c: Tensor  # (t, 3*h*w)
+    aa: Tensor  # (t,), and so bb, cc, ab
+    bb: Tensor
+    cc: Tensor
+    ab: Tensor
+    ca: Tensor  # (t, 3), for each channel of c, and so cb
+    cb: Tensor
+
+
 @lru_cache(maxsize=1)
-def _pictures() -> tuple[list[Scene], Tensor, Tensor, Tensor]:
-    """Every (object, style, size, position), and its A, B (t, h*w) and C (t, 3*h*w), of colours around grey."""
+def _pictures() -> _Pictures:
     scenes = [
         Scene(name, size=size, style=style, x=x, y=y)
         for name, style, size, x, y in product(OBJECTS, (None, *STYLES), SIZES, _OFFSETS, _OFFSETS)
@@ -94,7 +112,10 @@ def _pictures() -> tuple[list[Scene], Tensor, Tensor, Tensor]:
     scenes += [scenes[index] for index in plain]
     a, b, c = (torch.cat([part, _soften(part[plain])]) for part in (a, b, c))
     c = c + _GREY * (a + b) - _GREY  # image - grey = (color - grey) A + (ground - grey) B + this
-    return scenes, a.flatten(1), b.flatten(1), c.flatten(1)
+    a, b, c = a.flatten(1), b.flatten(1), c.flatten(1)
+    c3 = c.reshape(len(scenes), 3, -1)
+    ca, cb = (torch.einsum("tcp,tp->tc", c3, part) for part in (a, b))
+    return _Pictures(scenes, a, b, c, (a * a).sum(1), (b * b).sum(1), c.square().sum(1), (a * b).sum(1), ca, cb)
 
 
 def _soften(images: Tensor) -> Tensor:
@@ -132,28 +153,26 @@ def judge(images: Tensor, *, batch: int = 32) -> Verdict:
 
 
 def _judge(images: Tensor) -> Verdict:
-    scenes, a, b, c = _pictures()
+    known = _pictures()
     n, pixels = len(images), SIZE * SIZE
     color = torch.tensor([*COLORS.values()]) - _GREY  # (8, 3)
     ground = torch.tensor([*BACKGROUNDS.values()]) - _GREY  # (6, 3)
     x = images.flatten(2) - _GREY
-    c3 = c.reshape(-1, 3, pixels)
 
     # |x - color A - ground B - C|^2, term by term: (n, t, 8, 6)
-    xa, xb = (torch.einsum("ncp,tp->ntc", x, part) for part in (a, b))
-    xc = x.flatten(1) @ c.T
-    ca, cb = (torch.einsum("tcp,tp->tc", c3, part) for part in (a, b))
-    alone = x.square().sum((1, 2)).reshape(n, 1) + c.square().sum(1) - 2 * xc  # (n, t)
-    with_color = (ca - xa) @ color.T * 2 + (a * a).sum(1)[:, None] * color.square().sum(1)  # (n, t, 8)
-    with_ground = (cb - xb) @ ground.T * 2 + (b * b).sum(1)[:, None] * ground.square().sum(1)  # (n, t, 6)
-    cross = 2 * (a * b).sum(1).reshape(-1, 1, 1) * (color @ ground.T)  # (t, 8, 6)
+    xa, xb = (torch.einsum("ncp,tp->ntc", x, part) for part in (known.a, known.b))
+    xc = x.flatten(1) @ known.c.T
+    alone = x.square().sum((1, 2)).reshape(n, 1) + known.cc - 2 * xc  # (n, t)
+    with_color = (known.ca - xa) @ color.T * 2 + known.aa[:, None] * color.square().sum(1)  # (n, t, 8)
+    with_ground = (known.cb - xb) @ ground.T * 2 + known.bb[:, None] * ground.square().sum(1)  # (n, t, 6)
+    cross = 2 * known.ab.reshape(-1, 1, 1) * (color @ ground.T)  # (t, 8, 6)
     error = alone[:, :, None, None] + with_color[..., None] + with_ground[:, :, None, :] + cross
     places = len(_OFFSETS) ** 2  # the best place counts: a sum would favour pictures that a move hardly changes
     error = error.reshape(n, -1, places, len(COLORS), len(BACKGROUNDS)).amin(2) / (3 * pixels)
     least = error.flatten(1).amin(1).double()  # divided out, so that no weight of an image unlike everything underflows
     weight = torch.exp((least.reshape(-1, 1, 1, 1) - error) / TEMPERATURE)  # (n, t / places, 8, 6)
 
-    scenes = scenes[::places]
+    scenes = known.scenes[::places]
     shape = torch.tensor([scene.object in SHAPES for scene in scenes])
     weight = weight / torch.where(shape, 1, len(COLORS)).reshape(-1, 1, 1)  # a subject fits with all colours alike
     picture = weight.sum((2, 3))

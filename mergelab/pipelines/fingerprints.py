@@ -15,11 +15,11 @@ from mergelab.adapter import Adapter
 
 def fingerprint(pipeline: Any) -> str:
     """A hash of what a pipeline computes: class, configurations, vocabularies, and a sample of every tensor."""
-    own = {
+    settings = {
         key: value for key, value in pipeline.config.items() if not isinstance(value, (list, tuple)) and key[0] != "_"
     }
     parts = {name: _component(part) for name, part in pipeline.components.items()}
-    return _digest({"class": type(pipeline).__name__, "config": own, "components": parts})
+    return _digest({"class": type(pipeline).__name__, "config": settings, "components": parts})
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -49,15 +49,15 @@ def adapter_hash(adapter: Adapter) -> str:
 def _component(part: Any) -> dict[str, Any]:
     config: Any = getattr(part, "config", {})
     config = config.to_dict() if hasattr(config, "to_dict") else config
-    found: dict[str, Any] = {
+    content: dict[str, Any] = {
         "class": type(part).__name__,
         "config": {key: value for key, value in dict(config).items() if key[0] != "_" and "version" not in key},
     }
     if isinstance(part, nn.Module):
-        found["weights"] = weights_hash(part)
+        content["weights"] = weights_hash(part)
     if hasattr(part, "get_vocab"):
-        found["vocabulary"] = part.get_vocab()
-    return found
+        content["vocabulary"] = part.get_vocab()
+    return content
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -84,7 +84,7 @@ def _beside(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float,
         {'a': (309.0, 100.0), 'b': (285.8, 100.0)}
     """
     boxes = [(a - 6, a + 6, b - 6, b + 6) for a, b in points.values()]
-    found = {}
+    places = {}
     for name, (a, b) in sorted(points.items(), key=lambda item: item[1]):
         wide = LETTER * len(name)
         heights = sorted((b + step * LINE / 2 for step in range(-40, 41)), key=lambda height: abs(height - b))
@@ -94,8 +94,8 @@ def _beside(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float,
         free = (spot for spot in spots if not any(_covers(_box(name, *spot), box) for box in boxes))
         left, middle = next(free, spots[0])
         boxes.append(_box(name, left, middle))
-        found[name] = (round(left, 1), round(middle, 1))
-    return found
+        places[name] = (round(left, 1), round(middle, 1))
+    return places
 
 
 def _box(name: str, left: float, middle: float) -> tuple[float, float, float, float]:

@@ -9,7 +9,8 @@ import pytest
 
 import mergelab as ml
 from mergelab import miniature
-from mergelab.evaluation.config import expanded_merges, read
+from mergelab.evaluation import read
+from mergelab.evaluation.config import expanded_merges
 
 USUAL: dict[str, Any] = {
     "pipeline": "miniature/sdxl",

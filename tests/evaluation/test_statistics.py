@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from mergelab.evaluation.analysis import _ratio
+from mergelab.evaluation.quantities import ratio
 from mergelab.evaluation.statistics import cluster_means, holm, interval, sign_flip, win_rate
 
 
@@ -35,7 +35,7 @@ def test_intervals_of_a_recovery_cover_the_truth() -> None:
         span = (0.6 + random.normal(0, 0.08, 10))[labels]
         share = (truth + random.normal(0, 0.15, 10))[labels]
         scores = np.stack([base + share * span + random.normal(0, 0.05, 40), base, base + span], axis=1)
-        found = interval(cluster_means(scores, labels.tolist()), _ratio, resamples=600, seed=run)
+        found = interval(cluster_means(scores, labels.tolist()), ratio, resamples=600, seed=run)
         held += found.low <= truth <= found.high
     assert 0.93 <= held / runs <= 0.97
 

@@ -1,0 +1,54 @@
+"""LPIPS: the perceptual distance of two images, by the lpips package."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mergelab import miniature
+from mergelab.evaluation.metrics.metric import Description, Metric, Picture, Setup
+from mergelab.pipelines.fingerprints import weights_hash
+
+
+@dataclass
+class Lpips(Metric):
+    """LPIPS distance of two images; `net` is its trunk, "alex", "vgg", "squeeze" or "miniature"."""
+
+    net: str
+    device: str
+    description = Description("lpips", "images", higher_is_better=False, range=(0.0, math.inf))
+
+    def __post_init__(self) -> None:
+        import lpips
+
+        if self.net == "miniature":
+            self.model = miniature.perceptual().to(self.device)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torchvision's, about an argument that lpips passes to it
+                self.model = lpips.LPIPS(net=self.net, verbose=False).to(self.device)
+        self._settings = {"net": self.net, "weights": weights_hash(self.model)}
+
+    @classmethod
+    def open(cls, setup: Setup) -> Lpips:
+        """With the trunk of the configuration; by default the miniature's own for a miniature pipeline."""
+        return cls(setup.config.lpips or ("miniature" if setup.config.miniature else "alex"), setup.device)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The trunk."""
+        return self._settings
+
+    @torch.no_grad()
+    def score(self, picture: Picture, prompt: str, references: Mapping[str, Picture]) -> dict[str, float]:
+        """One value for each reference; both images go in as [-1, 1]."""
+        mine = picture.pixels.unsqueeze(0).to(self.device)
+        return {
+            key: float(self.model(mine, other.pixels.unsqueeze(0).to(self.device), normalize=True))
+            for key, other in references.items()
+        }

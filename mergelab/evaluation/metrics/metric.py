@@ -1,0 +1,114 @@
+"""What a metric is: a description that everything else asks, and one function from images to numbers."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import pandas as pd
+from torch import Tensor
+
+from mergelab.evaluation.config import Config
+
+Loaded = TypeVar("Loaded")
+Range = tuple[float, float]
+ComparesWith = Literal["words", "images", "nothing"]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a metric says of itself; analysis, tables and report ask this, never the name.
+
+    Attributes:
+        name: in configurations, in tables and in `scores.parquet`.
+        compares_with: what an image is held against, and so what the metric's references are.
+            "words": each adapter's concept (`single:<name>`) and the image's own prompt (""); it is asked for recovery,
+            leakage and preservation.
+            "images": other images of the same prompt and seed (`base`, `single:<name>`, `stack`); it is asked for
+            likeness or distance.
+            "nothing": one number for the image (""); its mean is shown.
+        higher_is_better: the direction: False for a distance or a fault.
+        range: lowest and highest value that it can take. Of a metric between images the better end is the value of
+            an image with itself; where that is infinite, it has no ceiling.
+        miniature_only: it reads images of the miniature world alone.
+    """
+
+    name: str
+    compares_with: ComparesWith = "nothing"
+    higher_is_better: bool = True
+    range: Range = (-math.inf, math.inf)
+    miniature_only: bool = False
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, -1 where less is: what a difference is multiplied by to be a gain."""
+        return 1 if self.higher_is_better else -1
+
+    @property
+    def best(self) -> float:
+        """The better end of the range; NaN where it has none."""
+        end = self.range[1 if self.higher_is_better else 0]
+        return end if math.isfinite(end) else math.nan
+
+    def to_json(self) -> dict[str, Any]:
+        """As the summary has it."""
+        return {"higher_is_better": self.higher_is_better, "compares_with": self.compares_with, "range": self.range}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image, float (3, h, w) in [0, 1], with the key of its request."""
+
+    key: str
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a metric may need to open: the configuration, each adapter's concept, the device.
+
+    Several metrics may want the same model: what they open by `shared` is opened once for all of them.
+    """
+
+    config: Config
+    concepts: Mapping[str, str]
+    device: str
+    _opened: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def shared(self, load: Callable[..., Loaded], *arguments: Any) -> Loaded:
+        """`load(*arguments)`, or what an earlier call with the same arguments returned."""
+        key = (load, arguments)
+        if key not in self._opened:
+            self._opened[key] = load(*arguments)
+        return self._opened[key]
+
+
+class Metric(ABC):
+    """A metric, open: it scores one picture at a time, so that no score depends on what else is in a batch."""
+
+    description: Description
+
+    @classmethod
+    def open(cls, setup: Setup) -> Metric:
+        """The metric with its models loaded.
+
+        Raises:
+            OptionError: a model cannot be loaded.
+        """
+        return cls()
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Whatever else its scores depend on, ready for JSON; a change of it scores again."""
+        return {}
+
+    def described(self, scores: pd.DataFrame) -> Description:
+        """Its description, in the light of its scores (`reference` and `value` of each)."""
+        return self.description
+
+    @abstractmethod
+    def score(self, picture: Picture, prompt: str, references: Mapping[str, Picture]) -> Mapping[str, float]:
+        """Reference -> value, as the description says; `references` is empty unless it compares images."""

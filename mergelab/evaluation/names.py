@@ -1,0 +1,88 @@
+"""What variants are called: in scores, findings and summaries, and for people. Built and read here, nowhere else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+Kind = Literal["base", "single", "stack", "merge"]
+"""The base model, one adapter alone, all of them unmerged, one merge of them."""
+
+_OTHER_SEED = " at seed "
+
+
+@dataclass(frozen=True)
+class VariantName:
+    """A variant: its kind, and which one of that kind.
+
+    Attributes:
+        kind: of what it is.
+        label: the adapter's name for a single, the method and its options for a merge; else empty.
+
+    Example:
+        >>> name = VariantName("single", "ghost")
+        >>> str(name), name.display, VariantName.parse("single:ghost") == name, str(STACK)
+        ('single:ghost', 'ghost alone', True, 'stack')
+    """
+
+    kind: Kind
+    label: str = ""
+
+    def __str__(self) -> str:
+        """As files have it: `base`, `single:<name>`, `stack`, `merge:<label>`."""
+        return f"{self.kind}:{self.label}" if self.kind in ("single", "merge") else self.kind
+
+    @classmethod
+    def parse(cls, text: str) -> VariantName | None:
+        """From what files have; None where that is no variant's name."""
+        kind, _, label = text.partition(":")
+        name = cls(cast(Kind, kind), label)
+        return name if kind in get_args(Kind) and str(name) == text else None
+
+    @property
+    def display(self) -> str:
+        """As a person calls it."""
+        return f"{self.label} alone" if self.kind == "single" else self.label or self.kind
+
+
+BASE = VariantName("base")
+STACK = VariantName("stack")
+
+
+def single(adapter: str) -> str:
+    """The name of one adapter alone, as files have it."""
+    return str(VariantName("single", adapter))
+
+
+def display_name(name: str) -> str:
+    """A name of the files as a person calls it; what is no variant's name stays as it is.
+
+    Example:
+        >>> display_name("single:ghost"), display_name("merge:svd rank=8"), display_name("sharpness")
+        ('ghost alone', 'svd rank=8', 'sharpness')
+    """
+    known = VariantName.parse(name)
+    return known.display if known else name
+
+
+def label_of(name: str) -> str:
+    """The adapter or the merge that a name of the files is about: "ghost" for "single:ghost"."""
+    known = VariantName.parse(name)
+    return known.label if known else name
+
+
+def at_seed(name: str, seed: int) -> str:
+    """A reference to the image of the same prompt with another seed, which is what noise looks like."""
+    return f"{name}{_OTHER_SEED}{seed}"
+
+
+def split_seed(reference: str, seed: int) -> tuple[str, int]:
+    """A reference and its seed, which is the given one unless it says otherwise.
+
+    Example:
+        >>> split_seed("stack", 0), split_seed(at_seed("stack", 3), 0)
+        (('stack', 0), ('stack', 3))
+    """
+    match = re.fullmatch(rf"(.*){_OTHER_SEED}(\d+)", reference, re.DOTALL)
+    return (match[1], int(match[2])) if match else (reference, seed)

@@ -1,0 +1,164 @@
+"""A configuration from a file or a mapping: read, overridden, checked, with one clear sentence for what is wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mergelab import miniature
+from mergelab.checks import shown
+from mergelab.errors import OptionError, SourceError
+from mergelab.evaluation.config import Clip, Config, Generation, Lora, Memory, expanded_merges
+from mergelab.hints import did_you_mean
+from mergelab.layer import short_name
+from mergelab.pipelines.opening import MINIATURE
+
+
+def read_config(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Config,
+    overrides: Iterable[str] = (),
+    *,
+    pipeline: str | None = None,
+) -> Config:
+    """A configuration from a YAML file, a mapping or as it is, with overrides such as "seeds=4", "clip.model=RN50".
+
+    Relative paths of adapters in a file are relative to the file. `pipeline` stands in where the key is missing.
+
+    Raises:
+        SourceError: the file is not there.
+        OptionError: it is no YAML, or a key or a value is wrong; the sentence names the key and the nearest valid one.
+
+    Example:
+        >>> read_config({"pipeline": "miniature/sdxl", "loras": [{"path": "a"}], "prompts": ["a sks"], "sedes": 2})
+        Traceback (most recent call last):
+            ...
+        mergelab.errors.OptionError: config: unknown key 'sedes'; did you mean 'seeds'? known: pipeline, ...
+    """
+    if isinstance(source, Config):
+        content: Any = source.model_dump()
+        where = "config"
+    elif isinstance(source, Mapping):
+        content, where = _plain(source), "config"
+    else:
+        content, where = _yaml(Path(source)), str(source)
+    if not isinstance(content, dict):
+        raise OptionError(f"{where}: expected a mapping of keys such as pipeline, loras, merges, prompts, seeds")
+    for override in overrides:
+        _override(content, override)
+    if pipeline is not None and content.get("pipeline") is None:
+        content["pipeline"] = pipeline
+    try:
+        config = Config.model_validate(content)
+    except ValidationError as error:
+        raise OptionError(f"{where}: {_sentence(error)}") from None
+    folder = Path() if isinstance(source, (Mapping, Config)) else Path(source).parent
+    paths: dict[str, Any] = {"loras": _named(config.loras, folder)}
+    if (folder / config.pipeline).is_dir():
+        paths |= {"pipeline": str((folder / config.pipeline).resolve())}
+    config = config.model_copy(update=paths)
+    lists: dict[str, list[Any]] = {"prompts": config.prompts, "seeds": config.seeds}
+    for key, values in lists.items():
+        if len(set(values)) < len(values):
+            raise OptionError(f"{where}: {key}: {max(values, key=values.count)!r} is given twice")
+    expanded_merges(config)  # a wrong method or option is found before anything is computed
+    return config
+
+
+def _plain(value: Any) -> Any:
+    """A copy in the types that YAML has: numbers of NumPy become numbers, tuples lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") and hasattr(value, "dtype") else value
+
+
+def _yaml(path: Path) -> Any:
+    if not path.is_file():
+        raise SourceError(f"{path}: there is no such file")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path}: this is no YAML: {' '.join(str(error).split())}") from None
+
+
+def _override(content: dict[str, Any], text: str) -> None:
+    """Sets one dotted key: "seeds=4", "loras.0.weight=0.7"; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise OptionError(f"--set {text}: expected KEY=VALUE, such as seeds=4 or clip.model=RN50")
+    *path, last = key.split(".")
+    place: Any = content
+    for part in path:
+        if isinstance(place, list) and part.isdigit() and int(part) < len(place):
+            place = place[int(part)]
+        elif isinstance(place, dict):
+            if place.get(part) is None:
+                place[part] = {}
+            place = place[part]
+        else:
+            raise OptionError(f"--set {text}: there is no {part!r} to go into")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise OptionError(f"--set {text}: {value!r} is no YAML value") from None
+    if isinstance(place, list) and last.isdigit() and int(last) < len(place):
+        place[int(last)] = parsed
+    elif isinstance(place, dict):
+        place[last] = parsed
+    else:
+        raise OptionError(f"--set {text}: there is no {last!r} to set")
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong, in words."""
+    errors = error.errors(include_url=False)
+    # A misspelt key says more than the key that is missing for it.
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    # Where a value may have several types, the place ends in one of them.
+    where = ".".join(str(part) for part in first["loc"] if part != "float" and not str(part).startswith("dict["))
+    if first["type"] == "extra_forbidden":
+        key = str(first["loc"][-1])
+        fields = list(_model_at(first["loc"][:-1]).model_fields)
+        return f"unknown key {where!r}; {did_you_mean(key, fields)}"
+    if first["type"] == "missing":
+        return f"the key {where!r} is missing"
+    if first["type"] == "too_short":
+        return f"{where}: expected at least one"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{where}: {message}, got {shown(first['input'])}"
+
+
+def _model_at(path: Iterable[int | str]) -> type[BaseModel]:
+    """The model whose keys are valid at a place of the configuration."""
+    parts: dict[str, type[BaseModel]] = {"loras": Lora, "clip": Clip, "generation": Generation, "memory": Memory}
+    return parts.get(str(next(iter(path), "")), Config)
+
+
+def _named(loras: list[Lora], folder: Path) -> list[Lora]:
+    """With a name for each, and paths that no longer depend on where the file lies."""
+    named = []
+    for lora in (_shipped(lora) for lora in loras):
+        path = lora.path if not (folder / lora.path).exists() else str((folder / lora.path).resolve())
+        named.append(lora.model_copy(update={"name": lora.name or short_name(lora.path), "path": path}))
+    names = [lora.name for lora in named]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise OptionError(f"loras: two are called {double!r}; give each a name of its own")
+    return named
+
+
+def _shipped(lora: Lora) -> Lora:
+    """An adapter "miniature/sdxl/ghost" as the file that ships, with its concept and its trigger."""
+    if not lora.path.startswith(MINIATURE) or lora.path.count("/") != 2:
+        return lora
+    try:
+        adapter = miniature.adapter(lora.path)
+    except OptionError as error:
+        raise OptionError(f"loras: {error}") from None
+    filled = {"name": lora.name or adapter.name, "path": str(adapter.path), "concept": lora.concept or adapter.prompt}
+    return lora.model_copy(update=filled | {"trigger": lora.trigger or adapter.trigger})

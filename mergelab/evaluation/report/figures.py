@@ -1,0 +1,67 @@
+"""Which figures the page has: what the merges keep of one adapter against another, and what happens layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from mergelab.comparing import Comparison
+from mergelab.evaluation.metrics.metric import Description
+from mergelab.evaluation.report import plots
+from mergelab.evaluation.report.lookup import recoveries, variants_of
+from mergelab.evaluation.result import Result
+from mergelab.evaluation.variants import Variant
+
+
+def pareto_front(points: Mapping[str, Mapping[str, float]]) -> set[str]:
+    """The Pareto front: names of points that no other point reaches in every coordinate and beats in one.
+
+    Example:
+        >>> sorted(pareto_front({"a": {"x": 1, "y": 0}, "b": {"x": 0, "y": 1}, "c": {"x": 0, "y": 0}}))
+        ['a', 'b']
+    """
+    return {
+        name
+        for name, point in points.items()
+        if not any(
+            all(other[key] >= point[key] for key in point) and any(other[key] > point[key] for key in point)
+            for rival, other in points.items()
+            if rival != name
+        )
+    }
+
+
+def scatters(result: Result, metric: Description | None) -> list[str]:
+    """Recovery of one adapter against that of another, for each pair."""
+    if metric is None:
+        return []
+    kept = {name.display: recoveries(result, str(name), metric) for name in variants_of(result)}
+    figures = []
+    for first, second in combinations([lora.name for lora in result.config.loras], 2):
+        points = {name: {first: rows[first].interval.estimate, second: rows[second].interval.estimate}
+                  for name, rows in kept.items() if first in rows and second in rows}  # fmt: skip
+        if points:
+            labels = (f"recovery of {first}", f"recovery of {second}")
+            flat = {name: (point[first], point[second]) for name, point in points.items()}
+            rounded = {name: {key: round(share, 2) for key, share in point.items()} for name, point in points.items()}
+            figures.append(plots.scatter(flat, pareto_front(rounded), labels))
+    return figures
+
+
+def layer_lines(variants: Sequence[Variant], comparison: Comparison | None) -> list[dict[str, str]]:
+    """Retained energy of every merge, and the interference of the adapters, along the layers."""
+    figures = []
+    kept = {v.name.display: [row["retained_energy"] for row in v.layers] for v in variants if v.layers}
+    if kept:
+        drawing = plots.lines(kept, ("layer", "retained energy"), 0.0, 1.0)
+        figures.append({"title": "Energy of each merge that its rank holds, layer by layer", "svg": drawing})
+    if comparison is not None and comparison.rows:
+        for measure, low, high in (("cosine", 0.0, 0.0), ("sign_conflict", 0.0, 0.5)):
+            series = {
+                f"{a}, {b}": [getattr(row, measure) for row in comparison.rows if (row.first, row.second) == (a, b)]
+                for a, b in comparison.shared_layers
+            }
+            name = measure.replace("_", " ")
+            drawing = plots.lines(series, ("layer that both have", name), low, high)
+            figures.append({"title": f"Interference before any merge: {name}, layer by layer", "svg": drawing})
+    return figures

@@ -1,0 +1,49 @@
+"""summary.json: the findings with everything that they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from mergelab.engine.provenance import package_version
+from mergelab.evaluation.grid import Grid
+from mergelab.evaluation.metrics.metric import Metric
+from mergelab.evaluation.result import Result
+
+
+def summary_of(
+    result: Result,
+    grid: Grid,
+    metrics: Iterable[Metric],
+    triggers: Mapping[str, list[str]],
+    model: str,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """What `summary.json` holds.
+
+    Args:
+        result: what was found.
+        grid: what was drawn and scored.
+        metrics: what it was scored by.
+        triggers: the words that call each adapter.
+        model: the fingerprint of the pipeline.
+        seconds: spent on what.
+    """
+    packages = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "lpips", "numpy")
+    descriptions = {description.name: description.to_json() for description in result.metrics}
+    return {
+        "verdict": result.verdict,
+        "findings": [{**vars(f), "interval": vars(f.interval)} for f in result.findings],
+        "anchors": [vars(known) for known in result.anchors],
+        "failures": result.failures,
+        "notes": list(dict.fromkeys(grid.notes)),
+        "triggers": dict(triggers),
+        "metrics": {name: descriptions[name] | dict(metric.settings)
+                    for metric in metrics for name in [metric.description.name]},
+        "costs": {str(variant.name): variant.cost for variant in grid.variants},
+        "model": model,
+        "seeds": result.config.seeds,
+        "seconds": dict(seconds),
+        "versions": {"mergelab": package_version()} | {name: version(name) for name in packages},
+    }  # fmt: skip

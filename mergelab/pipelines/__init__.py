@@ -1,0 +1,9 @@
+"""A loaded diffusers pipeline: opened, told apart, given adapters, asked for an image.
+
+    opening       a pipeline from a name or a folder, on its device, with what spares memory; what it says of itself
+    adapters      adapters made active unmerged and taken away again; whether they fit; the module of a canonical name
+    images        one image from one seed
+    fingerprints  hashes of a pipeline, a model, an adapter
+
+Nothing here knows of an evaluation: every function takes the pipeline and plain arguments.
+"""

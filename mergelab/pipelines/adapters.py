@@ -1,0 +1,117 @@
+"""Adapters in a loaded pipeline: made active unmerged, taken away without a trace, and checked before."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from mergelab.adapter import Adapter
+from mergelab.errors import ArchitectureError, LayerError, OptionError
+from mergelab.formats.architectures import detect
+from mergelab.pipelines.opening import Pipeline, quietly
+
+
+def swap(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> list[str]:
+    """Makes these adapters, and no others, active at strength 1, unmerged; none of them: the base model again.
+
+    Returns:
+        What the pipeline does not load, in words.
+
+    Raises:
+        LayerError: the pipeline loads none of an adapter's layers.
+    """
+    if "reset_to_overwritten_params" in inspect.signature(pipeline.unload_lora_weights).parameters:
+        pipeline.unload_lora_weights(reset_to_overwritten_params=True)  # FLUX, after an adapter that widened a layer
+    else:
+        pipeline.unload_lora_weights()
+    if not adapters:
+        return []
+    notes = [
+        f"{name}: {len(a.extras)} tensors that are no layers are not loaded" for name, a in adapters.items() if a.extras
+    ]
+    active = []
+    with tempfile.TemporaryDirectory() as folder:
+        for index, (name, adapter) in enumerate(adapters.items()):
+            if not adapter.norm():
+                continue  # nothing to load: a weight of zero
+            file = adapter.without_extras().save(Path(folder) / f"{index}.safetensors")
+            with quietly():
+                pipeline.load_lora_weights(str(file), adapter_name=f"adapter_{index}")
+            missing = [layer for layer in adapter.layers if not _is_loaded(pipeline, layer, f"adapter_{index}")]
+            if len(missing) == len(adapter.layers):
+                raise LayerError(f"{name}: {type(pipeline).__name__} loads none of its layers, {missing[0]} the first")
+            if missing:
+                notes.append(
+                    f"{name}: {type(pipeline).__name__} does not load {len(missing)} of {len(adapter.layers)} layers, "
+                    f"{missing[0]} the first"
+                )
+            active.append(f"adapter_{index}")
+    if active:
+        pipeline.set_adapters(active, [1.0] * len(active))
+    return notes
+
+
+def module_of(pipeline: Pipeline, layer: str) -> nn.Module | None:
+    """The module of the pipeline with this canonical name, or None.
+
+    Text encoders carry `text_model.` in every file; whether the live module does depends on its class and version.
+    """
+    component, _, path = layer.partition(".")
+    model = getattr(pipeline, component, None)
+    for candidate in (path, path.removeprefix("text_model."), f"text_model.{path}"):
+        try:
+            return model.get_submodule(candidate) if isinstance(model, nn.Module) else None
+        except AttributeError:
+            continue
+    return None
+
+
+def _is_loaded(pipeline: Pipeline, layer: str, adapter: str) -> bool:
+    """Whether a layer of the pipeline carries factors of the adapter."""
+    return adapter in getattr(module_of(pipeline, layer), "lora_A", {})
+
+
+def check_adapters(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> None:
+    """Raises where an adapter is for another base model than the pipeline's.
+
+    Raises:
+        ArchitectureError: the pipeline has none of its layers, or the names and shapes of another architecture.
+    """
+    shapes = {
+        f"{component}.{name}": tuple(module.weight.shape)
+        for component, model in pipeline.components.items()
+        if isinstance(model, nn.Module)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    }
+    architecture = detect(shapes, {})
+    for name, adapter in adapters.items():
+        if architecture and adapter.architecture and architecture != adapter.architecture:
+            raise ArchitectureError(
+                f"{name} is for {adapter.architecture}, and the pipeline is {architecture}; use adapters and pipeline "
+                "of one base model"
+            )
+        if not any(module_of(pipeline, layer) for layer in adapter.layers):
+            raise ArchitectureError(
+                f"{name} is for another base model: {type(pipeline).__name__} has none of its layers, such as "
+                f"{next(iter(adapter.layers))}"
+            )
+
+
+def check_bare(pipeline: Pipeline) -> None:
+    """Raises unless this is a loaded pipeline that takes adapters and carries none.
+
+    Raises:
+        OptionError: it is no pipeline that loads adapters; or it carries some, which would be unloaded.
+    """
+    if not hasattr(pipeline, "get_list_adapters"):
+        raise OptionError(
+            f"pipeline: expected a loaded diffusers pipeline that takes adapters, found {type(pipeline).__name__}; "
+            "a name or a folder belongs into the configuration"
+        )
+    if any(pipeline.get_list_adapters().values()):
+        raise OptionError("the pipeline already carries adapters: unload them first (pipeline.unload_lora_weights())")

@@ -1,0 +1,146 @@
+"""A pipeline from a name or a folder, on its device, with what spares memory; and what a loaded one says of itself."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from mergelab import miniature
+from mergelab.checks import usable_device
+from mergelab.errors import OptionError, SourceError
+from mergelab.pipelines.fingerprints import fingerprint
+
+Pipeline = Any
+"""A text-to-image pipeline of diffusers: their methods differ, and no class declares them all."""
+
+MINIATURE = "miniature/"
+"""What the names of the miniature pipelines and of their adapters begin with."""
+
+
+def open_pipeline(
+    source: str,
+    *,
+    dtype: str | None = None,
+    device: str = "cpu",
+    offload: Literal["none", "model", "sequential"] = "none",
+    vae_tiling: bool = False,
+    compile: bool = False,
+) -> tuple[Pipeline, str]:
+    """A pipeline on its device, and its fingerprint, taken before offloading moves the weights away.
+
+    Args:
+        source: "miniature/sdxl", "miniature/flux", a name on the Hub, or a folder.
+        dtype: "float32", "float16", "bfloat16"; None leaves it to the pipeline.
+        device: where it computes.
+        offload: "model" keeps one component at a time on the GPU, "sequential" one layer (slow, smallest).
+        vae_tiling: decode in tiles.
+        compile: torch.compile of the repeated blocks of the transformer or UNet.
+
+    Raises:
+        SourceError: there is no such pipeline, or diffusers cannot read it.
+        OptionError: offloading without a GPU.
+    """
+    from diffusers import DiffusionPipeline
+
+    options = {} if dtype is None else {"torch_dtype": getattr(torch, dtype)}
+    pipeline: Pipeline
+    if source.startswith(MINIATURE):
+        with quietly():
+            pipeline = miniature.pipeline(source.removeprefix(MINIATURE), **options)
+    else:
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")  # older versions know no other
+                pipeline = DiffusionPipeline.from_pretrained(source, **options)
+        except (OSError, ValueError) as error:
+            raise SourceError(f"pipeline {source}: diffusers cannot load it: {error}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    hash_of_all = fingerprint(pipeline)
+    _place(pipeline, device, offload)
+    if vae_tiling:
+        pipeline.vae.enable_tiling()
+    if compile:
+        compiled: Any = denoiser(pipeline)
+        compiled.compile_repeated_blocks()
+    return pipeline, hash_of_all
+
+
+def _place(pipeline: Pipeline, device: str, offload: str) -> None:
+    if offload != "none" and device == "cpu":
+        raise OptionError(f"memory.offload={offload!r} moves layers to a GPU, and device is 'cpu'")
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+    else:
+        pipeline.to(device)
+
+
+def name_of(pipeline: Pipeline) -> str:
+    """What a loaded pipeline says of itself: "miniature/sdxl", else what it was opened from, else its class.
+
+    Example:
+        >>> pipe = miniature.pipeline("sdxl")
+        >>> name_of(pipe)
+        'miniature/sdxl'
+    """
+    origin = getattr(pipeline, "config", {}).get("_name_or_path")
+    shipped = {str(miniature.WEIGHTS / name): f"{MINIATURE}{name}" for name in miniature.PIPELINES}
+    return shipped.get(str(origin), str(origin)) if origin else type(pipeline).__name__
+
+
+def usual_device(device: str | None) -> str:
+    """The device that is named, or else a GPU where there is one.
+
+    Raises:
+        OptionError: the one that is named cannot be used here.
+    """
+    return str(usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+
+
+def denoiser(pipeline: Pipeline) -> nn.Module:
+    """The transformer or the UNet.
+
+    Raises:
+        SourceError: it has neither.
+    """
+    for name in ("transformer", "unet"):
+        if isinstance(getattr(pipeline, name, None), nn.Module):
+            return getattr(pipeline, name)
+    raise SourceError(
+        f"{type(pipeline).__name__} has neither a transformer nor a unet: it is no text-to-image pipeline"
+    )
+
+
+def ignores_guidance(pipeline: Pipeline) -> bool:
+    """Whether the model has no input for a guidance scale, as FLUX.1-schnell."""
+    config = getattr(getattr(pipeline, "transformer", None), "config", None)
+    return getattr(config, "guidance_embeds", None) is False
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without bars of a moment, and notes on what is meant: several adapters, files without the model's weights."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging
+
+    both = logging, diffusers_logging
+    before, bars = [part.get_verbosity() for part in both], logging.is_progress_bar_enabled()
+    for part in both:
+        part.set_verbosity_error()
+        part.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")
+            yield
+    finally:
+        for part, verbosity in zip(both, before):
+            part.set_verbosity(verbosity)
+            if bars:
+                part.enable_progress_bar()

@@ -1,0 +1,121 @@
+"""The report and the verdict."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import mergelab as ml
+from mergelab.evaluation.analysis import Finding, MetricRange
+from mergelab.evaluation.metrics.metric import Description
+from mergelab.evaluation.report import plots
+from mergelab.evaluation.report.verdict import sentences
+from mergelab.evaluation.result import Result
+from mergelab.evaluation.statistics import Interval
+from tests.evaluation.small import PROMPTS, SMALL
+
+
+def test_recovery_rises_with_strength(pipeline: Any, tmp_path: Path) -> None:
+    """A single adapter at 0, 1/3, 2/3 and 1: from nothing to everything."""
+    fish = {"path": "miniature/sdxl/fish"}
+    small = SMALL | {
+        "loras": [fish | {"name": f"at {weight:.2f}", "weight": weight} for weight in (1.0, 2 / 3, 1 / 3, 0.0)],
+        "merges": [],
+        "prompts": ["a qrv on a gray background", "a small qrv on a white background"],
+        "metrics": ["judge"],
+        "generation": {"steps": 12},
+    }
+    result = ml.evaluate(small, tmp_path, pipeline=pipeline)
+    kept = {f.variant: f.interval.estimate for f in result.findings
+            if (f.quantity, f.reference) == ("recovery", "single:at 1.00")}  # fmt: skip
+    assert kept["base"] == kept["single:at 0.00"] == 0 and kept["single:at 1.00"] == 1
+    assert 0 <= kept["single:at 0.33"] <= kept["single:at 0.67"] <= 1
+    assert kept["single:at 0.67"] > 0.2
+
+
+def test_prompts_that_call_nobody(pipeline: Any, tmp_path: Path) -> None:
+    """The verdict says so, and terminal and report agree on what was changed."""
+    small = SMALL | {"seeds": 1, "prompts": ["a blue circle on a white background"], "metrics": ["judge", "lpips"]}
+    result = ml.evaluate(small, tmp_path, pipeline=pipeline)
+    assert result.verdict[0] == "No recovery: no prompt calls any adapter."
+    change = next(f for f in result.findings if (f.quantity, f.metric, f.variant) == ("preservation", "judge", "stack"))
+    shown = (tmp_path / "report.html").read_text().partition("<h2>Pictures")[0]
+    assert f"{change.interval.estimate:+.3f}" in str(result) and f"{change.interval.estimate:.3f}" in shown
+    bounds = [f.interval for f in result.findings if f.metric == "lpips" and f.quantity == "similarity"]
+    assert all(not interval.low < 0 for interval in bounds)
+
+
+class _Page(HTMLParser):
+    """Collects what a page refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Images, scripts, style sheets; links to other files."""
+        known = dict(attrs)
+        if tag in ("img", "script", "link", "iframe") and (known.get("src") or known.get("href")):
+            self.sources.append(str(known.get("src") or known.get("href")))
+        if tag == "a":
+            self.links.append(str(known["href"]))
+
+
+def test_the_report_is_one_file(run: ml.evaluation.Result) -> None:
+    """Nothing is fetched from anywhere; every image is inside; what it links to is in the folder."""
+    text = (run.folder / "report.html").read_text()
+    page = _Page()
+    page.feed(text)
+    images = [source for source in page.sources if source.startswith("data:image/")]
+    assert len(images) == 6 * len(PROMPTS) * 2
+    assert all(source.startswith("data:") for source in page.sources)
+    assert page.links and all((run.folder / link).exists() for link in page.links)
+    for part in (*run.verdict[:1], "recovery of fish", "fish alone", "ties rank=8", PROMPTS[0]):
+        assert part in text
+    assert text.index(run.verdict[0]) < text.index("<table")
+    assert "One prompt is free of triggers: the change on it has no interval." in run.verdict
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_what_leaks_cost_has_the_direction_of_the_metric(higher_is_better: bool, tmp_path: Path) -> None:
+    """A change for the better costs nothing; of those for the worse the largest is named."""
+    metric = Description("mine", "words", higher_is_better)
+    changes = {"better": 0.3 * metric.sign, "worse": -0.2 * metric.sign, "worst": -0.4 * metric.sign}
+    findings = [
+        Finding("preservation", f"merge:{name}", "mine", "", Interval(change, change - 0.1, change + 0.1))
+        for name, change in changes.items()
+    ]
+    scores = pd.DataFrame({"variant": [f"merge:{name}" for name in changes]})
+    ranges = [MetricRange("mine", "single:fish", 0.0, 1.0, 0.0, blind=False)]
+    result = Result(tmp_path, ml.evaluation.read(SMALL), [metric], scores, findings, ranges, [])
+    lines = sentences(result, {"a": set(), "b": set()})
+    assert f"worst costs most on prompts that call no adapter: {changes['worst']:+.3f} (mine)." in lines
+    good = [replace(findings[0], variant=f"merge:{name}") for name in changes]
+    assert not any("costs most" in line for line in sentences(replace(result, findings=good), {"a": set(), "b": set()}))
+
+
+def test_names_in_the_scatter_are_readable() -> None:
+    """Eight points almost in one place: every name is within the frame, and none covers another or a point."""
+    points = {f"ties density=0.{i} rank=16": (560.0 + i, 60.0 + i) for i in range(8)}
+    boxes = [(a - 6, a + 6, b - 6, b + 6) for a, b in points.values()]
+    for name, (left, middle) in plots._beside(points).items():
+        box = (left, left + plots.LETTER * len(name), middle - plots.LINE / 2, middle + plots.LINE / 2)
+        assert box[0] > plots.LEFT and box[1] < plots.WIDTH - plots.EDGE
+        assert box[2] > plots.EDGE and box[3] < plots.HEIGHT - plots.BOTTOM
+        assert not any(plots._covers(box, other) for other in boxes)
+        boxes.append(box)
+
+
+def test_text_of_the_user_is_escaped(pipeline: Any, tmp_path: Path) -> None:
+    """A prompt may hold any sign."""
+    prompt = 'a "red" <script>alert(1)</script> & more'
+    small = SMALL | {"seeds": 1, "prompts": [prompt], "merges": [], "metrics": ["judge"]}
+    ml.evaluate(small, tmp_path, pipeline=pipeline)
+    text = (tmp_path / "report.html").read_text()
+    assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text
