@@ -1,10 +1,16 @@
-"""The command line: parse, call, print. Each command is a thin wrapper of one function; torch is imported late."""
+"""The command line: parse, call, print. Each command is a thin wrapper of one function; torch is imported late.
+
+A command returns what it has to say, and `run` prints it when all else is done: output that cannot be shown keeps no
+file from being written.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +32,8 @@ app = typer.Typer(
 
 # Options that belong to a method: passed on by name, so that registered methods work as well.
 _EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+_INTERRUPTED = 130  # as shells say Ctrl-C
 
 Out = Annotated[Path, typer.Option("-o", "--output", help="File to write; for format peft a folder.")]
 Format = Annotated[str, typer.Option(help="diffusers (also for nunchaku), kohya (also ComfyUI, A1111, Forge), peft.")]
@@ -60,7 +68,7 @@ def merge(
     force: Force = False,
     allow_pickle: Pickle = False,
     plugins: Import = None,
-) -> None:
+) -> str:
     """Merge adapters into one. Other options of a method are given as --name value."""
     from mergelab.adapter import check_target
     from mergelab.merging import merge as merge_adapters
@@ -74,34 +82,30 @@ def merge(
     loaded = [_load(source, allow_pickle) for source in sources]
     check_target(output, tuple(path for a in loaded for path in a.inputs), force, format)
     merged = merge_adapters(loaded, list(weights), method, rank=_rank(rank), seed=seed, device=device, **options)
-    _save(merged, output, format, dtype)
-    print(merged.report)
+    return f"{_save(merged, output, format, dtype)}\n{merged.report}"
 
 
 @app.command(epilog="Example: mergelab inspect style.safetensors")
-def inspect(file: str, as_json: Json = False, allow_pickle: Pickle = False) -> None:
+def inspect(file: str, as_json: Json = False, allow_pickle: Pickle = False) -> str:
     """Show what a file holds: architecture, layers, ranks, alphas, header."""
     adapter = _load(file, allow_pickle)
     if as_json:
-        print(json.dumps(_described(adapter), indent=2))
-        return
-    print(adapter)
-    print(f"norm {adapter.norm():.4g}")
-    for key, tensor in list(adapter.extras.items())[:10]:
-        print(f"  kept as it is: {key} {tuple(tensor.shape)}")
-    for line in adapter.report.lines():
-        print(line)
-    for key, value in sorted(adapter.metadata.items()):
-        print(f"  {key}: {value if len(value) <= 100 else value[:97] + '...'}")
+        return json.dumps(_described(adapter), indent=2)
+    extras = [f"  kept as it is: {key} {tuple(tensor.shape)}" for key, tensor in list(adapter.extras.items())[:10]]
+    header = [
+        f"  {key}: {value if len(value) <= 100 else value[:97] + '...'}"
+        for key, value in sorted(adapter.metadata.items())
+    ]
+    return "\n".join([str(adapter), f"norm {adapter.norm():.4g}", *extras, *adapter.report.lines(), *header])
 
 
 @app.command(epilog="Example: mergelab compare style.safetensors subject.safetensors")
-def compare(adapters: list[str], as_json: Json = False, allow_pickle: Pickle = False) -> None:
+def compare(adapters: list[str], as_json: Json = False, allow_pickle: Pickle = False) -> str:
     """Show where adapters agree and where they are in each other's way, before any merge."""
     from mergelab.comparing import compare as compare_adapters
 
     comparison = compare_adapters([_load(source, allow_pickle) for source in adapters])
-    print(json.dumps(comparison.to_dict(), indent=2) if as_json else comparison)
+    return json.dumps(comparison.to_dict(), indent=2) if as_json else str(comparison)
 
 
 @app.command(epilog="Example: mergelab convert style.safetensors -o style_kohya.safetensors --format kohya")
@@ -113,13 +117,13 @@ def convert(
     drop_extras: Annotated[bool, typer.Option("--drop-extras", help="Leave out what is no LoRA layer.")] = False,
     force: Force = False,
     allow_pickle: Pickle = False,
-) -> None:
+) -> str:
     """Write an adapter in another format; every layer keeps its change exactly."""
     adapter = _opened(file, output, format, dtype, force, allow_pickle)
-    if drop_extras and adapter.extras:
-        print(f"left out: {', '.join(list(adapter.extras)[:5])}{', ...' if len(adapter.extras) > 5 else ''}")
-        adapter = adapter.without_extras()
-    _save(adapter, output, format, dtype)
+    if not (drop_extras and adapter.extras):
+        return _save(adapter, output, format, dtype)
+    left_out = f"left out: {', '.join(list(adapter.extras)[:5])}{', ...' if len(adapter.extras) > 5 else ''}"
+    return f"{left_out}\n{_save(adapter.without_extras(), output, format, dtype)}"
 
 
 @app.command(epilog="Example: mergelab resize style.safetensors --rank 16 -o style_r16.safetensors")
@@ -131,7 +135,7 @@ def resize(
     dtype: Dtype = None,
     force: Force = False,
     allow_pickle: Pickle = False,
-) -> None:
+) -> str:
     """Write the best approximation of an adapter at another rank, and say what it lost."""
     from mergelab.errors import OptionError
 
@@ -140,26 +144,26 @@ def resize(
     if parsed is None or parsed in ("max", "sum"):
         raise OptionError(f"rank={rank!r}: expected a number such as 16, 0.9 (share of energy) or mean=16 (a budget)")
     resized = adapter.resize(parsed)
-    _save(resized, output, format, dtype)
-    print(resized.report)
+    return f"{_save(resized, output, format, dtype)}\n{resized.report}"
 
 
 @app.command(epilog="Example: mergelab methods")
-def methods(as_json: Json = False, plugins: Import = None) -> None:
+def methods(as_json: Json = False, plugins: Import = None) -> str:
     """List the methods with their options and defaults."""
     from mergelab.strategies import choices_of, method_names, options_of, summary_of
 
     _import(plugins)
     table = {name: options_of(name) for name in method_names()}
     if as_json:
-        print(json.dumps(table, indent=2, default=str))
-        return
+        return json.dumps(table, indent=2, default=str)
+    lines = []
     for name, options in table.items():
-        print(f"{name}: {summary_of(name)}")
+        lines.append(f"{name}: {summary_of(name)}")
         choices = choices_of(name)
         for key, value in options.items():
             others = [choice for choice in choices.get(key, ()) if choice != value]
-            print(f"    --{key.replace('_', '-')} {value}" + (f" (or {', '.join(others)})" if others else ""))
+            lines.append(f"    --{key.replace('_', '-')} {value}" + (f" (or {', '.join(others)})" if others else ""))
+    return "\n".join(lines)
 
 
 @app.command(epilog="Example: mergelab evaluate config.yaml -o run --set seeds=4")
@@ -171,28 +175,31 @@ def evaluate(
         typer.Option("--set", help="KEY=VALUE: seeds=4, clip.model=RN50; as often as needed."),
     ] = None,
     plugins: Import = None,
-) -> None:
+) -> str:
     """Generate with a model, its adapters and their merges, score them, and write a report."""
     from mergelab.evaluation import evaluate as evaluate_config
 
     _import(plugins)
-    print(evaluate_config(config, output, overrides=overrides or ()))
+    return str(evaluate_config(config, output, overrides=overrides or ()))
 
 
 @app.command(epilog="Example: mergelab demo --pipeline sdxl -o mergelab-demo")
 def demo(
     pipeline: Annotated[str, typer.Option(help="sdxl or flux: the small models that ship with the package.")] = "sdxl",
     output: Annotated[Path, typer.Option("-o", "--output", help="The run folder.")] = Path("mergelab-demo"),
-) -> None:
+) -> str:
     """Merge a subject and a style five ways on a small model, and show what each kept: numbers, pictures, a report."""
     from mergelab.evaluation.demo import demo as run_demo
 
-    print(run_demo(pipeline, output))
+    return str(run_demo(pipeline, output))
 
 
 def main() -> None:
     """Entry point: exit code 0; 2 with one line on standard error; 130 after Ctrl-C."""
-    sys.exit(run(sys.argv[1:]))
+    _take_any_console()
+    code = run(sys.argv[1:])
+    _drop_what_cannot_be_written()
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -200,17 +207,15 @@ def run(arguments: list[str]) -> int:
     from mergelab.errors import MergelabError
 
     try:
-        code = get_command(app).main(args=arguments, prog_name="mergelab", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        answer = get_command(app).main(args=arguments, prog_name="mergelab", standalone_mode=False)
     except typer.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        code = 130
+        return _interrupted(arguments)
     except BrokenPipeError:
-        return _nobody_reads()
+        return 0
     except SystemExit as stop:
-        return _nobody_reads() if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
+        return 0 if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
     except (MergelabError, OSError) as error:
         return _fail(str(error))
     except Exception as error:
@@ -221,25 +226,63 @@ def run(arguments: list[str]) -> int:
         return _fail(
             f"internal error, {type(error).__name__}: {error} (MERGELAB_DEBUG=1 shows where; please report it)"
         )
-    if code == 130:
-        kept = (
-            "what is finished is kept; run it again to go on"
-            if arguments[:1] in (["evaluate"], ["demo"])
-            else "nothing was written"
-        )
-        print(f"\nmergelab: interrupted; {kept}", file=sys.stderr)
-    return code if isinstance(code, int) else 0
+    if answer == _INTERRUPTED:  # what newer versions of typer make of Ctrl-C
+        return _interrupted(arguments)
+    return _answer(answer) if isinstance(answer, str) else int(answer or 0)
 
 
-def _nobody_reads() -> int:
-    """`mergelab ... | head`: what is still in the buffer goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+def _interrupted(arguments: list[str]) -> int:
+    goes_on = arguments[:1] in (["evaluate"], ["demo"])
+    kept = "what is finished is kept; run it again to go on" if goes_on else "nothing was written"
+    _complain(f"\nmergelab: interrupted; {kept}")
+    return _INTERRUPTED
+
+
+def _answer(text: str) -> int:
+    """Print what a command has to say, when everything else is done; the exit code."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `mergelab ... | head`
+        return 0
+    except OSError as error:
+        done = "the command itself is done, and the files it writes are written"
+        return _fail(f"standard output cannot be written: {error.strerror}; {done}")
     return 0
 
 
 def _fail(message: str) -> int:
-    print(f"mergelab: error: {' '.join(message.split())}", file=sys.stderr)
+    _complain(f"mergelab: error: {' '.join(message.split())}")
     return 2
+
+
+def _complain(line: str) -> None:
+    with suppress(OSError):  # where nobody can be told, the exit code is what remains
+        print(line, file=sys.stderr, flush=True)
+
+
+def _take_any_console() -> None:
+    """Give every stream a place to go, and every character: what a console cannot show is replaced.
+
+    A descriptor that the caller closed (`>&-`) would be given to the next file that is opened, and libraries that print
+    would write into it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process is
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Empty the buffers, so that the interpreter's own flush at exit does not fail with three lines and code 120."""
+    for stream in filter(None, (sys.__stdout__, sys.__stderr__)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _load(source: str, allow_pickle: bool) -> Adapter:
@@ -340,11 +383,11 @@ def _opened(file: str, output: Path, format: str, dtype: str | None, force: bool
     return adapter
 
 
-def _save(adapter: Adapter, output: Path, format: str, dtype: str | None) -> None:
+def _save(adapter: Adapter, output: Path, format: str, dtype: str | None) -> str:
     adapter.save(output, format=format, dtype=dtype)
     files = [output] if output.is_file() else [p for p in output.rglob("*") if p.is_file()]
     size = sum(p.stat().st_size for p in files) / 1e6
-    print(f"{output}: {len(adapter.layers)} layers, format {format}, {size:.1f} MB")
+    return f"{output}: {len(adapter.layers)} layers, format {format}, {size:.1f} MB"
 
 
 def _described(adapter: Adapter) -> dict[str, Any]:

@@ -976,17 +976,96 @@ def test_no_progress_in_a_pipe(tmp_path: Path, good: Path) -> None:
     assert "retained energy" in done.stdout
 
 
-@pytest.mark.parametrize("target", ["closed", "/dev/full"])
-def test_standard_output_that_cannot_be_written(target: str, tmp_path: Path) -> None:
-    """Standard output that is closed or full ends in one sentence at most, not in a traceback."""
-    if target != "closed" and not Path(target).exists():
-        pytest.skip(f"there is no {target} here")
-    redirect = ">&-" if target == "closed" else f">{target}"
-    script = ["sh", "-c", f'"$@" {redirect}', "sh", *COMMAND, "methods"]
-    done = subprocess.run(script, stderr=subprocess.PIPE, text=True, timeout=120)
-    if done.stderr or done.returncode:
-        assert done.returncode == 2
-        one_sentence(done.stderr)
+PLAIN = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON") or key == "PYTHONPATH"}
+
+
+@pytest.mark.parametrize("unbuffered", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", [["methods"], ["--help"], ["merge", "--help"], ["inspect", "FILE", "--json"]])
+def test_standard_output_that_cannot_be_written(arguments: list[str], unbuffered: dict[str, str], good: Path) -> None:
+    """A full disk behind standard output: exit code 2 and one sentence; so it is whatever the interpreter buffers."""
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    arguments = [str(good) if argument == "FILE" else argument for argument in arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, env=PLAIN | unbuffered
+        )
+    assert done.returncode == 2
+    assert "No space left" in one_sentence(done.stderr)
+
+
+def test_a_merge_whose_report_cannot_be_shown(tmp_path: Path, good: Path) -> None:
+    """The file is whole, and the sentence says so."""
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    out = tmp_path / "out.safetensors"
+    command = [*COMMAND, "merge", str(good), str(good), "-o", str(out)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, env=PLAIN)
+    assert done.returncode == 2
+    assert "standard output cannot be written: No space left on device" in one_sentence(done.stderr)
+    assert "files it writes are written" in done.stderr
+    assert list(ml.load(out).layers) == [LAYER, OTHER]
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code"),
+    [
+        (">&-", 0),
+        (">&- 2>&- <&-", 0),
+        ("2>&-", 0),
+        ("2>/dev/full", 0),
+        ("bad 2>&-", 2),
+        ("bad 2>/dev/full", 2),
+        ("bad >/dev/full 2>/dev/full", 2),
+    ],
+)
+def test_streams_that_are_closed_or_full(redirect: str, code: int, tmp_path: Path, good: Path) -> None:
+    """Who closes a stream wants to hear nothing: the merge is done, and no file takes the stream's place."""
+    if "/dev/full" in redirect and not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    out = tmp_path / "out.safetensors"
+    command = [*COMMAND, "merge", str(good), str(good), "-o", str(out)]
+    done = subprocess.run(["sh", "-c", f'"$@" {redirect}', "sh", *command], capture_output=True, timeout=120, env=PLAIN)
+    assert done.returncode == code
+    assert done.stderr == b""
+    assert out.exists() == (code == 0)
+    if out.exists():
+        assert list(ml.load(out).layers) == [LAYER, OTHER]
+
+
+CONSOLES = [
+    {"PYTHONIOENCODING": "cp1252"},
+    {"PYTHONIOENCODING": "ascii:strict"},
+    {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
+    {"LC_ALL": "C"},
+    {"PYTHONUTF8": "1"},
+]
+
+
+@pytest.mark.parametrize("console", CONSOLES, ids=lambda console: ",".join(f"{k}={v}" for k, v in console.items()))
+def test_consoles_of_any_encoding(console: dict[str, str], tmp_path: Path) -> None:
+    """What a console cannot show is replaced there, in results, in help and in errors; the files are written."""
+    environment = PLAIN | {"LC_ALL": "C.UTF-8"} | console
+    style = write(
+        tmp_path / "\u30b9\u30bf\u30a4\u30eb \u2013 \u00fc.safetensors", lora(), metadata={"note": "\u65e5\u672c"}
+    )
+    out = tmp_path / "\u51fa\u529b.safetensors"
+
+    def said(*arguments: str | Path, code: int = 0) -> tuple[bytes, bytes]:
+        command = [os.fsencode(part) for part in (*COMMAND, *arguments)]
+        done = subprocess.run(command, capture_output=True, timeout=120, env=environment)
+        assert done.returncode == code, done.stderr
+        return done.stdout, done.stderr
+
+    assert said("merge", style, style, "-o", out)[1] == b""
+    assert ml.load(out).metadata["mergelab"]
+    assert b"note: " in said("inspect", style)[0]
+    assert json.loads(said("inspect", style, "--json")[0])["metadata"]["note"] == "\u65e5\u672c"
+    assert b"Usage" in said("merge", "--help")[0]
+    missing = tmp_path / "\u65e5\u672c.safetensors"
+    _, sentence = said("inspect", missing, code=2)
+    one_sentence(sentence.decode(errors="replace"))
 
 
 def test_messages_are_one_line(tmp_path: Path, refused: Refused) -> None:
