@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import math
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from mergelab.adapter import Adapter, Source
 from mergelab.aligning import aligned_layers, loaded, unique_names
 from mergelab.lowrank import Factors, exact_arithmetic, inner, svd
 from mergelab.parallel import Lane, threads
+from mergelab.tables import text_as_html
 
 if TYPE_CHECKING:
     import pandas
@@ -141,7 +141,7 @@ class Comparison:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        return text_as_html(str(self))
 
 
 @exact_arithmetic()
