@@ -1,7 +1,7 @@
 """Shared fixtures: the shared folder of facts (skipped where absent), a good file, command lines that are refused.
 
-What needs mergelab is imported within the fixtures: pytest reads this file first, and shapes are checked only in what is
-imported later.
+What needs mergelab is imported within the fixtures: pytest reads this file first, and checks the shapes of arrays only
+in what is imported later.
 """
 
 from __future__ import annotations

@@ -65,6 +65,15 @@ def test_an_error_that_nobody_hears(redirect: str, stderr: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", stderr)
 
 
+@pytest.mark.parametrize("command", ["--help", "methods"])
+def test_an_answer_that_nobody_reads(command: str) -> None:
+    """Standard output that is closed: what would go there goes nowhere."""
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *COMMAND, command], capture_output=True, timeout=120, env=PLAIN
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 @needs_a_full_disk
 @pytest.mark.parametrize("redirect", [">&-", "<&- >&- 2>&-", "2>/dev/full"])
 def test_a_merge_that_nobody_watches(redirect: str, tmp_path: Path, good: Path) -> None:
