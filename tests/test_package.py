@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
 
 import mergelab as ml
 from mergelab.cli.app import COMMANDS
@@ -107,6 +109,17 @@ def test_files_are_small() -> None:
 def test_what_is_no_python_is_installed(pattern: str) -> None:
     """Beside the modules, wherever the package that is tested lies."""
     assert list(PACKAGE.glob(pattern))
+
+
+def test_shapes_are_checked_under_pytest() -> None:
+    """In every function whose arrays are annotated; a user's plain types are the function's own matter."""
+    from mergelab.rules import weighted_sum
+
+    weighted_sum(torch.ones(3, 2, 4), torch.ones(3))
+    with pytest.raises(TypeCheckError):
+        weighted_sum(torch.ones(3, 2, 4), torch.ones(2))
+    with pytest.raises(ml.MergelabError):
+        ml.merge(["x"], seed=1.5)  # type: ignore[arg-type]
 
 
 def _python(code: str) -> str:
