@@ -1,96 +1,31 @@
 """mergelab: merge several LoRA adapters into one, and see what the merge kept and what it lost.
 
-Names are loaded when they are first used, so that the command line can answer without importing torch.
+The public names stand in `__init__.pyi`, and nowhere else. Each is imported when it is first used, so that the command
+line can answer without importing torch.
 """
 
 from __future__ import annotations
 
+import ast
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from mergelab import miniature
-    from mergelab.adapter import Adapter, load
-    from mergelab.comparing import Comparison, compare
-    from mergelab.engine.merge import merge
-    from mergelab.errors import (
-        ArchitectureError,
-        FormatError,
-        LayerError,
-        MergelabError,
-        OptionError,
-        OutputError,
-        SourceError,
-    )
-    from mergelab.evaluation import evaluate, register_metric
-    from mergelab.layer import LoraLayer
-    from mergelab.methods.dare import Dare, DareTies
-    from mergelab.methods.linear import Cat, Linear, Svd
-    from mergelab.methods.magnitude_prune import MagnitudePrune
-    from mergelab.methods.method import EntryWise, LayerWise, MatrixWise, Strategy
-    from mergelab.methods.registry import register
-    from mergelab.methods.ties import Ties
-    from mergelab.ranks import RankBudget
-    from mergelab.report import Report
 
-_HOMES = {
-    "adapter": ("Adapter", "load"),
-    "comparing": ("Comparison", "compare"),
-    "evaluation": ("evaluate", "register_metric"),
-    "errors": (
-        "ArchitectureError",
-        "FormatError",
-        "LayerError",
-        "MergelabError",
-        "OptionError",
-        "OutputError",
-        "SourceError",
-    ),
-    "layer": ("LoraLayer",),
-    "engine.merge": ("merge",),
-    "ranks": ("RankBudget",),
-    "report": ("Report",),
-    "methods.dare": ("Dare", "DareTies"),
-    "methods.linear": ("Cat", "Linear", "Svd"),
-    "methods.magnitude_prune": ("MagnitudePrune",),
-    "methods.method": ("EntryWise", "LayerWise", "MatrixWise", "Strategy"),
-    "methods.registry": ("register",),
-    "methods.ties": ("Ties",),
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+def _listed() -> dict[str, tuple[str, str]]:
+    """Public name -> the module it comes from, and its name there; in the order of the stub."""
+    homes: dict[str, tuple[str, str]] = {}
+    for node in ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body:
+        match node:
+            case ast.ImportFrom(module=module, names=names):
+                homes |= {alias.name: (f"mergelab.{module}" if module else "mergelab", alias.name) for alias in names}
+            case ast.Assign(targets=[ast.Name(id=alias)], value=ast.Name(id=name)):
+                homes[alias] = homes[name]
+    return homes
 
-__all__ = [  # noqa: RUF022 - in the order of the table above
-    "Adapter",
-    "load",
-    "Comparison",
-    "compare",
-    "evaluate",
-    "register_metric",
-    "ArchitectureError",
-    "FormatError",
-    "LayerError",
-    "MergelabError",
-    "OptionError",
-    "OutputError",
-    "SourceError",
-    "LoraLayer",
-    "merge",
-    "RankBudget",
-    "Report",
-    "Cat",
-    "Dare",
-    "DareTies",
-    "Linear",
-    "MagnitudePrune",
-    "EntryWise",
-    "LayerWise",
-    "MatrixWise",
-    "Strategy",
-    "Svd",
-    "Ties",
-    "register",
-    "miniature",
-]
+
+_HOMES = _listed()
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
@@ -98,14 +33,25 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("mergelab")
-    if name == "miniature":  # a subpackage; `import mergelab.miniature` needs no help, `mergelab.miniature` does
-        return import_module("mergelab.miniature")
-    if name not in _HOME_OF:
+    if name in _HOMES:
+        module, original = _HOMES[name]
+        value = import_module(f"mergelab.{name}") if module == "mergelab" else getattr(import_module(module), original)
+    elif (strategy := _strategy(name)) is not None:
+        value = strategy
+    else:
         raise AttributeError(f"module 'mergelab' has no attribute {name!r}")
-    value = getattr(import_module(f"mergelab.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+def _strategy(name: str) -> Any:
+    """The class of a method by its name, so that a method needs no line here."""
+    if not name[:1].isupper():
+        return None
+    from mergelab.methods.registry import METHODS
+
+    return next((strategy for strategy in METHODS.values() if strategy.__name__ == name), None)

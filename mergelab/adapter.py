@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import os
 from collections import Counter
@@ -14,15 +13,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergelab import formats
-from mergelab.checks import EXPECTED_NUMBER, is_number, shown
-from mergelab.errors import LayerError, OptionError, OutputError
+from mergelab import algebra, formats
+from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
+from mergelab.errors import LayerError, OptionError
 from mergelab.formats.architectures import check_base_models
-from mergelab.layer import BIAS_SUFFIX, AdapterData, LoraLayer, LoraSum, layer_of, same_weight, short_name, terms_of
-from mergelab.linalg.lowrank import Spectrum, inner, svd
+from mergelab.formats.targets import check_target
+from mergelab.layer import AdapterData, short_name
+from mergelab.linalg.lowrank import inner
 from mergelab.linalg.precision import full_precision
-from mergelab.ranks import Rank, RankBudget, check_rank, rank_note, target_rank, truncate
-from mergelab.report import LayerReport, Report
+from mergelab.ranks import Rank
+from mergelab.report import Report
+from mergelab.tables import as_html, as_text
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 
@@ -38,13 +39,14 @@ class Adapter(AdapterData):
         layers: canonical name `<component>.<module path>` -> layer; components are unet, transformer, text_encoder,
             text_encoder_2, or model where the architecture is unknown.
         extras: tensors that are no LoRA factors: biases, norms, textual-inversion embeddings.
-        architecture: "sd15", "sd2", "sdxl", "flux" or None.
+        architecture: the id of its base model ("sd15", "sd2", "sdxl", "flux"), or None where it cannot be told.
         metadata: the header's strings.
         report: what a merge or a resize kept and lost, or how a file was read.
         inputs: the files it was made from, which `save` never replaces.
 
     Example:
         >>> import torch
+        >>> from mergelab import LoraLayer
         >>> a = Adapter({"unet.conv_in": LoraLayer(torch.ones(2, 3), torch.ones(4, 2))})
         >>> (0.5 * a + a).layers["unet.conv_in"].delta_weight()[0, 0].item()
         3.0
@@ -81,12 +83,11 @@ class Adapter(AdapterData):
         if isinstance(factor, (bool, str, torch.Tensor)) or not hasattr(factor, "__float__"):
             return NotImplemented
         if not is_number(factor):
-            raise OptionError(f"an adapter times {shown(factor)}: {EXPECTED_NUMBER}")
-        layers = {name: layer.scaled(float(factor)) for name, layer in self.layers.items()}
+            raise OptionError(f"an adapter times {short_repr(factor)}: {EXPECTED_NUMBER}")
         return replace(
             self,
-            layers=layers,
-            extras=_scaled_biases(self.extras, factor),
+            layers=algebra.scale_layers(self.layers, float(factor)),
+            extras=algebra.scale_extras(self.extras, float(factor)),
             source=f"{factor:g} * {self.name}",
             report=Report(),
         )
@@ -109,26 +110,12 @@ class Adapter(AdapterData):
     def __add__(self, other: Adapter) -> Adapter:
         if not isinstance(other, Adapter):
             return NotImplemented
-        check_base_models([self, other], [self.name, other.name])
-        layers = dict(self.layers)
-        for name, layer in other.layers.items():
-            mine = layers.get(name)
-            if mine is not None and not same_weight(mine.shape, layer.shape):
-                raise LayerError(
-                    f"layer {name}: {self.name} has shape {mine.shape}, {other.name} {layer.shape}: they do not add"
-                )
-            layers[name] = layer if mine is None else LoraSum(_same_kernel(*terms_of(mine), *terms_of(layer)))
-        extras = dict(self.extras)
-        for key, tensor in other.extras.items():
-            if key in extras and not key.endswith(BIAS_SUFFIX):
-                if not torch.equal(extras[key], tensor):
-                    raise OptionError(f"{key}: {self.name} and {other.name} hold different values, which do not add")
-            else:
-                extras[key] = extras[key].float() + tensor.float() if key in extras else tensor
+        names = self.name, other.name
+        check_base_models([self, other], names)
         return replace(
             self,
-            layers=layers,
-            extras=extras,
+            layers=algebra.add_layers(self.layers, other.layers, names),
+            extras=algebra.add_extras(self.extras, other.extras, names),
             architecture=self.architecture or other.architecture,
             source=f"{self.name} + {other.name}",
             inputs=(*self.inputs, *other.inputs),
@@ -175,7 +162,6 @@ class Adapter(AdapterData):
         """The layers alone."""
         return replace(self, extras={})
 
-    @full_precision()
     def resize(self, rank: Rank) -> Adapter:
         """The best approximation at another rank, layer by layer; exact where the rank is not below what is there.
 
@@ -186,26 +172,8 @@ class Adapter(AdapterData):
             An adapter with a `report` of what was kept; a layer that keeps its rank keeps its factors, others are
             float32.
         """
-        rank = check_rank(rank)
-        spectra: dict[str, Spectrum] = {}
-        for name, layer in self.layers.items():
-            limit = min(layer.shape[0], math.prod(layer.shape[1:]), layer.rank)
-            spectra[name] = truncate(svd(self.matrices(name)), target_rank(rank, [layer.rank], limit))
-        if isinstance(rank, RankBudget):
-            counts = rank.spend([s.S for s in spectra.values()])
-            spectra = {name: s.truncated(count) for (name, s), count in zip(spectra.items(), counts)}
-        kept = {name: s for name, s in spectra.items() if len(s.S)}
-        layers = {
-            # What keeps its rank keeps its factors.
-            name: self.layers[name]
-            if len(s.S) == self.layers[name].rank
-            else layer_of(s.factors(), self.layers[name].shape)
-            for name, s in kept.items()
-        }
-        rows = [
-            LayerReport(name, len(s.S), s.energy, s.kept, note=rank_note(rank, len(s.S))) for name, s in spectra.items()
-        ]
-        return replace(self, layers=layers, source=f"{self.name} at rank {rank}", report=Report((), tuple(rows)))
+        layers, report = algebra.resize_layers(self, rank)
+        return replace(self, layers=layers, source=f"{self.name} at rank {rank}", report=report)
 
     def state_dict(self, format: str = "diffusers", dtype: torch.dtype | str | None = None) -> dict[str, Tensor]:
         """The tensors of a file in this format, by key; see `save`."""
@@ -244,36 +212,27 @@ class Adapter(AdapterData):
 
     # What a person sees.
 
-    def _table(self) -> list[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = [("component", "layers", "ranks", "parameters")]
+    def _title(self) -> str:
+        components = {name.partition(".")[0] for name in self.layers}
+        model = next((f"{part} of an " for part in ("unet", "transformer") if part in components), "")
+        return f"Adapter {self.name} ({self.architecture or f'{model}unknown base model'})"
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        rows = [("component", "layers", "ranks", "parameters")]
         for component in dict.fromkeys(name.partition(".")[0] for name in self.layers):
-            own = [layer for name, layer in self.layers.items() if name.startswith(f"{component}.")]
-            ranks = Counter(layer.rank for layer in own)
-            shown = ", ".join(f"{rank} x {count}" for rank, count in sorted(ranks.items())[:4])
-            size = sum(layer.rank * (layer.shape[0] + math.prod(layer.shape[1:])) for layer in own)
-            rows.append((component, str(len(own)), shown + (", ..." if len(ranks) > 4 else ""), f"{size:,}"))
+            layers = [layer for name, layer in self.layers.items() if name.startswith(f"{component}.")]
+            counts = Counter(layer.rank for layer in layers)
+            ranks = ", ".join(f"{rank} x {count}" for rank, count in sorted(counts.items())[:4])
+            size = sum(layer.rank * (layer.shape[0] + math.prod(layer.shape[1:])) for layer in layers)
+            rows.append((component, str(len(layers)), ranks + (", ..." if len(counts) > 4 else ""), f"{size:,}"))
         return rows
 
-    def _base_model(self) -> str:
-        parts = {layer.partition(".")[0] for layer in self.layers}
-        kind = next((f"{part} of an " for part in ("unet", "transformer") if part in parts), "")
-        return self.architecture or f"{kind}unknown base model"
-
     def __repr__(self) -> str:
-        rows = self._table()
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         extras = [f"and {len(self.extras)} tensors that are no layers"] if self.extras else []
-        return "\n".join([f"Adapter {self.name} ({self._base_model()})", *lines, *extras])
+        return "\n".join([self._title(), as_text(self._rows()), *extras])
 
     def _repr_html_(self) -> str:
-        head, *rows = (
-            "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-            for tag, row in zip(["th"] + ["td"] * len(self._table()), self._table())
-        )
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        title = html.escape(f"Adapter {self.name} ({self._base_model()})")
-        return f"<b>{title}</b><table><tr>{head}</tr>{body}</table>"
+        return as_html(self._title(), self._rows())
 
 
 def load(source: Source, *, allow_pickle: bool = False) -> Adapter:
@@ -281,7 +240,7 @@ def load(source: Source, *, allow_pickle: bool = False) -> Adapter:
 
     Args:
         source: a path to a safetensors file or a PEFT folder; "user/repo/file.safetensors" on the Hugging Face Hub;
-            an address such as "s3://..."; or a state dict. Files are memory-mapped.
+            an address such as "s3://..."; "miniature/sdxl/ghost"; or a state dict. Files are memory-mapped.
         allow_pickle: read `.bin`, `.pt`, `.ckpt` too (with `weights_only=True`).
 
     Returns:
@@ -298,37 +257,3 @@ def load(source: Source, *, allow_pickle: bool = False) -> Adapter:
     """
     data, files = formats.read(source, formats.ReadOptions(allow_pickle=allow_pickle))
     return Adapter(**vars(data), report=Report(notes=data.notes), inputs=files)
-
-
-def check_target(target: Path, inputs: tuple[Path, ...], overwrite: bool, format: str) -> None:
-    """Raise unless `target` may be written: it is no input, does not exist or may be replaced."""
-    if target.suffix.lower() != ".safetensors" and format != "peft":
-        raise OutputError(f"{target}: expected a name that ends in .safetensors, by which tools know such a file")
-    try:
-        exists = target.exists()
-        for path in inputs:
-            # A folder that is an output is replaced as a whole, with whatever inputs lie within it.
-            at_stake = [path, *path.resolve().parents] if target.is_dir() else [path]
-            same = exists and any(p.exists() and target.samefile(p) for p in at_stake)
-            if same or target.resolve() == path.resolve():
-                raise OutputError(f"{target}: is an input of this adapter, and an output never replaces an input")
-        if exists and not overwrite:
-            raise OutputError(f"{target}: exists already; choose another name, or allow it to be replaced (--force)")
-        if not target.parent.is_dir():
-            raise OutputError(f"{target}: there is no folder {target.parent}")
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{target}: cannot be written: {error}") from None
-
-
-def _scaled_biases(extras: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
-    return {k: t.float() * factor if k.endswith(BIAS_SUFFIX) and factor != 1 else t for k, t in extras.items()}
-
-
-def _same_kernel(*terms: LoraLayer) -> tuple[LoraLayer, ...]:
-    """A 1 x 1 convolution may stand beside a linear layer: give all the dimensions of the largest."""
-    dims = max(term.lora_A.dim() for term in terms)
-
-    def padded(x: Tensor) -> Tensor:
-        return x.reshape(*x.shape, *[1] * (dims - x.dim()))
-
-    return tuple(LoraLayer(padded(t.lora_A), padded(t.lora_B), t.scaling) for t in terms)

@@ -1,6 +1,9 @@
-"""Whether a value that came from outside can be used: a number, a device."""
+"""Whether a value that came from outside can be used: a number, a device, a name."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 
 import torch
 
@@ -26,7 +29,7 @@ def is_number(value: object) -> bool:
         return False
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value as an error message shows it: its representation, cut short."""
     try:
         text = repr(value)
@@ -50,3 +53,15 @@ def usable_device(device: torch.device | str | None) -> torch.device:
             here.append("mps")
         raise OptionError(f"device={str(device)!r} cannot be used here; devices: {', '.join(here)}") from error
     return found
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest of the known names, where one is near, and all of them; with their values, where they have some.
+
+    Example:
+        >>> did_you_mean("sedes", ["seeds", "prompts"]), did_you_mean("x", {"seeds": 4})
+        ("did you mean 'seeds'? known: seeds, prompts", 'known: seeds=4')
+    """
+    listed = [f"{key}={value!r}" for key, value in known.items()] if isinstance(known, Mapping) else list(known)
+    near = get_close_matches(name, [entry.partition("=")[0] for entry in listed], n=1, cutoff=0.5)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(listed)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import math
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from mergelab.engine.aligning import aligned_layers, load_all, unique_names
 from mergelab.linalg.lowrank import Factors, inner, svd
 from mergelab.linalg.precision import full_precision
 from mergelab.linalg.workspace import Workspace, threads
+from mergelab.tables import text_as_html
 
 if TYPE_CHECKING:
     import pandas
@@ -142,7 +142,7 @@ class Comparison:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        return text_as_html(str(self))
 
 
 @full_precision()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from mergelab.errors import LayerError
@@ -52,8 +51,8 @@ class LoraLayer(_LowRank):
         (4, (6, 8), 2.0)
     """
 
-    lora_A: Float[Tensor, "rank in *kernel"]
-    lora_B: Float[Tensor, "out rank *ones"]
+    lora_A: Tensor
+    lora_B: Tensor
     scaling: float = 1.0
 
     def __post_init__(self) -> None:

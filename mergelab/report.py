@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from mergelab.tables import text_as_html
 
 if TYPE_CHECKING:
     import pandas
@@ -129,7 +130,7 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        return text_as_html(str(self))
 
 
 def _share(part: float, whole: float) -> float:

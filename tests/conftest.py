@@ -1,11 +1,19 @@
-"""Shared fixtures: the shared folder of facts (skipped where absent) and synthetic adapters."""
+"""Shared fixtures: the shared folder of facts (skipped where absent), a good file, command lines that are refused.
+
+What needs mergelab is imported within the fixtures: pytest reads this file first, and checks the shapes of arrays only
+in what is imported later.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.refusing import Refused
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("MERGELAB_SHARED", ROOT.parent / "shared")) / "data"
@@ -26,3 +34,25 @@ def one_thread() -> None:
 
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # of the commands and notebooks that tests start
+
+
+@pytest.fixture(autouse=True)
+def no_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors are sentences, whatever the environment of the suite."""
+    monkeypatch.delenv("MERGELAB_DEBUG", raising=False)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    """A good file of two layers, in the folder whose content is watched."""
+    from tests.files import OTHER, lora, write
+
+    return write(tmp_path / "good.safetensors", lora(), lora(OTHER))
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs command lines that have to be refused, and gives back their sentence."""
+    from tests.refusing import Refused
+
+    return Refused(tmp_path, capsys)

@@ -1,74 +1,134 @@
-"""The shape of the package: what imports what, and what the public names are."""
+"""The shape of the package: what imports what, how large files are, what the public names are, what is installed."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
 
 import mergelab as ml
+from mergelab.cli.app import COMMANDS
+from tests.import_rule import circle, import_graph, upward_imports
 
 PACKAGE = Path(ml.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# From the bottom up: a module imports only from those above its own line.
-ORDER = (
-    "errors",
-    "hints",
-    "checks",
-    "lowrank",
-    "parallel",
-    "dense",
-    "layer",
-    "base_models",
-    "report",
-    "sparsify",
-    "selection",
-    "rules",
-    "ranks",
-    "formats",
-    "adapter",
-    "strategies",
-    "spaces",
-    "combining",
-    "weights",
-    "provenance",
-    "aligning",
-    "job",
-    "layerwise",
-    "extras",
-    "merging",
-    "comparing",
-    "miniature",
-    "pipelines",
-    "evaluation",
-    "cli",
-    "__main__",
-)
+# What is in a package, from the top down: a module imports only from below its own line.
+LAYERS = {
+    "mergelab": (
+        "__main__",
+        "cli",
+        "evaluation",
+        "pipelines | comparing",
+        "engine",
+        "adapter",
+        "algebra",
+        "formats | methods",
+        "layer | spaces | ranks",
+        "linalg | miniature",
+        "checks",
+        "errors | report",
+        "tables",
+    ),
+    "mergelab.engine": (
+        "merge",
+        "extras | layers",
+        "remains",
+        "blocks | results",
+        "aligning | job | provenance | thresholds | weights",
+    ),
+    "mergelab.methods": ("registry", "dare | magnitude_prune", "linear | ties", "method", "sparsify"),
+    "mergelab.linalg": ("draws | selection | stacks", "dense", "lowrank | workspace", "precision"),
+    "mergelab.cli": ("app", "evaluating | showing | writing", "arguments | streams"),
+}
 
 
-def _imports(path: Path) -> set[str]:
-    """First parts, below mergelab, of all modules imported anywhere in a file."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mergelab":
-            parts = (node.module or "").split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("mergelab.")}
-    return found
-
-
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_down(path: Path) -> None:
+@pytest.mark.parametrize("package", LAYERS)
+def test_imports_point_down(package: str) -> None:
     """Also those inside functions and for types only."""
-    unit = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if unit == "__init__":
-        return
-    below = set(ORDER[: ORDER.index(unit)])
-    assert _imports(path) - {unit} <= below
+    assert upward_imports(import_graph(PACKAGE), package, LAYERS[package]) == []
+
+
+def test_no_imports_in_a_circle() -> None:
+    """Of any two modules, inside packages too."""
+    assert circle(import_graph(PACKAGE)) == ""
+
+
+def test_the_rule_finds_what_it_forbids(tmp_path: Path) -> None:
+    """In a small package: up, beside, in no layer, in a circle; relative, in a function, for types only."""
+    files = {
+        "toy/__init__.py": "",
+        "toy/top.py": "from toy.middle import deep\nfrom .bottom import *\nimport os, toy.other",
+        "toy/other.py": "def f():\n    from toy import top",
+        "toy/middle/__init__.py": "from toy.middle.deep import name",
+        "toy/middle/deep.py": "if TYPE_CHECKING:\n    from .. import top",
+        "toy/middle/twin.py": "from .deep import name\nfrom toymaker import middle",
+        "toy/bottom.py": "from .middle import name",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    graph = import_graph(tmp_path / "toy")
+    assert graph == {
+        "toy": set(),
+        "toy.top": {"toy.middle.deep", "toy.bottom", "toy.other"},
+        "toy.other": {"toy.top"},
+        "toy.middle": {"toy.middle.deep"},
+        "toy.middle.deep": {"toy.top"},
+        "toy.middle.twin": {"toy.middle.deep"},
+        "toy.bottom": {"toy.middle"},
+    }
+    assert upward_imports(graph, "toy", ("top | other", "middle")) == [
+        "toy.bottom stands in no layer of toy",
+        "toy.middle.deep imports toy.top, which lies above it",
+        "toy.other imports toy.top, which lies beside it",
+        "toy.top imports toy.bottom, which lies above it",
+        "toy.top imports toy.other, which lies beside it",
+    ]
+    assert upward_imports(graph, "toy.middle", ("twin", "deep")) == []
+    assert set(circle(graph).split(" < ")) >= {"toy.top"}
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == ""
+
+
+def test_files_are_small() -> None:
+    """A file is read in one sitting, and the package's folder in one look."""
+    lengths = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in MODULES}
+    assert {name: length for name, length in lengths.items() if length > 300} == {}
+    assert len(list(PACKAGE.glob("*.py"))) <= 14
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "py.typed",
+        "__init__.pyi",
+        "evaluation/**/*.html.j2",
+        "miniature/MODEL_CARD.md",
+        "miniature/weights/lpips_trunk.safetensors",
+        "miniature/weights/clip/tokenizer.json",
+        "miniature/weights/flux/model_index.json",
+        "miniature/weights/sdxl/unet/diffusion_pytorch_model.safetensors",
+        "miniature/weights/adapters/sdxl/house/adapter_config.json",
+    ],
+)
+def test_what_is_no_python_is_installed(pattern: str) -> None:
+    """Beside the modules, wherever the package that is tested lies."""
+    assert list(PACKAGE.glob(pattern))
+
+
+def test_shapes_are_checked_under_pytest() -> None:
+    """In every function whose arrays are annotated; a user's plain types are the function's own matter."""
+    from mergelab.methods.linear import weighted_sum
+
+    weighted_sum(torch.ones(3, 2, 4), torch.ones(3))
+    with pytest.raises(TypeCheckError):
+        weighted_sum(torch.ones(3, 2, 4), torch.ones(2))
+    with pytest.raises(ml.MergelabError):
+        ml.merge(["x"], seed=1.5)  # type: ignore[arg-type]
 
 
 def _python(code: str) -> str:
@@ -86,9 +146,12 @@ def test_import_loads_no_heavy_package() -> None:
     assert _python(code) == "False []"
 
 
-def test_the_command_line_starts_without_torch() -> None:
-    """`mergelab --help` answers without importing torch."""
-    code = "import sys; from mergelab.cli import run; run(['--help']); print('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([command.__name__, "--help"] for command in COMMANDS), ["nonsense"]]
+)
+def test_the_command_line_starts_without_torch(arguments: list[str]) -> None:
+    """`mergelab --help` answers without importing torch, and so does the help of each command."""
+    code = f"import sys; from mergelab.cli import run; run({arguments}); print('torch' in sys.modules)"
     assert _python(code).endswith("False")
 
 
@@ -100,9 +163,20 @@ def test_public_names() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         ml.nonsense  # noqa: B018
     assert ml.__version__
+    assert ml.register_method is ml.register
+
+
+def test_the_class_of_every_method_is_public() -> None:
+    """A class in the table of methods needs no line elsewhere; what looks like one is none."""
+    from mergelab.methods.registry import METHODS
+
+    for strategy in METHODS.values():
+        assert getattr(ml, strategy.__name__) is strategy
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        ml.Nonsense  # noqa: B018
 
 
 def test_the_functions_are_no_modules() -> None:
     """`ml.merge` stays the function, whatever is imported first."""
-    code = "import mergelab.cli, mergelab.merging, mergelab as ml; print(callable(ml.merge), callable(ml.compare))"
+    code = "import mergelab.cli, mergelab.engine.merge, mergelab as ml; print(callable(ml.merge), callable(ml.compare))"
     assert _python(code) == "True True"

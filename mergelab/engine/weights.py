@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from mergelab.checks import EXPECTED_NUMBER, is_number, shown
+from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
 from mergelab.errors import OptionError
 
 Weight = float | Mapping[str, float]
@@ -48,7 +48,7 @@ def _of_adapter(weight: Weight, layers: list[str], adapter: str) -> dict[str, fl
     for pattern, value in weight.items():
         number = _number(value, f"{adapter}, {pattern!r}")
         if not isinstance(pattern, str):
-            raise OptionError(f"{adapter}: {shown(pattern)} has a weight, expected the name or pattern of layers")
+            raise OptionError(f"{adapter}: {short_repr(pattern)} has a weight, expected the name or pattern of layers")
         matched = [name for name in layers if name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)]
         if not matched:
             components = ", ".join(sorted({name.split(".", 1)[0] for name in layers}))
@@ -68,5 +68,5 @@ def _of_adapter(weight: Weight, layers: list[str], adapter: str) -> dict[str, fl
 
 def _number(value: object, where: str) -> float:
     if not is_number(value):
-        raise OptionError(f"{where}: weight {shown(value)}: {EXPECTED_NUMBER}")
+        raise OptionError(f"{where}: weight {short_repr(value)}: {EXPECTED_NUMBER}")
     return float(value)  # type: ignore[arg-type]

@@ -11,10 +11,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mergelab import miniature
-from mergelab.checks import shown
+from mergelab.checks import did_you_mean, short_repr
 from mergelab.errors import OptionError, SourceError
 from mergelab.evaluation.config import Clip, Config, Generation, Lora, Memory, expanded_merges
-from mergelab.hints import did_you_mean
 from mergelab.layer import short_name
 from mergelab.pipelines.opening import MINIATURE
 
@@ -131,7 +130,7 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "too_short":
         return f"{where}: expected at least one"
     message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{where}: {message}, got {shown(first['input'])}"
+    return f"{where}: {message}, got {short_repr(first['input'])}"
 
 
 def _model_at(path: Iterable[int | str]) -> type[BaseModel]:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mergelab.checks import is_number, shown
+from mergelab.checks import is_number, short_repr
 from mergelab.errors import FormatError
 
 # The scaling of a module by its component, path and rank; None: alpha is the rank.
@@ -30,7 +30,7 @@ def config_scaling(config: Mapping[str, Any]) -> Callable[[str, int], float]:
         raise FormatError(f"alpha_pattern is a {type(patterns).__name__}, expected patterns with numbers")
     for value in (default if default is not None else 1, *patterns.values()):
         if not is_number(value):
-            raise FormatError(f"lora_alpha or alpha_pattern holds {shown(value)}, expected finite numbers")
+            raise FormatError(f"lora_alpha or alpha_pattern holds {short_repr(value)}, expected finite numbers")
 
     compiled = [(_compiled(pattern), alpha) for pattern, alpha in patterns.items()]
 

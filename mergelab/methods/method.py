@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergelab.checks import EXPECTED_NUMBER, is_number, shown
+from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
 from mergelab.errors import OptionError
 from mergelab.linalg.lowrank import Factors
 from mergelab.methods.sparsify import Sparsifier
@@ -199,4 +199,4 @@ def check_choice(option: str, value: object, choices: Sequence[str]) -> None:
 def check_number(option: str, value: object) -> None:
     """Raise `OptionError` unless the value of an option is a number of ordinary size."""
     if not is_number(value):
-        raise OptionError(f"{option}={shown(value)}: {EXPECTED_NUMBER}")
+        raise OptionError(f"{option}={short_repr(value)}: {EXPECTED_NUMBER}")

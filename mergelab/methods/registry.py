@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mergelab.checks import did_you_mean
 from mergelab.errors import OptionError
-from mergelab.hints import did_you_mean
 from mergelab.methods.method import MatrixWise, Strategy, unfinished
 
 # Name -> module of this package and class; of several names of one class the first is recorded in files.

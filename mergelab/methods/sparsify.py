@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergelab.checks import is_number, shown
+from mergelab.checks import is_number, short_repr
 from mergelab.errors import OptionError
 from mergelab.linalg.draws import EntryDraws
 
@@ -29,7 +29,9 @@ Thresholds = Callable[[float], Sequence[float]]
 def check_density(density: object) -> None:
     """Raise unless `0 < density <= 1`."""
     if not is_number(density) or not 0 < density <= 1:  # type: ignore[operator]
-        raise OptionError(f"density is the share of entries kept, expected 0 < density <= 1, found {shown(density)}")
+        raise OptionError(
+            f"density is the share of entries kept, expected 0 < density <= 1, found {short_repr(density)}"
+        )
 
 
 @dataclass(frozen=True)

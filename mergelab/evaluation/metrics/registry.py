@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import get_args
 
-from mergelab.checks import shown
+from mergelab.checks import did_you_mean, short_repr
 from mergelab.errors import OptionError
 from mergelab.evaluation.config import Config
 from mergelab.evaluation.metrics.clip import ClipImage, ClipText
@@ -15,7 +15,6 @@ from mergelab.evaluation.metrics.judge import Judge
 from mergelab.evaluation.metrics.lpips import Lpips
 from mergelab.evaluation.metrics.metric import ComparesWith, Description, Metric, Range, Setup
 from mergelab.evaluation.metrics.user import MetricFunction, UserMetric, source_of
-from mergelab.hints import did_you_mean
 from mergelab.pipelines.opening import usual_device
 
 METRICS: tuple[type[Metric], ...] = (
@@ -84,7 +83,7 @@ def register_metric(
         raise OptionError(f"metric {name!r}: compares_with={compares_with!r}: expected one of {known}")
     ends = (-math.inf, math.inf) if range is None else range
     if len(ends) != 2 or not ends[0] < ends[1]:
-        raise OptionError(f"metric {name!r}: range={shown(range)}: expected the lowest and the highest value")
+        raise OptionError(f"metric {name!r}: range={short_repr(range)}: expected the lowest and the highest value")
     description = Description(name, compares_with or "images", higher_is_better, (float(ends[0]), float(ends[1])))
 
     def add(function: MetricFunction) -> MetricFunction:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from mergelab.checks import is_number, shown
+from mergelab.checks import is_number, short_repr
 from mergelab.errors import LayerError
 from mergelab.formats.kinds.kind import Kind, ModuleTensors, leaves
 from mergelab.formats.messages import about
@@ -42,7 +42,7 @@ def _to_layer(module: ModuleTensors, scaling: float | None) -> LoraLayer:
 def _alpha(tensor: Tensor, key: str) -> float:
     value = float(tensor.reshape(-1)[0]) if tensor.numel() == 1 and not tensor.is_complex() else float("nan")
     if not is_number(value):
-        raise LayerError(f"{key!r} holds {shown(tensor.tolist())}, expected one finite number")
+        raise LayerError(f"{key!r} holds {short_repr(tensor.tolist())}, expected one finite number")
     return value
 
 

@@ -1,0 +1,34 @@
+# Every public name, once: type checkers read this file, and so does __init__.py.
+from . import miniature as miniature
+from .adapter import Adapter as Adapter
+from .adapter import load as load
+from .comparing import Comparison as Comparison
+from .comparing import compare as compare
+from .engine.merge import merge as merge
+from .errors import ArchitectureError as ArchitectureError
+from .errors import FormatError as FormatError
+from .errors import LayerError as LayerError
+from .errors import MergelabError as MergelabError
+from .errors import OptionError as OptionError
+from .errors import OutputError as OutputError
+from .errors import SourceError as SourceError
+from .evaluation import evaluate as evaluate
+from .evaluation import register_metric as register_metric
+from .layer import LoraLayer as LoraLayer
+from .methods.dare import Dare as Dare
+from .methods.dare import DareTies as DareTies
+from .methods.linear import Cat as Cat
+from .methods.linear import Linear as Linear
+from .methods.linear import Svd as Svd
+from .methods.magnitude_prune import MagnitudePrune as MagnitudePrune
+from .methods.method import EntryWise as EntryWise
+from .methods.method import LayerWise as LayerWise
+from .methods.method import MatrixWise as MatrixWise
+from .methods.method import Strategy as Strategy
+from .methods.registry import register as register
+from .methods.ties import Ties as Ties
+from .ranks import RankBudget as RankBudget
+from .report import Report as Report
+
+__version__: str
+register_method = register

@@ -1,0 +1,103 @@
+"""What the operators of an adapter do to its layers and extras: scale, add, truncate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mergelab.errors import LayerError, OptionError
+from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer, LoraLayer, LoraSum, layer_of, same_weight, terms_of
+from mergelab.linalg.lowrank import Spectrum, svd
+from mergelab.linalg.precision import full_precision
+from mergelab.ranks import Rank, RankBudget, check_rank, rank_note, target_rank, truncate
+from mergelab.report import LayerReport, Report
+
+
+def scale_layers(layers: Mapping[str, Layer], factor: float) -> dict[str, Layer]:
+    """Every change `factor` times as strong; the tensors are shared."""
+    return {name: layer.scaled(factor) for name, layer in layers.items()}
+
+
+def scale_extras(extras: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """Biases are changes, too; what replaces rather than adds stays as it is."""
+    return {
+        key: tensor.float() * factor if key.endswith(BIAS_SUFFIX) and factor != 1 else tensor
+        for key, tensor in extras.items()
+    }
+
+
+def add_layers(first: Mapping[str, Layer], second: Mapping[str, Layer], names: tuple[str, str]) -> dict[str, Layer]:
+    """The sum, layer by layer, as terms side by side: nothing is computed.
+
+    Args:
+        first, second: what is added.
+        names: of the two adapters, for messages.
+
+    Raises:
+        LayerError: the two change weights of different shapes.
+    """
+    layers = dict(first)
+    for name, layer in second.items():
+        other = layers.get(name)
+        if other is None:
+            layers[name] = layer
+        elif same_weight(other.shape, layer.shape):
+            layers[name] = LoraSum(_same_kernel(*terms_of(other), *terms_of(layer)))
+        else:
+            raise LayerError(
+                f"layer {name}: {names[0]} has shape {other.shape}, {names[1]} {layer.shape}: they do not add"
+            )
+    return layers
+
+
+def add_extras(first: Mapping[str, Tensor], second: Mapping[str, Tensor], names: tuple[str, str]) -> dict[str, Tensor]:
+    """Biases add; other tensors may stand in both only where they are equal.
+
+    Raises:
+        OptionError: the two hold different values of what does not add.
+    """
+    extras = dict(first)
+    for key, tensor in second.items():
+        if key not in extras:
+            extras[key] = tensor
+        elif key.endswith(BIAS_SUFFIX):
+            extras[key] = extras[key].float() + tensor.float()
+        elif not torch.equal(extras[key], tensor):
+            raise OptionError(f"{key}: {names[0]} and {names[1]} hold different values, which do not add")
+    return extras
+
+
+@full_precision()
+def resize_layers(data: AdapterData, rank: Rank) -> tuple[dict[str, Layer], Report]:
+    """The best approximation of every layer at another rank, and what it kept.
+
+    A layer that keeps its rank keeps its factors, others are float32; one that a budget leaves nothing is left out.
+    """
+    rank = check_rank(rank)
+    spectra: dict[str, Spectrum] = {}
+    for name, layer in data.layers.items():
+        limit = min(layer.shape[0], math.prod(layer.shape[1:]), layer.rank)
+        spectra[name] = truncate(svd(data.matrices(name)), target_rank(rank, [layer.rank], limit))
+    if isinstance(rank, RankBudget):
+        counts = rank.spend([s.S for s in spectra.values()])
+        spectra = {name: s.truncated(count) for (name, s), count in zip(spectra.items(), counts)}
+    layers = {name: _at_rank(data.layers[name], s) for name, s in spectra.items() if len(s.S)}
+    rows = (LayerReport(n, len(s.S), s.energy, s.kept, note=rank_note(rank, len(s.S))) for n, s in spectra.items())
+    return layers, Report((), tuple(rows))
+
+
+def _at_rank(layer: Layer, spectrum: Spectrum) -> Layer:
+    return layer if len(spectrum.S) == layer.rank else layer_of(spectrum.factors(), layer.shape)
+
+
+def _same_kernel(*terms: LoraLayer) -> tuple[LoraLayer, ...]:
+    """A 1 x 1 convolution may stand beside a linear layer: give all the dimensions of the largest."""
+    dims = max(term.lora_A.dim() for term in terms)
+
+    def padded(x: Tensor) -> Tensor:
+        return x.reshape(*x.shape, *[1] * (dims - x.dim()))
+
+    return tuple(LoraLayer(padded(t.lora_A), padded(t.lora_B), t.scaling) for t in terms)

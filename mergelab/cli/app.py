@@ -1,0 +1,89 @@
+"""The table of commands, and how one command line is run: its answer, its errors, its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import typer
+from typer.main import get_command
+
+from mergelab.cli import streams
+from mergelab.cli.evaluating import demo, evaluate
+from mergelab.cli.showing import compare, inspect, methods
+from mergelab.cli.writing import convert, merge, resize
+from mergelab.errors import MergelabError
+
+INTERRUPTED = 130  # what shells say of Ctrl-C
+
+# Each command is a thin wrapper of one function, and returns what it has to say. `run` prints that when all else is
+# done: output that cannot be shown keeps no file from being written.
+COMMANDS: dict[Callable[..., str], str] = {
+    merge: "mergelab merge style.safetensors:0.7 subject.safetensors:unet=1.0,text_encoder=0.5 --method ties "
+    "--density 0.5 --rank 32 -o merged.safetensors",
+    inspect: "mergelab inspect style.safetensors",
+    compare: "mergelab compare style.safetensors subject.safetensors",
+    convert: "mergelab convert style.safetensors -o style_kohya.safetensors --format kohya",
+    resize: "mergelab resize style.safetensors --rank 16 -o style_r16.safetensors",
+    methods: "mergelab methods",
+    evaluate: "mergelab evaluate config.yaml -o run --set seeds=4",
+    demo: "mergelab demo --pipeline sdxl -o mergelab-demo",
+}
+# Options that belong to a method are passed on by name, so that those of registered methods work as well.
+_OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app = typer.Typer(
+    name="mergelab",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="Merge several LoRA adapters into one, at the rank you choose, and see what the merge kept and what it lost.",
+    epilog="Example: mergelab merge style.safetensors:0.7 subject.safetensors -o merged.safetensors",
+)
+for command, example in COMMANDS.items():
+    app.command(epilog=f"Example: {example}", context_settings=_OPEN if command is merge else {})(command)
+
+
+def main() -> None:
+    """Entry point: exit code 0; 2 with one line on standard error; 130 after Ctrl-C."""
+    streams.prepare()
+    code = run(sys.argv[1:])
+    streams.drop_unwritable()
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        answer = get_command(app).main(args=arguments, prog_name="mergelab", standalone_mode=False)
+    except typer.Exit as stop:
+        answer = stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        answer = INTERRUPTED
+    except BrokenPipeError:
+        answer = 0
+    except SystemExit as stop:  # what rich and typer make of a broken pipe
+        answer = 0 if isinstance(stop.__context__, BrokenPipeError) else stop.code
+    except (MergelabError, OSError) as error:
+        return _fail(str(error))
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of click, which some versions of typer carry inside
+            return _fail(error.format_message() or "expected a command; see mergelab --help")
+        if os.environ.get("MERGELAB_DEBUG"):
+            raise
+        kind = type(error).__name__
+        return _fail(f"internal error, {kind}: {error} (MERGELAB_DEBUG=1 shows where; please report it)")
+    if isinstance(answer, str):
+        obstacle = streams.show(answer)
+        return _fail(f"{obstacle}; the command is done, and the files it writes are written") if obstacle else 0
+    if answer == INTERRUPTED:
+        resumes = arguments[:1] in (["evaluate"], ["demo"])
+        kept = "what is finished is kept; run it again to go on" if resumes else "nothing was written"
+        streams.complain(f"\nmergelab: interrupted; {kept}")
+    return int(answer or 0)
+
+
+def _fail(message: str) -> int:
+    streams.complain(f"mergelab: error: {' '.join(message.split())}")
+    return 2

@@ -1,0 +1,100 @@
+"""What stands on a command line: shared options, adapters with weights, ranks, options of methods, plug-ins."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import runpy
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mergelab.errors import MergelabError, OptionError, SourceError
+
+Out = Annotated[Path, typer.Option("-o", "--output", help="File to write; for format peft a folder.")]
+Format = Annotated[str, typer.Option(help="diffusers (also for nunchaku), kohya (also ComfyUI, A1111, Forge), peft.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: exact, as it is.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output (never an input).")]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin, .pt and .ckpt too (tensors only).")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Import = Annotated[
+    list[str] | None, typer.Option("--import", help="Python file or module that registers methods, metrics.")
+]
+
+
+def parse_weighted(text: str) -> tuple[str, float | dict[str, float]]:
+    """A source and its weight, from `FILE`, `FILE:0.7` or `FILE:unet=0.7,text_encoder=0.3`.
+
+    Example:
+        >>> parse_weighted("style.safetensors:0.7"), parse_weighted("user/repo/style.safetensors")
+        (('style.safetensors', 0.7), ('user/repo/style.safetensors', 1.0))
+        >>> parse_weighted("style.safetensors:unet=0.7,unet.mid_block.*=1")
+        ('style.safetensors', {'unet': 0.7, 'unet.mid_block.*': 1.0})
+    """
+    source, colon, tail = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return text, 1.0
+    try:
+        if "=" in tail:
+            return source, {key: float(value) for key, _, value in (part.rpartition("=") for part in tail.split(","))}
+        return source, float(tail)
+    except ValueError:
+        if Path(source).exists():
+            raise OptionError(f"{text}: weight {tail!r}: expected a number, or COMPONENT=NUMBER,...") from None
+        return text, 1.0
+
+
+def split_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take `--name value` and `--name=value` out of the arguments; values are read as JSON where they can be.
+
+    Example:
+        >>> split_options(["a.safetensors", "--lam", "0.5", "--majority-sign=total"])
+        (['a.safetensors'], {'lam': 0.5, 'majority_sign': 'total'})
+    """
+    others: list[str] = []
+    options: dict[str, Any] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-"):
+            others.append(argument)
+            continue
+        name, equals, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("--") or not name:
+            raise OptionError(f"there is no option {argument!r}; see mergelab merge --help and mergelab methods")
+        if not equals:
+            value = next(rest, "")
+        if not value:
+            raise OptionError(f"option --{name} needs a value")
+        try:
+            options[name.replace("-", "_")] = json.loads(value)
+        except ValueError:
+            options[name.replace("-", "_")] = value
+    return others, options
+
+
+def check_spelling(given: Mapping[str, Any], method: str, flags: Sequence[str]) -> None:
+    """Raise where what would go to the method is one of the command's own flags, misspelt."""
+    from mergelab.methods.registry import options_of
+
+    of_method = options_of(method) if given else {}
+    for name in given:
+        near = get_close_matches(f"--{name}", flags, n=1, cutoff=0.75)
+        if near and name not in of_method and not get_close_matches(name, of_method, cutoff=0.75):
+            raise OptionError(f"there is no option --{name}; did you mean {near[0]}?")
+
+
+def import_plugins(plugins: Sequence[str] | None) -> None:
+    """Run files or import modules that register methods and metrics."""
+    for plugin in plugins or ():
+        try:
+            if plugin.endswith(".py"):
+                runpy.run_path(plugin)
+            else:
+                importlib.import_module(plugin)
+        except MergelabError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise SourceError(f"--import {plugin}: {type(error).__name__}: {error}") from None

@@ -1,0 +1,36 @@
+"""Commands that draw images: evaluate, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mergelab.cli.arguments import Import, import_plugins
+
+
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="A YAML file: pipeline, loras, merges, prompts, seeds, metrics.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The run folder; an earlier run in it goes on.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE: seeds=4, clip.model=RN50; as often as needed."),
+    ] = None,
+    plugins: Import = None,
+) -> str:
+    """Generate with a model, its adapters and their merges, score them, and write a report."""
+    from mergelab.evaluation import evaluate as evaluate_config
+
+    import_plugins(plugins)
+    return str(evaluate_config(config, output, overrides=overrides or ()))
+
+
+def demo(
+    pipeline: Annotated[str, typer.Option(help="sdxl or flux: the small models that ship with the package.")] = "sdxl",
+    output: Annotated[Path, typer.Option("-o", "--output", help="The run folder.")] = Path("mergelab-demo"),
+) -> str:
+    """Merge a subject and a style five ways on a small model, and show what each kept: numbers, pictures, a report."""
+    from mergelab.evaluation.demo import demo as run_demo
+
+    return str(run_demo(pipeline, output))

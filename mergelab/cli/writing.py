@@ -1,0 +1,124 @@
+"""Commands that write an adapter: merge, convert, resize."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mergelab.cli.arguments import (
+    Dtype,
+    Force,
+    Format,
+    Import,
+    Out,
+    Pickle,
+    check_spelling,
+    import_plugins,
+    parse_weighted,
+    split_options,
+)
+from mergelab.errors import OptionError
+
+if TYPE_CHECKING:
+    from mergelab.adapter import Adapter
+
+
+def merge(
+    context: typer.Context,
+    adapters: Annotated[list[str], typer.Argument(help="FILE, FILE:WEIGHT or FILE:COMPONENT=WEIGHT,...")],
+    output: Out,
+    method: Annotated[str, typer.Option(help="See `mergelab methods`.")] = "svd",
+    rank: Annotated[str | None, typer.Option(help="8, max, sum, 0.9 (share of energy) or mean=32 (a budget).")] = None,
+    space: Annotated[str | None, typer.Option(help="delta, core, knots or factors.")] = None,
+    density: Annotated[
+        float | None, typer.Option(help="Share of entries kept, of ties, dare, magnitude_prune.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of random methods.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    format: Format = "diffusers",
+    dtype: Dtype = None,
+    force: Force = False,
+    allow_pickle: Pickle = False,
+    plugins: Import = None,
+) -> str:
+    """Merge adapters into one. Other options of a method are given as --name value."""
+    from mergelab.adapter import load
+    from mergelab.engine.merge import merge as merge_adapters
+    from mergelab.formats.targets import check_target
+    from mergelab.ranks import parse_rank
+
+    import_plugins(plugins)
+    adapters, options = split_options([*adapters, *context.args])
+    check_spelling(options, method, [flag for parameter in context.command.params for flag in parameter.opts])
+    options.update({k: v for k, v in (("space", space), ("density", density)) if v is not None})
+    _check_writing(format, dtype)
+    target = None if rank is None else parse_rank(rank)
+    sources, weights = zip(*[parse_weighted(text) for text in adapters])
+    loaded = [load(source, allow_pickle=allow_pickle) for source in sources]
+    check_target(output, [path for a in loaded for path in a.inputs], force, format)
+    merged = merge_adapters(loaded, list(weights), method, rank=target, seed=seed, device=device, **options)
+    return f"{_save(merged, output, format, dtype)}\n{merged.report}"
+
+
+def convert(
+    file: str,
+    output: Out,
+    format: Format,
+    dtype: Dtype = None,
+    drop_extras: Annotated[bool, typer.Option("--drop-extras", help="Leave out what is no LoRA layer.")] = False,
+    force: Force = False,
+    allow_pickle: Pickle = False,
+) -> str:
+    """Write an adapter in another format; every layer keeps its change exactly."""
+    adapter = _open(file, output, format, dtype, force, allow_pickle)
+    if not (drop_extras and adapter.extras):
+        return _save(adapter, output, format, dtype)
+    left_out = f"left out: {', '.join(list(adapter.extras)[:5])}{', ...' if len(adapter.extras) > 5 else ''}"
+    return f"{left_out}\n{_save(adapter.without_extras(), output, format, dtype)}"
+
+
+def resize(
+    file: str,
+    rank: Annotated[str, typer.Option(help="8, 0.9 (share of energy) or mean=32 (a budget).")],
+    output: Out,
+    format: Format = "diffusers",
+    dtype: Dtype = None,
+    force: Force = False,
+    allow_pickle: Pickle = False,
+) -> str:
+    """Write the best approximation of an adapter at another rank, and say what it lost."""
+    from mergelab.ranks import parse_rank
+
+    if (target := parse_rank(rank)) in ("max", "sum"):
+        raise OptionError(f"rank={rank!r}: expected a number such as 16, 0.9 (share of energy) or mean=16 (a budget)")
+    adapter = _open(file, output, format, dtype, force, allow_pickle)
+    resized = adapter.resize(target)
+    return f"{_save(resized, output, format, dtype)}\n{resized.report}"
+
+
+def _check_writing(format: str, dtype: str | None) -> None:
+    from mergelab.formats import check_format, to_dtype
+
+    check_format(format)
+    to_dtype(dtype)
+
+
+def _open(file: str, output: Path, format: str, dtype: str | None, force: bool, allow_pickle: bool) -> Adapter:
+    """The input of a command, once it is clear that its output can be written."""
+    from mergelab.adapter import load
+    from mergelab.formats.targets import check_target
+
+    _check_writing(format, dtype)
+    adapter = load(file, allow_pickle=allow_pickle)
+    check_target(output, adapter.inputs, force, format)
+    return adapter
+
+
+def _save(adapter: Adapter, output: Path, format: str, dtype: str | None) -> str:
+    """Write it; what was written where, in words."""
+    adapter.save(output, format=format, dtype=dtype)
+    files = [output] if output.is_file() else [p for p in output.rglob("*") if p.is_file()]
+    size = sum(p.stat().st_size for p in files) / 1e6
+    return f"{output}: {len(adapter.layers)} layers, format {format}, {size:.1f} MB"
