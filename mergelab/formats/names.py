@@ -105,12 +105,12 @@ def locate(modules: Iterable[str]) -> dict[str, Located]:
     if not any(component == "text_encoder_2" for component, _, _ in parsed.values()):
         second = {"text_encoder_3": "text_encoder_2"}
         parsed = {m: (second.get(c or "", c), path, known) for m, (c, path, known) in parsed.items()}
-    # Two models may have a name in common: the model counts that knows the most of the file's, the first of several.
     paths = [path for _, path, known in parsed.values() if known]
-    naming = max(NAMINGS, key=lambda naming: sum(map(naming.knows, paths)))
-    strong = {_component_of(path, naming) for _, path, known in parsed.values() if known} - {None}
+    # Two models may have a name in common: the model counts that knows the most of the file's.
+    namings = sorted(NAMINGS, key=lambda naming: -sum(map(naming.knows, paths)))
+    strong = {_component_of(path, namings) for path in paths} - {None}
     fallback = next(iter(strong)) if len(strong) == 1 else None
-    return {module: _located(*parts, fallback, naming) for module, parts in parsed.items()}
+    return {module: _located(*parts, fallback, namings) for module, parts in parsed.items()}
 
 
 def _strip(module: str) -> tuple[str | None, str, bool]:
@@ -126,29 +126,29 @@ def _strip(module: str) -> tuple[str | None, str, bool]:
     return None, module, True
 
 
-def _component_of(path: str, naming: Naming) -> str | None:
+def _component_of(path: str, namings: Iterable[Naming]) -> str | None:
     root = path.partition(".")[0]
-    if root in naming.common_roots and naming.knows(path):
-        return naming.component
-    return text_encoders.component_of(path) or _ROOTS.get(root)
+    by_path = (naming.component for naming in namings if root in naming.common_roots and naming.knows(path))
+    return text_encoders.component_of(path) or _ROOTS.get(root) or next(by_path, None)
 
 
-def _located(component: str | None, path: str, known: bool, fallback: str | None, naming: Naming) -> Located:
+def _located(component: str | None, path: str, known: bool, fallback: str | None, namings: Iterable[Naming]) -> Located:
     if not known:
         return Located(component or "model", path, known=False)
     # Some trainers call every denoiser a UNet.
-    if component in (None, "unet", naming.component) and (module := naming.module(path)):
+    fitting = (naming for naming in namings if component in (None, "unet", naming.component) and naming.knows(path))
+    if (naming := next(fitting, None)) and (module := naming.module(path)):
         return Located(naming.component, path, module)
     root = path.partition(".")[0]
     if root in _CLOSED_ROOTS:
         return Located(component or "model", path, known=False)
     if component == "unet":
-        component = next((other.component for other in NAMINGS if root in other.canonical_roots), component)
-    component = component or _component_of(path, naming) or fallback or "model"
+        component = next((naming.component for naming in NAMINGS if root in naming.canonical_roots), component)
+    component = component or _component_of(path, namings) or fallback or "model"
     if component.startswith("text_encoder"):
         path = text_encoders.canonical(path)
-    for other in NAMINGS:
-        path = other.completed(path) if other.component == component else path
+    for naming in NAMINGS:
+        path = naming.completed(path) if naming.component == component else path
     return Located(component, path)
 
 
