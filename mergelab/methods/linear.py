@@ -18,7 +18,7 @@ from mergelab.spaces import SPACES
 _TWICE = {"twice": "a sum of two equals is twice as much"}
 
 
-def weighted_sum(changes: Float[Tensor, "n *shape"], weights: Float[Tensor, " n"]) -> Float[Tensor, "*shape"]:
+def weighted_sum(changes: Float[Tensor, " n *shape"], weights: Float[Tensor, " n"]) -> Float[Tensor, "*shape"]:
     """`sum_i weights[i] * changes[i]`.
 
     Args:
@@ -40,7 +40,7 @@ class WeightedSum(EntryWise):
     is_sum: ClassVar[bool] = True
     breaks: ClassVar[Mapping[str, str]] = _TWICE
 
-    def rule(self, changes: Float[Tensor, "n *shape"], weights: Float[Tensor, " n"]) -> Float[Tensor, "*shape"]:
+    def rule(self, changes: Float[Tensor, " n *shape"], weights: Float[Tensor, " n"]) -> Float[Tensor, "*shape"]:
         """The weighted sum."""
         return weighted_sum(changes, weights)
 

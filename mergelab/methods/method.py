@@ -140,7 +140,7 @@ class MatrixWise(Strategy):
         return True
 
     @abstractmethod
-    def rule(self, changes: Float[Tensor, "n *shape"], weights: Float[Tensor, " n"]) -> Float[Tensor, "*shape"]:
+    def rule(self, changes: Float[Tensor, " n *shape"], weights: Float[Tensor, " n"]) -> Float[Tensor, "*shape"]:
         """Combine n stacked matrices, float32 of this call's own that may be overwritten, into one."""
 
 

@@ -58,7 +58,7 @@ class Custom(MatrixWise):
         """For a function that takes a generator: one of its own for each layer."""
         return replace(self, generator=generator) if _takes_generator(self.function) else self
 
-    def rule(self, changes: Float[Tensor, "n *shape"], weights: Float[Tensor, " n"]) -> Float[Tensor, "*shape"]:
+    def rule(self, changes: Float[Tensor, " n *shape"], weights: Float[Tensor, " n"]) -> Float[Tensor, "*shape"]:
         """The function."""
         return self.function(changes, weights, *([self.generator] if self.generator is not None else []))
 

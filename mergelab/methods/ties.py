@@ -22,7 +22,7 @@ TIE = 1e-6
 
 
 def elect_and_average(
-    changes: Float[Tensor, "n *shape"],
+    changes: Float[Tensor, " n *shape"],
     weights: Float[Tensor, " n"],
     majority_sign: MajoritySign = "total",
     tie_is_positive: bool = False,
@@ -102,7 +102,7 @@ class Elect(EntryWise):
         """Not in PEFT, which votes on the unscaled values."""
         return self.variant == "scaled"
 
-    def rule(self, changes: Float[Tensor, "n *shape"], weights: Float[Tensor, " n"]) -> Float[Tensor, "*shape"]:
+    def rule(self, changes: Float[Tensor, " n *shape"], weights: Float[Tensor, " n"]) -> Float[Tensor, "*shape"]:
         """Elect and average; a tie is + in PEFT, whose arithmetic is that of the space of factors."""
         as_peft = self.variant == "peft" or self.acts_in.acts_on_factors
         return elect_and_average(changes, weights, self.majority_sign, tie_is_positive=as_peft, overwrite=True)
