@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
 
 Graph = Mapping[str, set[str]]
+_PLACE = re.compile(r"\w+(\.\w+)*:\w+")
 
 
 def import_graph(root: Path) -> Graph:
@@ -35,6 +37,8 @@ def _imported(path: Path, name: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = resolve_name("." * node.level + (node.module or ""), package)
             yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _PLACE.fullmatch(node.value):
+            yield node.value.replace(":", ".")  # of a table whose lines are resolved when it is read
 
 
 def _module(found: str, modules: Mapping[str, Path]) -> str:

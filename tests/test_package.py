@@ -66,7 +66,7 @@ def test_the_rule_finds_what_it_forbids(tmp_path: Path) -> None:
         "toy/other.py": "def f():\n    from toy import top",
         "toy/middle/__init__.py": "from toy.middle.deep import name",
         "toy/middle/deep.py": "if TYPE_CHECKING:\n    from .. import top",
-        "toy/middle/twin.py": "from .deep import name\nfrom toymaker import middle",
+        "toy/middle/twin.py": "TABLE = ['toy.middle.deep:name']\nfrom toymaker import middle",
         "toy/bottom.py": "from .middle import name",
     }
     for name, text in files.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -16,25 +16,18 @@ from mergelab.checks import did_you_mean
 from mergelab.errors import OptionError
 from mergelab.methods.method import MatrixWise, Strategy, unfinished
 
-# Name -> module of this package and class; of several names of one class the first is recorded in files.
+# Of several names of one class the first is the one that is recorded in files.
 _TABLE = {
-    "linear": "linear.Linear",
-    "cat": "linear.Cat",
-    "svd": "linear.Svd",
-    "ties": "ties.Ties",
-    "dare": "dare.Dare",
-    "dare_linear": "dare.Dare",
-    "dare_ties": "dare.DareTies",
-    "magnitude_prune": "magnitude_prune.MagnitudePrune",
+    "linear": "mergelab.methods.linear:Linear",
+    "cat": "mergelab.methods.linear:Cat",
+    "svd": "mergelab.methods.linear:Svd",
+    "ties": "mergelab.methods.ties:Ties",
+    "dare": "mergelab.methods.dare:Dare",
+    "dare_linear": "mergelab.methods.dare:Dare",
+    "dare_ties": "mergelab.methods.dare:DareTies",
+    "magnitude_prune": "mergelab.methods.magnitude_prune:MagnitudePrune",
 }
-
-
-def _class_of(place: str) -> type[Strategy]:
-    module, _, name = place.partition(".")
-    return getattr(import_module(f"mergelab.methods.{module}"), name)
-
-
-METHODS: dict[str, type[Strategy]] = {name: _class_of(place) for name, place in _TABLE.items()}
+METHODS: dict[str, type[Strategy]] = {name: resolve_name(place) for name, place in _TABLE.items()}
 
 AnyRule = TypeVar("AnyRule", bound=Callable[..., Any])
 _REGISTERED: dict[str, Callable[..., Any]] = {}

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from pkgutil import resolve_name
 from typing import get_args
 
 from mergelab.checks import did_you_mean, short_repr
 from mergelab.errors import OptionError
 from mergelab.evaluation.config import Config
-from mergelab.evaluation.metrics.clip import ClipImage, ClipText
-from mergelab.evaluation.metrics.dino import Dino
-from mergelab.evaluation.metrics.judge import Judge
-from mergelab.evaluation.metrics.lpips import Lpips
 from mergelab.evaluation.metrics.metric import ComparesWith, Description, Metric, Range, Setup
 from mergelab.evaluation.metrics.user import MetricFunction, UserMetric, source_of
 from mergelab.pipelines.opening import usual_device
 
-METRICS: tuple[type[Metric], ...] = (
-    Judge,
-    ClipText,
-    Lpips,
-    ClipImage,
-    Dino,
+_TABLE = (
+    "mergelab.evaluation.metrics.judge:Judge",
+    "mergelab.evaluation.metrics.clip:ClipText",
+    "mergelab.evaluation.metrics.lpips:Lpips",
+    "mergelab.evaluation.metrics.clip:ClipImage",
+    "mergelab.evaluation.metrics.dino:Dino",
 )
+METRICS: tuple[type[Metric], ...] = tuple(map(resolve_name, _TABLE))
 """Those that come with mergelab; of metrics that look for the same, the sharper first."""
 
 _BUILT_IN = {metric.description.name: metric for metric in METRICS}

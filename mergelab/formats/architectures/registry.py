@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from mergelab.formats.architectures.architecture import Architecture
-from mergelab.formats.architectures.flux import FLUX
-from mergelab.formats.architectures.naming import Naming
-from mergelab.formats.architectures.sd2 import SD2
-from mergelab.formats.architectures.sd15 import SD15
-from mergelab.formats.architectures.sdxl import SDXL
+from pkgutil import resolve_name
 
-ARCHITECTURES: dict[str, Architecture] = {
-    architecture.id: architecture
-    for architecture in (
-        SD15,
-        SD2,
-        SDXL,
-        FLUX,
-    )
-}
+from mergelab.formats.architectures.architecture import Architecture
+from mergelab.formats.architectures.naming import Naming
+
+_TABLE = (
+    "mergelab.formats.architectures.sd15:SD15",
+    "mergelab.formats.architectures.sd2:SD2",
+    "mergelab.formats.architectures.sdxl:SDXL",
+    "mergelab.formats.architectures.flux:FLUX",
+)
+ARCHITECTURES: dict[str, Architecture] = {known.id: known for known in map(resolve_name, _TABLE)}
 
 NAMINGS: tuple[Naming, ...] = tuple(dict.fromkeys(architecture.naming for architecture in ARCHITECTURES.values()))
 """How the modules of denoisers are named, each way once."""
