@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 import mergelab as ml
-from tests.evaluation.small import SMALL
+from mergelab import cli
+from tests.evaluation.small import PROMPTS, SMALL
 
 KILLER = """
 import os, random, signal, sys
@@ -40,7 +42,7 @@ def kill_at(left):
     sys.addaudithook(before)
 
 random.seed(0)
-for moment in (3, 4, 5, 8, *(random.randint(2, 26) for _ in range(kills - 4))):
+for moment in (3, 4, 5, 8, *(random.randint(2, 11) for _ in range(kills - 4))):
     run = os.fork()
     if not run:
         kill_at(moment)
@@ -52,25 +54,27 @@ for moment in (3, 4, 5, 8, *(random.randint(2, 26) for _ in range(kills - 4))):
 time: half-written files stay half-written. All but the first go on where it was."""
 
 
+CONFIG = SMALL | {"prompts": PROMPTS[:1], "generation": {"steps": 2}}
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-def test_kill_and_resume(run: ml.evaluation.Result, tmp_path: Path) -> None:
+def test_kill_and_resume(pipeline: Any, tmp_path: Path) -> None:
     """kill -9 at twenty moments, then a run to the end: what was there is kept, and the scores are the same."""
     file, out, log = tmp_path / "config.yaml", tmp_path / "run", tmp_path / "moments.txt"
-    file.write_text(yaml.safe_dump(SMALL))
+    file.write_text(yaml.safe_dump(CONFIG))
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     killer = [sys.executable, "-c", KILLER, str(file), str(out), str(log), "20"]
     subprocess.run(killer, env=environment, check=True, capture_output=True)
     moments = [line.split() for line in log.read_text().splitlines()]
     assert len(moments) == 20 and len({tuple(moment) for moment in moments}) > 10
-    every_image = str(len(list((run.folder / "images").glob("*.png"))))
-    assert {where for where, _, _ in moments} == {"adapters", "images", "journal.jsonl"}  # while merging and drawing,
-    assert sum(images == every_image for _, _, images in moments) >= 5  # while scoring,
+    assert {where for where, _, _ in moments} >= {"adapters", "images", "journal.jsonl"}  # while merging and drawing,
+    assert sum(images == "12" for _, _, images in moments) >= 5  # while scoring,
     assert {event for _, event, _ in moments} == {"open", "os.rename"}  # before a file and between file and name
 
     kept = {path.name: path.stat().st_mtime_ns for path in (out / "images").glob("*.png")}
-    assert len(kept) == int(every_image) and not (out / "scores.parquet").exists()
-    command = [sys.executable, "-m", "mergelab", "evaluate", str(file), "-o", str(out)]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert len(kept) == 12 and not (out / "scores.parquet").exists()
+    assert cli.run(["evaluate", str(file), "-o", str(out)]) == 0
     assert kept == {path.name: path.stat().st_mtime_ns for path in (out / "images").glob("*.png")}
     assert not list(out.rglob("*.tmp"))
-    assert (out / "scores.parquet").read_bytes() == (run.folder / "scores.parquet").read_bytes()
+    whole = ml.evaluate(CONFIG, tmp_path / "whole", pipeline=pipeline)
+    assert (out / "scores.parquet").read_bytes() == (whole.folder / "scores.parquet").read_bytes()
