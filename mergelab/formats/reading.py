@@ -16,7 +16,7 @@ from mergelab.formats.kinds import ModuleTensors, to_layer
 from mergelab.formats.messages import about
 from mergelab.formats.names import Located, locate
 from mergelab.formats.scalings import ScalingOf, header_scaling
-from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer
+from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer, LoraLayer
 
 _NORM_LEAF = re.compile(r"\.(scale|weight|set_weight|scale\.set_weight)$")
 _NORM_PREFIX = re.compile(r"^(base_model\.model\.|(model\.)?diffusion_model\.|transformer\.)")
@@ -78,43 +78,38 @@ def _layers(
         rank = down.shape[0] if down is not None and down.dim() else 0
         scaling = scaling_of(where.component, where.path, rank) if rank else None
         without_alpha += "alpha" not in module.tensors and scaling is None
-        for canonical, layer in _layers_of(where, module, scaling).items():
+        layer = to_layer(module, scaling)
+        for canonical, part in _parts_of(where, layer).items():
             if canonical in layers:
                 raise FormatError(
                     f"{name!r} and {origin[canonical]!r} are both layer {canonical}; expected one of them"
                 )
-            layers[canonical], origin[canonical] = layer, name
-        biases |= _biases_of(where, module, layers)
+            layers[canonical], origin[canonical] = part, name
+        biases |= _biases_of(where, module, layer)
     return layers, biases, without_alpha
 
 
-def _layers_of(where: Located, module: ModuleTensors, scaling: float | None) -> dict[str, Layer]:
-    layer = to_layer(module, scaling)
+def _parts_of(where: Located, layer: LoraLayer | None) -> dict[str, LoraLayer]:
+    """A module's layer by canonical name, split where the module is several in diffusers."""
     if layer is None:
         return {}
-    if where.original is None:
-        return {f"{where.component}.{where.path}": layer}
-    return {f"{where.component}.{path}": part for path, part in where.original.split(layer).items()}
+    parts = where.original.split(layer) if where.original else {where.path: layer}
+    return {f"{where.component}.{path}": part for path, part in parts.items()}
 
 
-def _biases_of(where: Located, module: ModuleTensors, layers: Mapping[str, Layer]) -> dict[str, Tensor]:
+def _biases_of(where: Located, module: ModuleTensors, layer: LoraLayer | None) -> dict[str, Tensor]:
     """Bias differences, with the scaling of their layer, as `<layer>.lora_B.bias`."""
     bias = module.tensors.get("bias")
     if bias is None:
         return {}
     if bias.dim() != 1 or not bias.is_floating_point():
         raise LayerError(f"{module.keys['bias']!r}: expected a vector, found shape {tuple(bias.shape)}")
-    down = module.tensors.get("down")
-    columns = down.shape[1] if down is not None else None
+    # PEFT multiplies the bias of lora_B by the scaling; `diff_b` is the difference as it is.
+    if layer and layer.scaling != 1.0 and not module.keys["bias"].endswith(".diff_b"):
+        bias = bias.float() * layer.scaling
+    columns = layer.shape[1] if layer else None
     parts = where.original.split_rows(bias, columns) if where.original else {where.path: bias}
-    biases = {}
-    for path, vector in parts.items():
-        name = f"{where.component}.{path}"
-        layer = layers.get(name)
-        # PEFT multiplies the bias of lora_B by the scaling; `diff_b` is the difference as it is.
-        scaling = layer.scaling if layer is not None and not module.keys["bias"].endswith(".diff_b") else 1.0
-        biases[f"{name}{BIAS_SUFFIX}"] = vector if scaling == 1.0 else vector.float() * scaling
-    return biases
+    return {f"{where.component}.{path}{BIAS_SUFFIX}": part for path, part in parts.items()}
 
 
 def _placed(where: Located, component: str) -> Located:
