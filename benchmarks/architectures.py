@@ -1,59 +1,25 @@
 """Which layers LoRA trainers usually adapt in the real models, and their shapes: from diffusers, without any weights.
 
-The configurations are those that the models' repositories publish (`transformer/config.json` of
-black-forest-labs/FLUX.1-dev, `unet/config.json` of stabilityai/stable-diffusion-xl-base-1.0 and of
-stable-diffusion-v1-5), as far as they set shapes.
+The configurations are those of mergelab's architectures: what the models' repositories publish
+(`transformer/config.json` of black-forest-labs/FLUX.1-dev, `unet/config.json` of
+stabilityai/stable-diffusion-xl-base-1.0 and of stable-diffusion-v1-5), as far as it sets shapes.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+import diffusers
 import torch
 
-FLUX = {
-    "attention_head_dim": 128,
-    "guidance_embeds": True,
-    "in_channels": 64,
-    "joint_attention_dim": 4096,
-    "num_attention_heads": 24,
-    "num_layers": 19,
-    "num_single_layers": 38,
-    "patch_size": 1,
-    "pooled_projection_dim": 768,
-}
-SDXL = {
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "attention_head_dim": [5, 10, 20],
-    "block_out_channels": [320, 640, 1280],
-    "cross_attention_dim": 2048,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "projection_class_embeddings_input_dim": 2816,
-    "sample_size": 128,
-    "transformer_layers_per_block": [1, 2, 10],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "use_linear_projection": True,
-}
-SD15 = {
-    "attention_head_dim": 8,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "cross_attention_dim": 768,
-    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-    "sample_size": 64,
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-}
-ARCHITECTURES = ("flux", "sdxl", "sd15")
+from mergelab.formats.architectures import ARCHITECTURES
+
+NAMES = ("flux", "sdxl", "sd15")
 
 
 def model_on_meta(arch: str) -> torch.nn.Module:
     """The real model's modules, without memory for their weights."""
-    from diffusers import FluxTransformer2DModel, UNet2DConditionModel
-
-    build: Any = FluxTransformer2DModel if arch == "flux" else UNet2DConditionModel
-    config: dict[str, Any] = {"flux": FLUX, "sdxl": SDXL, "sd15": SD15}[arch]
+    known = ARCHITECTURES[arch]
     with torch.device("meta"):
-        return build.from_config(config)
+        return getattr(diffusers, known.model_class).from_config(dict(known.model_config))
 
 
 def all_shapes(arch: str) -> dict[str, tuple[int, ...]]:

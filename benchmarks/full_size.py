@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import mergelab as ml
-from benchmarks.architectures import ARCHITECTURES, sampled, usual_layers
+from benchmarks.architectures import NAMES, sampled, usual_layers
 from benchmarks.excess import excess_error
 from benchmarks.floors import forming, reading_and_writing
 from benchmarks.measuring import Measured, measured
@@ -31,7 +31,7 @@ from mergelab.methods.registry import options_of, strategy_of
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks.full_size", description=__doc__)
-    parser.add_argument("--arch", choices=ARCHITECTURES, required=True)
+    parser.add_argument("--arch", choices=NAMES, required=True)
     parser.add_argument("--adapters", type=int, default=4)
     parser.add_argument("--rank", type=int, default=32, help="of every adapter and of the result")
     parser.add_argument("--method", choices=sorted(COMBINATIONS), default="ties")

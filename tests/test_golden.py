@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SHARED
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from mergelab.linalg.lowrank import Factors
 from mergelab.methods.method import Part, Strategy
 from mergelab.methods.registry import strategy_of
 from mergelab.spaces import Merged, dense
+from tests.conftest import SHARED
 
 COPIES = Path(__file__).parent / "data" / "golden"
 WHOLE = 10**6  # a rank above that of every layer: nothing is truncated

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_golden import Golden, find, one_thread, relative  # noqa: F401 - one_thread is a fixture
 from torch import Tensor
 
 import mergelab as ml
+from tests.test_golden import Golden, find, one_thread, relative  # noqa: F401 - one_thread is a fixture
 
 # Modules of the original FLUX -> those of diffusers that its rows hold, from the first row to the last.
 _BLOCKS = {

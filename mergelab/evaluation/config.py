@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from mergelab import miniature
 from mergelab.errors import OptionError
 from mergelab.methods.registry import strategy_of
-from mergelab.pipelines.opening import MINIATURE
 from mergelab.ranks import check_rank
 
 
@@ -115,7 +115,7 @@ class Config(_Strict):
     @property
     def miniature(self) -> str | None:
         """The name of the miniature pipeline that is evaluated, if it is one: "sdxl", "flux"."""
-        return self.pipeline.removeprefix(MINIATURE) if self.pipeline.startswith(MINIATURE) else None
+        return self.pipeline.removeprefix(miniature.PREFIX) if self.pipeline.startswith(miniature.PREFIX) else None
 
 
 def expanded_merges(config: Config) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,6 @@ from mergelab.checks import did_you_mean, short_repr
 from mergelab.errors import OptionError, SourceError
 from mergelab.evaluation.config import Clip, Config, Generation, Lora, Memory, expanded_merges
 from mergelab.layer import short_name
-from mergelab.pipelines.opening import MINIATURE
 
 
 def read_config(
@@ -153,7 +152,7 @@ def _named(loras: list[Lora], folder: Path) -> list[Lora]:
 
 def _shipped(lora: Lora) -> Lora:
     """An adapter "miniature/sdxl/ghost" as the file that ships, with its concept and its trigger."""
-    if not lora.path.startswith(MINIATURE) or lora.path.count("/") != 2:
+    if not lora.path.startswith(miniature.PREFIX) or lora.path.count("/") != 2:
         return lora
     try:
         adapter = miniature.adapter(lora.path)

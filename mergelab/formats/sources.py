@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mergelab import miniature
 from mergelab.errors import FormatError, SourceError
 from mergelab.formats.messages import about
 from mergelab.formats.names import COMPONENTS
@@ -23,7 +24,6 @@ from mergelab.layer import AdapterData
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _CHANGED_BASE = ("pissa", "olora", "corda")
-_MINIATURE = "miniature/"
 _STATE_DICT = "<state dict>"
 
 Files = tuple[Path, ...]
@@ -64,9 +64,7 @@ def _local(source: str) -> Path:
             return path
     except (OSError, ValueError, RuntimeError) as error:
         raise SourceError(f"{source}: there is no such file or folder: {error}") from None
-    if source.startswith(_MINIATURE):
-        from mergelab import miniature
-
+    if source.startswith(miniature.PREFIX):
         return miniature.adapter(source).path
     parts = source.split("/")
     # "loras/style/x.safetensors" beside a folder "loras" is a slip of the pen, and nothing to ask the Hub for.

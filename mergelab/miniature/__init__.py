@@ -43,6 +43,8 @@ __all__ = [
 WEIGHTS = Path(__file__).parent / "weights"
 PIPELINES = ("sdxl", "flux")
 """Names of the pipelines."""
+PREFIX = "miniature/"
+"""Of a pipeline's name, and of an adapter's, where others could stand: `miniature/sdxl`, `miniature/sdxl/ghost`."""
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "sdxl": {"num_inference_steps": 20, "guidance_scale": 3.0},
@@ -148,7 +150,7 @@ def adapter(name: str) -> MiniatureAdapter:
         >>> miniature.adapter("miniature/sdxl/ghost").trigger
         'sks'
     """
-    of, _, own = name.removeprefix("miniature/").partition("/")
+    of, _, own = name.removeprefix(PREFIX).partition("/")
     known = {adapter.name: adapter for adapter in adapters(of)}
     if own not in known:
         raise OptionError(f"there is no miniature adapter {name!r}; known: {', '.join(known)}")

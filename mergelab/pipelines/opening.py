@@ -18,9 +18,6 @@ from mergelab.pipelines.fingerprints import fingerprint
 Pipeline = Any
 """A text-to-image pipeline of diffusers: their methods differ, and no class declares them all."""
 
-MINIATURE = "miniature/"
-"""What the names of the miniature pipelines and of their adapters begin with."""
-
 
 def open_pipeline(
     source: str,
@@ -49,9 +46,9 @@ def open_pipeline(
 
     options = {} if dtype is None else {"torch_dtype": getattr(torch, dtype)}
     pipeline: Pipeline
-    if source.startswith(MINIATURE):
+    if source.startswith(miniature.PREFIX):
         with quietly():
-            pipeline = miniature.pipeline(source.removeprefix(MINIATURE), **options)
+            pipeline = miniature.pipeline(source.removeprefix(miniature.PREFIX), **options)
     else:
         try:
             with warnings.catch_warnings():
@@ -90,7 +87,7 @@ def name_of(pipeline: Pipeline) -> str:
         'miniature/sdxl'
     """
     origin = getattr(pipeline, "config", {}).get("_name_or_path")
-    shipped = {str(miniature.WEIGHTS / name): f"{MINIATURE}{name}" for name in miniature.PIPELINES}
+    shipped = {str(miniature.WEIGHTS / name): f"{miniature.PREFIX}{name}" for name in miniature.PIPELINES}
     return shipped.get(str(origin), str(origin)) if origin else type(pipeline).__name__
 
 
