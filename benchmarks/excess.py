@@ -20,7 +20,8 @@ def excess_error(job: Job, merged: ml.Adapter, name: str) -> float:
     (Small negative values are rounding: factors are stored in float32.)
     """
     present = [i for i, given in enumerate(job.inputs) if name in given.adapter.layers]
-    whole = merge_layer(job.strategy, job.parts(name, present), LayerChance(job.seed, name))
+    parts = job.parts(name, present)
+    whole = merge_layer(job.strategy, parts, LayerChance(job.seed, name, [part.place for part in parts]))
     stored = merged.matrices(name)
     rank = stored.A.shape[0]
     if isinstance(whole, Tensor):

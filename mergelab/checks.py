@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 import torch
@@ -65,3 +65,22 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     listed = [f"{key}={value!r}" for key, value in known.items()] if isinstance(known, Mapping) else list(known)
     near = get_close_matches(name, [entry.partition("=")[0] for entry in listed], n=1, cutoff=0.5)
     return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(listed)}"
+
+
+def check_choice(option: str, value: object, choices: Sequence[str]) -> None:
+    """Raise `OptionError` unless the value of an option is one of its choices.
+
+    Example:
+        >>> check_choice("scope", "layers", ("layer", "adapter"))
+        Traceback (most recent call last):
+            ...
+        mergelab.errors.OptionError: scope='layers': expected one of 'layer', 'adapter'
+    """
+    if value not in choices:
+        raise OptionError(f"{option}={short_repr(value)}: expected one of {', '.join(map(repr, choices))}")
+
+
+def check_number(option: str, value: object) -> None:
+    """Raise `OptionError` unless the value of an option is a number of ordinary size."""
+    if not is_number(value):
+        raise OptionError(f"{option}={short_repr(value)}: {EXPECTED_NUMBER}")

@@ -174,7 +174,7 @@ def _singular_vectors(columns: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
 
 def _signs(vectors: Tensor) -> Tensor:
     """By which the largest entry of each vector becomes positive: a rule may see which way a vector points."""
-    return torch.where(vectors.amax(dim=0) < -vectors.amin(dim=0), -1.0, 1.0)
+    return torch.where(vectors.amax(dim=0) < -vectors.amin(dim=0), -1.0, 1.0).to(vectors)
 
 
 def _for_rule(weighted: list[Tensor], weights: Sequence[float], weigh: bool) -> ChangeStack:
@@ -203,4 +203,6 @@ SPACES: dict[str, Space] = {
         ),
     )
 }
+PLAIN_SPACE = next(iter(SPACES))
+"""Where the changes are what they are, the dense matrices; the default."""
 BASES = tuple(dict.fromkeys(basis for space in SPACES.values() for basis in space.bases))

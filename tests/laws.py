@@ -273,7 +273,7 @@ def blocks(row: Row, space: str, folder: Path) -> None:
     job = Job(method, 4, tuple(Input(a.name, a, dict.fromkeys(shapes, 0.7)) for a in loras), 0, torch.device("cpu"))
     wholes, results, weights = [], [], torch.ones(3)
     for name in shapes:
-        chance = LayerChance(0, name)
+        chance = LayerChance(0, name, range(3))
         (factored,) = coordinates_of(method, job.parts(name, range(3))).stacks
         everything, weights = slice(0, factored.shape[0]), torch.tensor(factored.weights)
         # Formed first: products of other blocks are rounded otherwise, and entries at a threshold would differ.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mergelab.engine.job import LayerChance
 from mergelab.engine.thresholds import layer_thresholds
+from mergelab.errors import LayerError, OptionError
 from mergelab.linalg.lowrank import Core, Factors, stack
 from mergelab.linalg.stacks import ChangeStack
 from mergelab.linalg.workspace import Workspace
@@ -28,20 +29,26 @@ def merge_layer(
 
     Args:
         strategy: the method, with its space.
-        parts: of the adapters that have the layer; for a rule that acts on the factors without their scalings.
+        parts: of the adapters that have the layer. For a rule that acts on the factors, a change is without its
+            scaling, which is in the weight.
         chance: the random numbers of the layer.
         prepared: of each part, what the sparsifier found out over whole adapters.
         workspace: threads and memory; a dense result may lie in memory that the next layer uses again.
 
     Returns:
         Factors that are final as they are, a core between orthonormal bases, or a dense `(out, in)`.
+
+    Raises:
+        LayerError: the method returned something else.
     """
+    strategy = strategy.for_layer(lambda: chance.generator(0))
     if strategy.level is Level.LAYER:
-        return cast(LayerWise, strategy).combine(parts)
+        combined = _as_merged(cast(LayerWise, strategy).combine(parts), parts[0].change.shape, strategy, chance.layer)
+        return _scaled(combined, strategy.output_scale)
     if strategy.is_exact_sum:
         return stack([part.weighted for part in parts])
     workspace = workspace or Workspace()
-    method = cast(MatrixWise, strategy.seeded(chance.generator(0)))
+    method = cast(MatrixWise, strategy)
     coordinates = coordinates_of(method, parts)
     results = [merge_stack(method, stacked, chance, prepared, workspace) for stacked in coordinates.stacks]
     return _scaled(coordinates.restore(results), method.output_scale)
@@ -61,9 +68,16 @@ def merge_stack(
     workspace: Workspace | None = None,
 ) -> Tensor:
     """Sparsify and combine the matrices of one stack; arguments as of `merge_layer`."""
-    weights = torch.tensor(stacked.weights, device=stacked.device)
+    weights = torch.tensor(stacked.weights, dtype=torch.float32, device=stacked.device)
+
+    def ruled(changes: Tensor) -> Tensor:
+        merged = method.rule(changes, weights)
+        if not isinstance(merged, Tensor) or merged.shape != changes.shape[1:]:
+            raise _unexpected(merged, tuple(changes.shape[1:]), method, chance.layer)
+        return merged
+
     if method.acts_in.acts_on_factors:
-        return method.rule(_as_peft(method, stacked, chance), weights)
+        return ruled(_as_peft(method, stacked, chance))
     workspace = workspace or Workspace()
     states = sparsifier_states(method, stacked, prepared, workspace)
     result = workspace.dense(*stacked.shape, stacked.device)
@@ -72,7 +86,7 @@ def merge_stack(
         changes = workspace.scratch(len(states), rows.stop - rows.start, stacked.shape[1], device=stacked.device)
         for i, (x, state) in enumerate(zip(changes, states)):
             seen_rows(method, stacked, i, rows, state, chance, out=x)
-        result[rows] = method.rule(changes, weights)
+        result[rows] = ruled(changes)
 
     rows = stacked.blocks() if method.level is Level.ENTRIES else [slice(0, stacked.shape[0])]
     workspace.each(merge_block, rows)
@@ -85,7 +99,13 @@ def sparsifier_states(
     """What the sparsifier must know of each matrix: given, or found in the stack."""
     if prepared is None and method.sparsifier is not None:
         prepared = method.sparsifier.prepare(lambda share: layer_thresholds(share, stacked, workspace))
-    return [None] * len(stacked.matrices) if prepared is None else prepared
+    states = [None] * len(stacked.matrices) if prepared is None else prepared
+    if len(states) != len(stacked.matrices):
+        raise OptionError(
+            f"{method.sparsifier}: prepare() returned {len(states)} states, expected one for each of "
+            f"{len(stacked.matrices)} adapters"
+        )
+    return states
 
 
 def seen_rows(
@@ -112,3 +132,26 @@ def _scaled(merged: Merged, factor: float) -> Merged:
     if isinstance(merged, Core):
         return Core(merged.U, merged.M * factor, merged.V)
     return merged.scaled(factor) if isinstance(merged, Factors) else merged.mul_(factor)
+
+
+def _as_merged(merged: Any, shape: tuple[int, int], strategy: Strategy, layer: str) -> Merged:
+    """What a method of layers returned, in the precision that everything else has."""
+    if isinstance(merged, Core):
+        found: tuple[int, ...] = (merged.U.shape[0], merged.V.shape[0])
+        merged = Core(merged.U.float(), merged.M.double(), merged.V.float())
+    elif isinstance(merged, Factors):
+        found, merged = merged.shape, Factors(merged.B.float(), merged.A.float())
+    elif isinstance(merged, Tensor):
+        found, merged = tuple(merged.shape), merged.to(torch.float32, copy=True)  # which may be scaled in place
+    else:
+        raise _unexpected(merged, shape, strategy, layer)
+    if found != shape:
+        raise _unexpected(merged, shape, strategy, layer)
+    return merged
+
+
+def _unexpected(merged: Any, shape: tuple[int, ...], strategy: Strategy, layer: str) -> LayerError:
+    found = f"one of shape {tuple(merged.shape)}" if isinstance(merged, Tensor) else f"a {type(merged).__name__}"
+    return LayerError(
+        f"layer {layer}: the rule of {strategy} returned {found}, expected the merged change of shape {shape}"
+    )

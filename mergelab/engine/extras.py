@@ -15,7 +15,7 @@ from mergelab.errors import LayerError
 from mergelab.layer import BIAS_SUFFIX
 from mergelab.linalg.lowrank import Factors
 from mergelab.methods.method import Part
-from mergelab.spaces import dense
+from mergelab.spaces import BASES, PLAIN_SPACE, dense
 
 
 def bias_only(adapter: Adapter) -> list[str]:
@@ -57,12 +57,13 @@ def _merge_bias(job: Job, key: str, present: Sequence[Input]) -> Tensor:
     if len({bias.shape for bias in biases}) > 1:
         shapes = ", ".join(f"{given.name} {tuple(bias.shape)}" for given, bias in zip(present, biases))
         raise LayerError(f"{key}: the biases have different shapes: {shapes}; are they for one base model?")
+    layer = key.removesuffix(BIAS_SUFFIX)
     parts = [
-        Part(
-            Factors(torch.ones(1, 1), bias[None]), given.weights[key.removesuffix(BIAS_SUFFIX)], job.inputs.index(given)
-        )
+        Part(Factors(bias.new_ones(1, 1), bias[None]), given.weights[layer], job.inputs.index(given))
         for given, bias in zip(present, biases)
     ]
     parts.sort(key=lambda part: part.weight * float(part.change.A.double().sum()))
-    strategy = replace(job.strategy, space="delta", basis="changes")
-    return dense(merge_layer(strategy, parts, LayerChance(job.seed, key)))[0]
+    strategy = job.strategy
+    if PLAIN_SPACE in strategy.spaces:
+        strategy = replace(strategy, space=PLAIN_SPACE, basis=BASES[0])
+    return dense(merge_layer(strategy, parts, LayerChance(job.seed, key, range(len(parts)))))[0]

@@ -45,9 +45,10 @@ class Job:
         factors; in the order given where the factors are stored; else in an order of the changes' own.
         """
         parts = [self.unordered_part(layer, index) for index in present]
-        if self.strategy.acts_in.acts_on_factors or self.strategy.stores_factors:
-            return parts
-        return _in_canonical_order(parts, layer, self.seed)
+        if self.strategy.acts_in.acts_on_factors:
+            return [part._replace(place=place) for place, part in enumerate(parts)]
+        ordered = _in_canonical_order(parts, layer, self.seed)
+        return sorted(ordered, key=lambda part: part.adapter) if self.strategy.stores_factors else ordered
 
     def unordered_part(self, layer: str, index: int) -> Part:
         """One of them."""
@@ -63,11 +64,19 @@ class Job:
 class LayerChance:
     """Where the random numbers of a layer come from: functions of the seed, its name and a place in it.
 
-    Places are those of the parts, in their order; negative ones are the engine's own.
+    Args:
+        seed: of the merge.
+        layer: its name.
+        places: of its parts, in their order.
+
+    Example:
+        >>> LayerChance(0, "unet.conv_in", (1, 0)).draws(0) == LayerChance(0, "unet.conv_in", (0, 1)).draws(1)
+        True
     """
 
     seed: int
     layer: str
+    places: Sequence[int] = ()
     _generators: dict[int, torch.Generator] = field(default_factory=dict, repr=False, compare=False)
 
     def generator(self, place: int) -> torch.Generator:
@@ -76,9 +85,9 @@ class LayerChance:
             self._generators[place] = torch.Generator().manual_seed(key_of(self.seed, self.layer, place))
         return self._generators[place]
 
-    def draws(self, place: int) -> EntryDraws:
-        """Random numbers for the entries of a matrix."""
-        return EntryDraws(key_of(self.seed, self.layer, place))
+    def draws(self, part: int) -> EntryDraws:
+        """Random numbers for the entries of the matrix of one part."""
+        return EntryDraws(key_of(self.seed, self.layer, self.places[part]))
 
 
 # Places of the engine's own: the start of a decomposition, and the projection that puts parts in order.
@@ -86,17 +95,18 @@ START, ORDER = -1, -2
 
 
 def _in_canonical_order(parts: Sequence[Part], layer: str, seed: int) -> list[Part]:
-    """An order that does not depend on how the adapters were listed, nor on how a file factors a change.
+    """An order that does not depend on how the adapters were listed, nor on how a file factors a change; and places.
 
-    The parts are sorted by one fixed random projection of each, `w u.T delta v`. Which of them gets which random draw,
-    and in which order floating point sums them, then depends on the changes alone.
+    The parts are sorted by one fixed random projection of each, `w u.T delta v`: in which order floating point sums
+    them then depends on the changes alone. Which of them gets which random draw does not even depend on the weights:
+    places go by the projection without them. (Equal changes are told apart by their weights.)
     """
     out, columns = parts[0].change.shape
     generator = LayerChance(seed, layer).generator(ORDER)
     u, v = (torch.randn(size, generator=generator, dtype=torch.float64).float() for size in (out, columns))
     u, v = u.to(parts[0].change.B), v.to(parts[0].change.A)
-
-    def projection(part: Part) -> float:
-        return part.weight * float((u @ part.change.B).double() @ (part.change.A @ v).double())
-
-    return sorted(parts, key=projection)
+    projections = [float((u @ part.change.B).double() @ (part.change.A @ v).double()) for part in parts]
+    by_change = sorted(range(len(parts)), key=lambda i: (projections[i], parts[i].weight))
+    places = {i: place for place, i in enumerate(by_change)}
+    by_weighted = sorted(range(len(parts)), key=lambda i: parts[i].weight * projections[i])
+    return [parts[i]._replace(place=places[i]) for i in by_weighted]

@@ -91,7 +91,8 @@ def merge_one(
     shape = job.shape(name)
     if not present:
         return MergedLayer(name, shape)
-    parts, chance = job.parts(name, present), LayerChance(job.seed, name)
+    parts = job.parts(name, present)
+    chance = LayerChance(job.seed, name, [part.place for part in parts])
     own = None if prepared is None else [prepared[part.adapter] for part in parts]
     layer = MergedLayer(name, shape, present=tuple(present))
     target = target_rank(job.rank, [part.change.A.shape[0] for part in parts], _limit(shape))

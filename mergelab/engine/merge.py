@@ -51,9 +51,11 @@ def merge(
             is absent.
         method: a name (see `mergelab methods`) or a strategy such as `Ties(density=0.3)`.
         rank: an int; "max" (of the inputs, layer by layer; the default); "sum"; a float in (0, 1), the share of the
-            energy (squared singular values) to keep per layer; or `RankBudget(mean=32)`. A rank above what a layer
-            can hold is capped, and the report says so. `cat` always has the sum of the ranks.
-        seed: of the random methods; each layer draws from a generator of its own.
+            energy (squared singular values) to keep per layer; or a budget for the whole adapter,
+            `RankBudget(mean=32)` or "mean=32". A rank above what a layer can hold is capped, and the report says so.
+            `cat` always has the sum of the ranks.
+        seed: of the random methods: a draw is a function of seed, layer, entry, and the place of the adapter's change
+            among those of the layer, whatever order they are given in and whatever their weights.
         device: where to compute, "cpu" by default; one layer at a time is moved there.
         progress: show a bar; by default on a terminal only.
         **options: of the method: `density=`, `space=`, ...

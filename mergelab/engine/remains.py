@@ -38,11 +38,15 @@ def why_nothing_remains(
     rounding = (CANCELLED if adds else CANCELLED_BY_RULE) * strategy.output_scale**2
     if energy > rounding * given or given == 0:
         return ""
+    if strategy.output_scale == 0:
+        return "nothing is left: the merge is multiplied by 0"
     if strategy.sparsifier is not None and not on_factors:
         given = _energy_seen(cast(MatrixWise, strategy), parts, chance, prepared, workspace)
         if given == 0:
             return "nothing is left: no entry was kept at this density"
-    return "the inputs cancel: what is left is rounding" if energy <= rounding * given else ""
+    if energy > rounding * given:
+        return ""
+    return f"the inputs cancel{'' if adds else ', by this rule'}: what is left is rounding"
 
 
 def _energy_seen(

@@ -119,7 +119,7 @@ def _subspace_iteration(
     be the first of many.
     """
     width = rank + max(OVERSAMPLE, rank // 4)
-    sketch = torch.randn(matrix.shape[1], width, generator=generator).to(matrix)
+    sketch = torch.randn(matrix.shape[1], width, generator=generator, dtype=torch.float32).to(matrix)
     if start is not None:
         sketch[:, : min(width, start.shape[1])] = start[:, :width]
     kept, gain, number = 0.0, 0.0, 0
@@ -148,7 +148,7 @@ def _subspace_iteration(
     # A matrix of lower rank has no further directions, only rounding.
     found = max(1, int((s > ROUNDING * s[0]).sum()))
     s, vectors = s[:found], vectors[:, :found]
-    image = exact @ (vectors / s).to(exact) if s[0] > 0 else torch.zeros(len(exact), 1)
+    image = exact @ (vectors / s).to(exact) if s[0] > 0 else exact.new_zeros(len(exact), 1)
     image, source = image.to(matrix), (basis @ vectors.to(basis)).to(matrix)
     return Spectrum(image, s, source, energy) if forward else Spectrum(source, s, image, energy)
 

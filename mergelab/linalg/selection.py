@@ -35,7 +35,7 @@ class _Collected:
         self.bracket, self.above, self.inside = bracket, 0, 0
         self.histogram: Tensor | None = None
         # One piece of memory: many small ones between the blocks would keep the system from using those again.
-        self._memory = torch.empty(_BINS)
+        self._memory = torch.empty(_BINS, dtype=torch.float32)
         self._filled = 0
 
     @property
@@ -47,7 +47,7 @@ class _Collected:
         self.inside += len(tally.values)
         if self.histogram is None and self.inside <= MAX_CANDIDATES:
             if self.inside > len(self._memory):
-                self._memory = torch.cat([self.values, torch.empty(self.inside)])
+                self._memory = torch.cat([self.values, torch.empty(self.inside, dtype=torch.float32)])
             self._memory[self._filled : self.inside] = tally.values
             self._filled = self.inside
             return

@@ -62,7 +62,7 @@ class Workspace:
         if found is None or found.numel() < size or found.device != device:
             found = None
             setattr(self._own, use, None)  # not two at a time
-            found = torch.empty(size, device=device)
+            found = torch.empty(size, dtype=torch.float32, device=device)
             setattr(self._own, use, found)
         return found[:size]
 

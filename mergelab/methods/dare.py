@@ -18,8 +18,8 @@ class Dare(WeightedSum):
     """DARE: drop entries at random, rescale what is left by 1 / density, and sum.
 
     Args:
-        density: probability with which an entry is kept, in (0, 1]. The draw of an entry depends on the `seed` of
-            `merge`, on layer, adapter, row and column, and on nothing else.
+        density: probability with which an entry is kept, in (0, 1]. The draw of an entry is a function of the `seed` of
+            `merge`, the layer, the place of the adapter's change among those of the layer, row and column.
 
     Source: Yu et al., arXiv 2311.03099 (whose p is the share dropped, 1 - density).
 

@@ -101,7 +101,7 @@ class Cat(ExactSum):
             raise OptionError(
                 f"cat keeps the sum of the ranks; for rank={rank!r} use method='svd', the same sum truncated"
             )
-        return rank
+        return super().checked_rank(rank)
 
 
 @dataclass(frozen=True)

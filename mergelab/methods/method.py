@@ -7,24 +7,20 @@ A method is a frozen dataclass of hyper-parameters that derives from one of thre
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
 from mergelab.errors import OptionError
 from mergelab.linalg.lowrank import Factors
 from mergelab.methods.sparsify import Sparsifier
 from mergelab.ranks import Rank
-from mergelab.spaces import SPACES, Merged, Space, checked_space
-
-SpaceName = Literal["delta", "core", "knots", "factors"]
-BasisName = Literal["changes", "factors"]
+from mergelab.spaces import BASES, PLAIN_SPACE, SPACES, Merged, Space, checked_space
 
 
 class Level(Enum):
@@ -39,14 +35,16 @@ class Part(NamedTuple):
     """One adapter's part in a layer.
 
     Attributes:
-        change: its low-rank change, without the weight.
+        change: its low-rank change, without the weight; perhaps in the memory of a file, so not to be written to.
         weight: its weight in this layer, not zero.
         adapter: which it is, in the list that `merge` was given.
+        place: which it is among the adapters that have the layer, by their changes alone: draws go by it.
     """
 
     change: Factors
     weight: float
     adapter: int
+    place: int = 0
 
     @property
     def weighted(self) -> Factors:
@@ -78,8 +76,8 @@ class Strategy(ABC):
         OptionError: a value out of its range.
     """
 
-    space: SpaceName = field(default="delta", kw_only=True)
-    basis: BasisName = field(default="changes", kw_only=True)
+    space: str = field(default=PLAIN_SPACE, kw_only=True)
+    basis: str = field(default=BASES[0], kw_only=True)
 
     level: ClassVar[Level]
     spaces: ClassVar[tuple[str, ...]] = tuple(SPACES)
@@ -87,6 +85,12 @@ class Strategy(ABC):
     stores_factors: ClassVar[bool] = False
     is_sum: ClassVar[bool] = False
     breaks: ClassVar[Mapping[str, str]] = {}
+
+    def __init_subclass__(cls) -> None:
+        """A class with a rule of its own is a sum only if it says so itself."""
+        super().__init_subclass__()
+        if {"rule", "combine"} & vars(cls).keys() and "is_sum" not in vars(cls):
+            cls.is_sum = False
 
     def __post_init__(self) -> None:
         checked_space(self.space, self.basis, self.spaces)
@@ -109,14 +113,19 @@ class Strategy(ABC):
     @property
     def is_exact_sum(self) -> bool:
         """Is the result the weighted sum of the changes as they are? Nothing dense need then be formed."""
-        return self.is_sum and self.sparsifier is None and self.acts_in.keeps_sums
+        return self.is_sum and self.sparsifier is None and self.output_scale == 1 and self.acts_in.keeps_sums
 
     def checked_rank(self, rank: Rank) -> Rank:
         """The rank, or `OptionError` where the method cannot store a result at it."""
+        if self.stores_factors and rank != self.default_rank:
+            raise OptionError(
+                f"{type(self).__name__} stores its factors at the rank that they have, "
+                f"rank={self.default_rank!r}: found rank={rank!r}"
+            )
         return rank
 
-    def seeded(self, generator: torch.Generator) -> Strategy:
-        """The method as it is for one layer; only a rule of a user's own that draws has need of the generator."""
+    def for_layer(self, generator: Callable[[], torch.Generator]) -> Strategy:
+        """The method as it is for one layer; only a rule of a user's own that draws asks for the generator."""
         return self
 
 
@@ -165,7 +174,15 @@ class LayerWise(Strategy):
     """A method that works on the low-rank changes of one layer, and never needs them dense."""
 
     level: ClassVar[Level] = Level.LAYER
-    spaces: ClassVar[tuple[str, ...]] = ("delta",)
+    spaces: ClassVar[tuple[str, ...]] = (PLAIN_SPACE,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sparsifier is not None:
+            raise OptionError(
+                f"{type(self).__name__} sees whole layers as factors, of which nothing can be dropped beforehand: "
+                "expected no sparsifier; derive from MatrixWise, or drop within combine()"
+            )
 
     @abstractmethod
     def combine(self, parts: Sequence[Part]) -> Merged:
@@ -173,7 +190,7 @@ class LayerWise(Strategy):
 
         Args:
             parts: of the adapters that have the layer at a weight that is not zero, in an order that depends on
-                nothing but their changes.
+                their weighted changes alone; in the order given, for a method that stores its factors.
         """
 
 
@@ -181,22 +198,16 @@ def unfinished(method: type[Strategy]) -> str:
     """What a class lacks of the contract, in words; "" for a whole one.
 
     Example:
-        >>> class Slip(EntryWise):
+        >>> @dataclass(frozen=True)
+        ... class Slip(EntryWise):
         ...     def rul(self, changes, weights): ...
         >>> unfinished(Slip)
-        'Slip has no rule()'
+        'Slip has no rule(), which its base class asks for'
     """
-    lacking = sorted(method.__abstractmethods__)
-    return f"{method.__name__} has no {', '.join(f'{name}()' for name in lacking)}" if lacking else ""
-
-
-def check_choice(option: str, value: object, choices: Sequence[str]) -> None:
-    """Raise `OptionError` unless the value of an option is one of its choices."""
-    if value not in choices:
-        raise OptionError(f"{option}={value!r}: expected one of {', '.join(map(repr, choices))}")
-
-
-def check_number(option: str, value: object) -> None:
-    """Raise `OptionError` unless the value of an option is a number of ordinary size."""
-    if not is_number(value):
-        raise OptionError(f"{option}={short_repr(value)}: {EXPECTED_NUMBER}")
+    if not issubclass(method, (MatrixWise, LayerWise)):
+        return f"{method.__name__} has no level: derive it from EntryWise, MatrixWise or LayerWise"
+    if lacking := sorted(method.__abstractmethods__):
+        return f"{method.__name__} has no {', '.join(f'{n}()' for n in lacking)}, which its base class asks for"
+    if vars(method).get("__annotations__") and "__dataclass_fields__" not in vars(method):
+        return f"{method.__name__} has options and is no dataclass: put @dataclass(frozen=True) above it"
+    return ""

@@ -6,15 +6,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pkgutil import resolve_name
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from mergelab.checks import did_you_mean
+from mergelab.checks import check_choice, did_you_mean
 from mergelab.errors import OptionError
 from mergelab.methods.method import MatrixWise, Strategy, unfinished
+from mergelab.spaces import BASES, PLAIN_SPACE
 
 # Of several names of one class the first is the one that is recorded in files.
 _TABLE = {
@@ -40,29 +40,28 @@ class Custom(MatrixWise):
     function: Callable[..., Tensor] = field(kw_only=True)
     generator: torch.Generator | None = field(default=None, kw_only=True, repr=False, compare=False)
 
-    breaks: ClassVar[Mapping[str, str]] = {}
-
     @property
     def weights_before_rule(self) -> bool:
         """The function gets the changes as they are, and their weights."""
         return False
 
-    def seeded(self, generator: torch.Generator) -> Custom:
+    def for_layer(self, generator: Callable[[], torch.Generator]) -> Custom:
         """For a function that takes a generator: one of its own for each layer."""
-        return replace(self, generator=generator) if _takes_generator(self.function) else self
+        return replace(self, generator=generator()) if _takes_generator(self.function) else self
 
-    def rule(self, changes: Float[Tensor, " n *shape"], weights: Float[Tensor, " n"]) -> Float[Tensor, "*shape"]:
-        """The function."""
+    def rule(self, changes: Tensor, weights: Tensor) -> Tensor:
+        """The function, whatever it returns."""
         return self.function(changes, weights, *([self.generator] if self.generator is not None else []))
 
 
 def _takes_generator(function: Callable[..., Any]) -> bool:
-    """Whether a function has a third argument without a default."""
+    """Whether a function has a third positional argument without a default."""
     try:
         given = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # of a built-in function nothing is known
         return False
-    return len([p for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]) > 2
+    positional = [p for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len([p for p in positional if p.default is p.empty]) > 2
 
 
 def register(name: str) -> Callable[[AnyRule], AnyRule]:
@@ -93,14 +92,16 @@ def register(name: str) -> Callable[[AnyRule], AnyRule]:
         >>> strategy_of("median_doc", {"strength": 0.5}).function
         Median(strength=0.5)
     """
-    if not name.isidentifier():
+    if not isinstance(name, str) or not name.isidentifier():
         raise OptionError(f"method name {name!r}: expected letters, digits and underscores")
     if name in METHODS:
         raise OptionError(f"method name {name!r} is taken: {', '.join(METHODS)}")
 
     def decorate(rule: AnyRule) -> AnyRule:
-        if _is_strategy(rule) and (lacking := unfinished(rule)):  # type: ignore[arg-type]
-            raise OptionError(f"method {name!r}: {lacking}, which its base class asks for")
+        if _is_strategy(rule) and (lacking := unfinished(cast(type[Strategy], rule))):
+            raise OptionError(f"method {name!r}: {lacking}")
+        if not callable(rule):
+            raise OptionError(f"method {name!r}: expected a function or a class, found {type(rule).__name__}")
         _REGISTERED[name] = rule
         return rule
 
@@ -138,8 +139,8 @@ def options_of(name: str) -> dict[str, Any]:
     own = _registered(name)
     listed = fields(own) if is_dataclass(own) else ()
     options = {f.name: None if f.default is MISSING else f.default for f in listed}
-    shared = {"space": options.pop("space", "delta"), "basis": options.pop("basis", "changes")}
-    return {**options, **shared}
+    shared = {"space": _default_space(own), "basis": BASES[0]}
+    return {**{name: value for name, value in options.items() if name not in shared}, **shared}
 
 
 def choices_of(name: str) -> dict[str, tuple[str, ...]]:
@@ -150,10 +151,22 @@ def choices_of(name: str) -> dict[str, tuple[str, ...]]:
         {'space': ('delta', 'core', 'knots', 'factors'), 'basis': ('changes', 'factors')}
     """
     own = _registered(name)
-    method = own if _is_strategy(own) else Custom
-    hints = get_type_hints(method)
+    try:
+        hints = get_type_hints(own)
+    except (NameError, TypeError):  # of a class within a function, whose annotations name what is not there
+        hints = {}
     found = {option: get_args(hints[option]) for option in options_of(name) if get_origin(hints.get(option)) is Literal}
-    return found | {"space": method.spaces}
+    return found | {"space": _method_of(own).spaces, "basis": BASES}
+
+
+def _method_of(own: Any) -> type[Strategy]:
+    return own if _is_strategy(own) else Custom
+
+
+def _default_space(own: Any) -> str:
+    """The plain one, or the first in which the method exists."""
+    spaces = _method_of(own).spaces
+    return PLAIN_SPACE if PLAIN_SPACE in spaces else spaces[0]
 
 
 def summary_of(name: str) -> str:
@@ -187,13 +200,21 @@ def strategy_of(method: str | Strategy, options: Mapping[str, Any]) -> Strategy:
         return replace(method, **options)
     if not isinstance(method, str):
         raise OptionError(f"method={method!r}: expected a name or a strategy such as mergelab.Ties(density=0.5)")
-    own = _registered(method)
+    own, given = _registered(method), {"space": _default_space(_registered(method)), **options}
     _check_known(method, options, options_of(method))
-    if _is_strategy(own):
-        return own(**options)
-    shared = {key: options[key] for key in ("space", "basis") if key in options}
-    rest = {key: value for key, value in options.items() if key not in shared}
-    return Custom(function=own(**rest) if isinstance(own, type) else own, **shared)
+    shared = {key: given.pop(key) for key in ("space", "basis") if key in given}
+    choices = choices_of(method)
+    for option in given.keys() & choices.keys():
+        check_choice(option, given[option], choices[option])
+    try:
+        if _is_strategy(own):
+            return own(**given, **shared)
+        rule = own(**given) if isinstance(own, type) else own
+    except (TypeError, ValueError) as error:
+        if isinstance(error, OptionError):
+            raise
+        raise OptionError(f"method {method!r} cannot be made with {given}: {error}") from error
+    return Custom(function=rule, **shared)
 
 
 def options_record(strategy: Strategy) -> dict[str, Any]:
@@ -203,7 +224,8 @@ def options_record(strategy: Strategy) -> dict[str, Any]:
         del options["generator"]
         rule = options.pop("function")
         # A dataclass shows its own options; a function only where it comes from, not where it lies in memory.
-        options["rule"] = repr(rule) if is_dataclass(rule) else f"{rule.__module__}.{rule.__qualname__}"
+        named = rule if hasattr(rule, "__qualname__") else type(rule)
+        options["rule"] = repr(rule) if is_dataclass(rule) else f"{named.__module__}.{named.__qualname__}"
     return options
 
 

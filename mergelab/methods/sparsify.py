@@ -8,18 +8,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mergelab.checks import is_number, short_repr
+from mergelab.checks import check_choice, is_number, short_repr
 from mergelab.errors import OptionError
 from mergelab.linalg.draws import EntryDraws
 
 Scope = Literal["layer", "adapter"]
-SCOPES = ("layer", "adapter")
+SCOPES = get_args(Scope)
 
 # Share -> for each matrix (or adapter) the magnitude of the smallest of that share of its largest entries: infinity
 # where that is none, 0 where it is all.
@@ -51,8 +51,7 @@ class Sparsifier(ABC):
 
     def __post_init__(self) -> None:
         check_density(self.density)
-        if self.scope not in SCOPES:
-            raise OptionError(f"scope={self.scope!r}: expected one of {', '.join(map(repr, SCOPES))}")
+        check_choice("scope", self.scope, SCOPES)
 
     def prepare(self, thresholds: Thresholds) -> Sequence[Any] | None:
         """What `apply` must know, for each matrix (or, in scope "adapter", for each adapter); None: nothing."""
@@ -127,5 +126,5 @@ class Drop(Sparsifier):
         """`rand < density` on the CPU is what `torch.bernoulli` gives, in a third of the time."""
         if self.density >= 1:
             return x
-        uniform = torch.rand(x.shape, generator=generator)
+        uniform = torch.rand(x.shape, generator=generator, dtype=torch.float32)
         return torch.mul(x, torch.lt(uniform, self.density, out=uniform).to(x.device)).div_(self.density)

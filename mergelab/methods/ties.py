@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergelab.methods.method import EntryWise, check_choice, check_number
+from mergelab.checks import check_choice, check_number
+from mergelab.methods.method import EntryWise
 from mergelab.methods.sparsify import Scope, Sparsifier, Trim
 
 MajoritySign = Literal["total", "frequency"]
-MAJORITY_SIGNS = ("total", "frequency")
+MAJORITY_SIGNS = get_args(MajoritySign)
 Variant = Literal["scaled", "peft"]
-VARIANTS = ("scaled", "peft")
+VARIANTS = get_args(Variant)
 # Votes that cancel to less than this share of what was cast are a tie: float32 leaves as much of zero.
 TIE = 1e-6
 
@@ -26,6 +27,7 @@ def elect_and_average(
     weights: Float[Tensor, " n"],
     majority_sign: MajoritySign = "total",
     tie_is_positive: bool = False,
+    tie: float = TIE,
     overwrite: bool = False,
 ) -> Float[Tensor, "*shape"]:
     """The elect and merge steps of TIES on changes that are trimmed already.
@@ -33,10 +35,10 @@ def elect_and_average(
     `gamma = sign(sum_i x_i)` for "total", `sign(sum_i sign(x_i))` for "frequency"; then
     `sum_{i: sign(x_i) = gamma} w_i x_i / max(1, count of those i)`. Entries that are zero neither agree nor count.
 
-    Variant: a tie of "frequency" is decided by "total". Where that is a tie as well, `|sum_i x_i|` being at most 1e-6
-    of `sum_i |x_i|`, no sign is elected and the entry is zero: the merge of the negatives is the negative of the merge,
-    and what cancels leaves no rounding behind. With `tie_is_positive` any tie elects +, as in PEFT: among two adapters
-    every conflict is then decided for the positive value.
+    Variant: a tie of "frequency" is decided by "total". Where that is a tie as well, `|sum_i x_i|` being at most `tie`
+    times `sum_i |x_i|`, no sign is elected and the entry is zero: the merge of the negatives is the negative of the
+    merge, and what cancels leaves no rounding behind. With `tie_is_positive` any tie elects +, as in PEFT: among two
+    adapters every conflict is then decided for the positive value.
 
     The vote is on the values as they are given, so pass `w_i x_i` with weights of 1 for a weighted vote (mergelab's
     default), or `x_i` with the weights for PEFT's.
@@ -46,6 +48,7 @@ def elect_and_average(
         weights: multiply the values that are averaged, not the vote.
         majority_sign: "total" weighs votes by magnitude, "frequency" counts them.
         tie_is_positive: PEFT's rule for ties.
+        tie: votes that cancel to this share of what was cast are a tie; 0 for PEFT's own arithmetic.
         overwrite: the changes may be used as memory, and hold nothing of use afterwards.
 
     Example: three adapters, one entry each; the majority is positive, so 2 and 4 are averaged.
@@ -54,9 +57,12 @@ def elect_and_average(
         tensor([3.])
     """
     votes = total = changes.sum(dim=0)
+    counted = None
     if majority_sign == "frequency":
         counted = changes.sign().sum(dim=0)
         votes = counted if tie_is_positive else torch.where(counted == 0, total, counted)
+    elif tie_is_positive and tie:
+        votes = torch.where(total.abs() <= tie * changes.abs().sum(dim=0), 0.0, total)
     # Adding zero turns -0 into 0, whose sign is +.
     elected = torch.copysign(torch.ones_like(votes), votes + 0.0) if tie_is_positive else votes.sign()
     # Masks of booleans would cost more than the arithmetic: what agrees is positive, the rest is cut to zero.
@@ -66,8 +72,8 @@ def elect_and_average(
         merged = (agreeing * weights.view(-1, *[1] * (changes.dim() - 1))).sum(dim=0)
     if not tie_is_positive:
         # What was cast is what agrees and what opposes: twice what agrees, less the majority.
-        decided = total.abs().sub_(unweighted, alpha=2 * TIE).clamp_(min=0.0).sign_()
-        elected = elected * (decided if majority_sign == "total" else torch.where(counted == 0, decided, 1.0))
+        decided = total.abs_().sub_(unweighted, alpha=2 * tie).clamp_(min=0.0).sign_()
+        elected.mul_(decided if counted is None else decided.masked_fill_(counted != 0, 1.0))
     count = agreeing.sign_().sum(dim=0).clamp_(min=1.0)
     return merged.mul_(elected).div_(count)
 
@@ -104,8 +110,15 @@ class Elect(EntryWise):
 
     def rule(self, changes: Float[Tensor, " n *shape"], weights: Float[Tensor, " n"]) -> Float[Tensor, "*shape"]:
         """Elect and average; a tie is + in PEFT, whose arithmetic is that of the space of factors."""
-        as_peft = self.variant == "peft" or self.acts_in.acts_on_factors
-        return elect_and_average(changes, weights, self.majority_sign, tie_is_positive=as_peft, overwrite=True)
+        on_factors = self.acts_in.acts_on_factors
+        return elect_and_average(
+            changes,
+            weights,
+            self.majority_sign,
+            tie_is_positive=on_factors or self.variant == "peft",
+            tie=0.0 if on_factors else TIE,
+            overwrite=True,
+        )
 
 
 @dataclass(frozen=True)
