@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -18,7 +17,7 @@ from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
 from mergelab.errors import LayerError, OptionError
 from mergelab.formats.architectures import check_base_models
 from mergelab.formats.targets import check_target
-from mergelab.layer import AdapterData, short_name
+from mergelab.layer import AdapterData, overview, short_name
 from mergelab.linalg.lowrank import inner
 from mergelab.linalg.precision import full_precision
 from mergelab.ranks import Rank
@@ -125,16 +124,37 @@ class Adapter(AdapterData):
 
     @full_precision()
     def inner(self, other: Adapter) -> float:
-        """Frobenius inner product of the changes, summed over the layers that both have; from the factors."""
+        """Frobenius inner product of the changes, summed over the layers that both have; from the factors.
+
+        Raises:
+            LayerError: a layer holds NaN or infinity.
+
+        Example:
+            >>> a = load("miniature/sdxl/ghost")
+            >>> a.inner(-2 * a) == -2 * a.inner(a)
+            True
+        """
         shared = [name for name in self.layers if name in other.layers]
         return sum(inner(self.matrices(name), other.matrices(name)) for name in shared)
 
     def norm(self) -> float:
-        """Frobenius norm of the change, over all layers; from the factors (to 1e-8 of the terms it is a sum of)."""
+        """Frobenius norm of the change, over all layers; from the factors (to 1e-8 of the terms it is a sum of).
+
+        Example:
+            >>> a = load("miniature/sdxl/ghost")
+            >>> (-2 * a).norm() == 2 * a.norm(), (a - a).norm() < 1e-6 * a.norm()
+            (True, True)
+        """
         return math.sqrt(max(0.0, self.inner(self)))
 
     def cosine(self, other: Adapter) -> float:
-        """Cosine of the angle between two changes, in [-1, 1]; 0 where one of them is zero."""
+        """Cosine of the angle between two changes, in [-1, 1]; 0 where one of them is zero.
+
+        Example:
+            >>> a = load("miniature/sdxl/ghost")
+            >>> round(a.cosine(3 * a), 6), round(a.cosine(-a), 6), a.cosine(0 * a)
+            (1.0, -1.0, 0.0)
+        """
         norms = self.norm() * other.norm()
         return max(-1.0, min(1.0, self.inner(other) / norms)) if norms > 0 else 0.0
 
@@ -145,6 +165,11 @@ class Adapter(AdapterData):
 
         Raises:
             OptionError: nothing matches.
+
+        Example:
+            >>> a = load("miniature/sdxl/ghost")
+            >>> len(a.select("unet").layers), len(a.select("unet.up_blocks.*").layers)
+            (48, 24)
         """
 
         def chosen(name: str) -> bool:
@@ -166,17 +191,32 @@ class Adapter(AdapterData):
         """The best approximation at another rank, layer by layer; exact where the rank is not below what is there.
 
         Args:
-            rank: as for `merge`.
+            rank: as for `merge`: an int, a share of the squared singular values in (0, 1), or a `RankBudget`.
 
         Returns:
-            An adapter with a `report` of what was kept; a layer that keeps its rank keeps its factors, others are
-            float32.
+            An adapter with a `report`; a layer that keeps its rank keeps its factors, others are float32.
+
+        Raises:
+            OptionError, LayerError: a rank out of its range; a layer that holds NaN or infinity.
+
+        Example:
+            >>> small = load("miniature/sdxl/ghost").resize(4)
+            >>> set(small.ranks.values()), round(small.report.retained_energy, 2)
+            ({4}, 0.84)
         """
         layers, report = algebra.resize_layers(self, rank)
         return replace(self, layers=layers, source=f"{self.name} at rank {rank}", report=report)
 
     def state_dict(self, format: str = "diffusers", dtype: torch.dtype | str | None = None) -> dict[str, Tensor]:
-        """The tensors of a file in this format, by key; see `save`."""
+        """The tensors of a file in this format, by key.
+
+        Arguments and errors are those of `save`; for "peft", which has the keys of one component's folder, several
+        components are a `FormatError`.
+
+        Example:
+            >>> next(iter(load("miniature/sdxl/ghost").state_dict("kohya", "float16")))
+            'lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight'
+        """
         return formats.state_dict(self, format, formats.to_dtype(dtype))
 
     def save(
@@ -189,7 +229,8 @@ class Adapter(AdapterData):
         """Write the adapter.
 
         The file is written beside its target and renamed when it is whole, so that a full disk or an interruption
-        leaves what was there.
+        leaves what was there. Where the dtype is too narrow for a factor of a layer, the two are balanced first: powers
+        of two go from one to the other, and the change stays what it is.
 
         Args:
             path: a `.safetensors` file; for "peft" a folder.
@@ -201,8 +242,17 @@ class Adapter(AdapterData):
             The path.
 
         Raises:
-            OutputError: the target is an input, exists, cannot be written, or a value overflows the dtype.
+            OptionError: there is no such format or dtype.
+            OutputError: the target is an input, exists, or cannot be written; or a value is not finite or overflows
+                the dtype, or a layer loses more in it than rounding explains.
             FormatError, ArchitectureError: the format has no name for a layer or an extra.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = load("miniature/sdxl/ghost").save(f"{folder}/out.safetensors", "kohya", "float16")
+            ...     len(load(path).layers)
+            48
         """
         target = Path(path)
         formats.check_format(format)
@@ -217,22 +267,12 @@ class Adapter(AdapterData):
         model = next((f"{part} of an " for part in ("unet", "transformer") if part in components), "")
         return f"Adapter {self.name} ({self.architecture or f'{model}unknown base model'})"
 
-    def _rows(self) -> list[tuple[str, str, str, str]]:
-        rows = [("component", "layers", "ranks", "parameters")]
-        for component in dict.fromkeys(name.partition(".")[0] for name in self.layers):
-            layers = [layer for name, layer in self.layers.items() if name.startswith(f"{component}.")]
-            counts = Counter(layer.rank for layer in layers)
-            ranks = ", ".join(f"{rank} x {count}" for rank, count in sorted(counts.items())[:4])
-            size = sum(layer.rank * (layer.shape[0] + math.prod(layer.shape[1:])) for layer in layers)
-            rows.append((component, str(len(layers)), ranks + (", ..." if len(counts) > 4 else ""), f"{size:,}"))
-        return rows
-
     def __repr__(self) -> str:
         extras = [f"and {len(self.extras)} tensors that are no layers"] if self.extras else []
-        return "\n".join([self._title(), as_text(self._rows()), *extras])
+        return "\n".join([self._title(), as_text(overview(self.layers)), *extras])
 
     def _repr_html_(self) -> str:
-        return as_html(self._title(), self._rows())
+        return as_html(self._title(), overview(self.layers))
 
 
 def load(source: Source, *, allow_pickle: bool = False) -> Adapter:
@@ -249,6 +289,7 @@ def load(source: Source, *, allow_pickle: bool = False) -> Adapter:
     Raises:
         SourceError: nothing there, or it cannot be read.
         FormatError, LayerError: a damaged file, an unsupported dialect, a factor without its partner.
+        OptionError: a miniature adapter that does not exist, such as "miniature/sdxl/ghst".
 
     Example:
         >>> import torch

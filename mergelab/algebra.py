@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from mergelab.errors import LayerError, OptionError
-from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer, LoraLayer, LoraSum, layer_of, same_weight, terms_of
+from mergelab.layer import (
+    BIAS_SUFFIX,
+    AdapterData,
+    Layer,
+    LoraLayer,
+    LoraSum,
+    full_rank,
+    layer_of,
+    same_weight,
+    terms_of,
+)
 from mergelab.linalg.lowrank import Spectrum, svd
 from mergelab.linalg.precision import full_precision
 from mergelab.ranks import Rank, RankBudget, check_rank, rank_note, target_rank, truncate
@@ -79,7 +88,7 @@ def resize_layers(data: AdapterData, rank: Rank) -> tuple[dict[str, Layer], Repo
     rank = check_rank(rank)
     spectra: dict[str, Spectrum] = {}
     for name, layer in data.layers.items():
-        limit = min(layer.shape[0], math.prod(layer.shape[1:]), layer.rank)
+        limit = min(full_rank(layer.shape), layer.rank)
         spectra[name] = truncate(svd(data.matrices(name)), target_rank(rank, [layer.rank], limit))
     if isinstance(rank, RankBudget):
         counts = rank.spend([s.S for s in spectra.values()])

@@ -65,6 +65,17 @@ class Comparison:
         norms: of each whole adapter.
         rows: one per pair and layer that both have.
         shared_layers: per pair: layers that both have, and that only the first or only the second has.
+
+    Example:
+        >>> row = PairRow("unet.conv_in", "a", "b", 3.0, 4.0, 6.0, shared_subspace=0.1, sign_conflict=0.4)
+        >>> comparison = Comparison(("a", "b"), (3.0, 4.0), (row,), {("a", "b"): (1, 0, 0)})
+        >>> print(comparison)
+        a: norm 3
+        b: norm 4
+        a and b: 1 layers shared, cosine +0.500, shared subspace 10.0%, sign conflict 40.0%
+        a and b are nearly independent: the exact sum (cat, or svd at a sufficient rank) keeps both.
+        >>> list(comparison.to_frame())[-3:]
+        ['shared_subspace', 'sign_conflict', 'cosine']
     """
 
     names: tuple[str, ...]
@@ -104,7 +115,7 @@ class Comparison:
         return "\n".join(_verdict(total) for total in self.totals())
 
     def to_frame(self) -> pandas.DataFrame:
-        """One row per pair and layer."""
+        """One row per pair and layer; the columns are the attributes of `PairRow`, and `cosine`."""
         import pandas
 
         return pandas.DataFrame([{**vars(row), "cosine": row.cosine} for row in self.rows])

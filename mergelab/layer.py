@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -129,6 +130,33 @@ def layer_of(factors: Factors, shape: Sequence[int]) -> LoraLayer:
     """The layer that changes a weight of this shape by the product of two matrices."""
     rank, ones = factors.A.shape[0], [1] * (len(shape) - 2)
     return LoraLayer(factors.A.reshape(rank, *shape[1:]), factors.B.reshape(shape[0], rank, *ones))
+
+
+def full_rank(shape: Sequence[int]) -> int:
+    """The highest rank that a change of a weight of this shape, `(out, in[, kh, kw])`, can have.
+
+    Example:
+        >>> full_rank((320, 4, 3, 3))
+        36
+    """
+    return min(shape[0], math.prod(shape[1:]))
+
+
+def overview(layers: Mapping[str, Layer]) -> list[tuple[str, str, str, str]]:
+    """Rows of a table, its head the first: of every component how many layers, of which ranks, and how large.
+
+    Example:
+        >>> overview({"unet.conv_in": LoraLayer(torch.ones(2, 3), torch.ones(4, 2))})
+        [('component', 'layers', 'ranks', 'parameters'), ('unet', '1', '2 x 1', '14')]
+    """
+    rows = [("component", "layers", "ranks", "parameters")]
+    for component in dict.fromkeys(name.partition(".")[0] for name in layers):
+        own = [layer for name, layer in layers.items() if name.startswith(f"{component}.")]
+        counts = Counter(layer.rank for layer in own)
+        ranks = ", ".join(f"{rank} x {count}" for rank, count in sorted(counts.items())[:4])
+        size = sum(layer.rank * (layer.shape[0] + math.prod(layer.shape[1:])) for layer in own)
+        rows.append((component, str(len(own)), ranks + (", ..." if len(counts) > 4 else ""), f"{size:,}"))
+    return rows
 
 
 def short_name(source: str) -> str:

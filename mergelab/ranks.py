@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mergelab.checks import did_you_mean, short_repr
 from mergelab.errors import OptionError
 from mergelab.linalg.lowrank import Spectrum
 
@@ -32,11 +34,11 @@ class RankBudget:
     max: int | None = None
 
     def __post_init__(self) -> None:
-        _check_positive("RankBudget(mean)", self.mean)
+        object.__setattr__(self, "mean", _positive("RankBudget(mean)", self.mean))
         if self.max is not None:
-            _check_positive("RankBudget(max)", self.max)
+            object.__setattr__(self, "max", _positive("RankBudget(max)", self.max))
             if self.max < self.mean:
-                raise OptionError(f"RankBudget: max={self.max} is below mean={self.mean}")
+                raise OptionError(f"RankBudget: max={short_repr(self.max)} is below mean={short_repr(self.mean)}")
 
     def searched(self, input_ranks: Sequence[int], limit: int) -> int:
         """How many singular values of a dense merge are computed, where all `limit` of them would cost too much.
@@ -62,22 +64,46 @@ _MEAN = "mean="
 def check_rank(rank: object) -> Rank:
     """Return a valid rank, or raise `OptionError` with what is expected.
 
+    A mapping is a budget as `rank_record` writes it.
+
     Example:
         >>> check_rank("sum"), check_rank(8), check_rank(0.9), check_rank("mean=16")
         ('sum', 8, 0.9, RankBudget(mean=16, max=None))
+        >>> check_rank({"mean": 8, "max": None})
+        RankBudget(mean=8, max=None)
     """
     if isinstance(rank, RankBudget) or (isinstance(rank, str) and rank in ("max", "sum")):
         return rank
-    if isinstance(rank, str) and rank.startswith(_MEAN) and rank.removeprefix(_MEAN).isdecimal():
-        return RankBudget(mean=int(rank.removeprefix(_MEAN)))
+    if isinstance(rank, Mapping):
+        return _recorded_budget(rank)
+    if isinstance(rank, str) and (mean := _mean_of(rank)) is not None:
+        return RankBudget(mean=mean)
     if isinstance(rank, float) and 0 < rank < 1:
         return float(rank)
     if isinstance(rank, Integral) and not isinstance(rank, bool) and int(rank) >= 1:
         return int(rank)
     raise OptionError(
-        f"rank={rank!r}: expected an integer of at least 1, 'max', 'sum', a share of the energy strictly between "
-        "0 and 1, or a budget, RankBudget(mean=32) or 'mean=32'"
+        f"rank={short_repr(rank)}: expected an integer of at least 1, 'max', 'sum', a share of the energy strictly "
+        "between 0 and 1, or a budget, RankBudget(mean=32) or 'mean=32'"
     )
+
+
+def _recorded_budget(record: Mapping[str, Any]) -> RankBudget:
+    known = [field.name for field in fields(RankBudget)]
+    if unknown := [key for key in record if key not in known]:
+        found = f"a budget has no {short_repr(unknown[0])}"
+        raise OptionError(f"rank={short_repr(record)}: {found}; {did_you_mean(str(unknown[0]), known)}")
+    if "mean" not in record:
+        raise OptionError(f"rank={short_repr(record)}: a budget needs its mean, as in {{mean: 32}}")
+    return RankBudget(**record)
+
+
+def _mean_of(text: str) -> int | None:
+    """8 for "mean=8"; None for what is no such text."""
+    digits = text.removeprefix(_MEAN)
+    with suppress(ValueError):  # more digits than Python reads
+        return int(digits) if text.startswith(_MEAN) and digits.isdecimal() else None
+    return None
 
 
 def parse_rank(text: str) -> Rank:
@@ -95,7 +121,7 @@ def parse_rank(text: str) -> Rank:
     try:
         number = float(text) if "." in text else int(text)
     except ValueError:
-        raise OptionError(f"rank={text!r}: expected a number such as 32, max, sum, 0.9 or mean=32") from None
+        raise OptionError(f"rank={short_repr(text)}: expected a number such as 32, max, sum, 0.9 or mean=32") from None
     return check_rank(number)
 
 
@@ -152,6 +178,18 @@ def rank_record(rank: Rank) -> Any:
     return {"mean": rank.mean, "max": rank.max} if isinstance(rank, RankBudget) else rank
 
 
+def rank_text(rank: Rank) -> str:
+    """A rank as a label shows it.
+
+    Example:
+        >>> rank_text(8), rank_text(RankBudget(mean=8)), rank_text(RankBudget(mean=8, max=16))
+        ('8', 'mean=8', 'mean=8,max=16')
+    """
+    if not isinstance(rank, RankBudget):
+        return str(rank)
+    return f"{_MEAN}{rank.mean}" + (f",max={rank.max}" if rank.max is not None else "")
+
+
 def rank_note(rank: Rank, found: int, known: int | None = None) -> str:
     """What the report says of a layer that did not get the rank that was asked for.
 
@@ -169,6 +207,7 @@ def rank_note(rank: Rank, found: int, known: int | None = None) -> str:
     return ""
 
 
-def _check_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(f"{name}={value!r}: expected an integer of at least 1")
+def _positive(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
+        raise OptionError(f"{name}={short_repr(value)}: expected an integer of at least 1")
+    return int(value)

@@ -61,6 +61,14 @@ class Report:
         inputs: names of the inputs, in the order of the shares.
         layers: one row per layer.
         notes: what concerns the adapter as a whole: tensors that were not merged, assumptions.
+
+    Example:
+        >>> report = Report(("style",), (LayerReport("unet.conv_in", 4, 25.0, 16.0, (20.0,), (25.0,)),))
+        >>> report.retained_energy, report.relative_error, report.shares
+        (0.64, 0.6, {'style': 0.8})
+        >>> print(report)
+        1 layers, ranks 4 to 4 (sum 4); retained energy 64.00%, relative error 60.00% from truncation
+          share of style still present: 80.0%
     """
 
     inputs: tuple[str, ...] = ()
@@ -89,7 +97,16 @@ class Report:
         return totals
 
     def to_frame(self) -> pandas.DataFrame:
-        """One row per layer: name, rank, retained_energy, relative_error, a share for each input, note."""
+        """One row per layer.
+
+        Columns: `layer`, `rank`, `energy`, `retained_energy`, `relative_error`, `share:<name>` for each input (none
+        after a resize), `note`.
+
+        Example:
+            >>> report = Report(("style",), (LayerReport("unet.conv_in", 4, 25.0, 16.0, (20.0,), (25.0,)),))
+            >>> list(report.to_frame())
+            ['layer', 'rank', 'energy', 'retained_energy', 'relative_error', 'share:style', 'note']
+        """
         import pandas
 
         return pandas.DataFrame(

@@ -95,7 +95,22 @@ def checked_space(name: object, basis: object, known: Sequence[str]) -> Space:
 
 
 def delta_coordinates(changes: Sequence[Factors], weights: Sequence[float], weigh: bool, basis: str) -> Coordinates:
-    """The changes themselves, `(out, in)`, formed in blocks when they are asked for."""
+    """The changes themselves, `(out, in)`, formed in blocks when they are asked for.
+
+    Args:
+        changes: of one layer, `(out, in)` each, without their weights.
+        weights: one for each, not 0.
+        weigh: whether the rule is to see `w_i * delta_i`, beside weights of 1; else it sees `delta_i` beside `w_i`.
+        basis: "changes"; there is no other here.
+
+    Example:
+        >>> change = Factors(torch.ones(2, 1), torch.ones(1, 2))
+        >>> for weigh in (True, False):
+        ...     (stack,) = delta_coordinates([change], [0.5], weigh, "changes").stacks
+        ...     stack.rows(0, slice(0, 1)).tolist(), stack.weights
+        ([[0.5, 0.5]], (1.0,))
+        ([[1.0, 1.0]], (0.5,))
+    """
     if weigh:
         changes, weights = [c.scaled(w) for c, w in zip(changes, weights)], [1.0] * len(changes)
     return Coordinates((ChangeStack(tuple(changes), tuple(weights)),), lambda results: results[0])
@@ -107,6 +122,23 @@ def core_coordinates(changes: Sequence[Factors], weights: Sequence[float], weigh
     Basis "changes": the singular vectors of the weighted changes side by side, and one below the other. They depend
     on nothing but the changes, as long as the singular values differ. Basis "factors": those of the stacked `lora_B`
     and `lora_A`, weights and scalings in the first, as the published code takes them (arXiv 2509.17786).
+
+    Args:
+        changes: of one layer, `(out, in)` each, without their weights.
+        weights: one for each, not 0; in either case they shape the basis.
+        weigh: whether the rule is to see the cores of `w_i * delta_i`, beside weights of 1; else it sees those of
+            `delta_i` beside `w_i`.
+        basis: "changes" or "factors".
+
+    Returns:
+        One stack of cores, `(at most the sum of the ranks)` square, and a `restore` that gives a `Core`.
+
+    Example:
+        >>> change = Factors(torch.ones(8, 1), torch.ones(1, 2))
+        >>> coordinates = core_coordinates([change], [0.5], True, "changes")
+        >>> core = coordinates.stacks[0].matrices[0]
+        >>> core.round(decimals=4).tolist(), dense(coordinates.restore([core])).round(decimals=4)[0].tolist()
+        ([[2.0]], [0.5, 0.5])
     """
     whole = stacked_gram([c.scaled(w) for c, w in zip(changes, weights)])
     cores = whole.cores()
@@ -121,7 +153,24 @@ def core_coordinates(changes: Sequence[Factors], weights: Sequence[float], weigh
 
 
 def knots_coordinates(changes: Sequence[Factors], weights: Sequence[float], weigh: bool, basis: str) -> Coordinates:
-    """`Sigma V_i.T` of the joint decomposition `[delta_1 | ... | delta_n] = U Sigma V.T` (KnOTS, arXiv 2410.19735)."""
+    """`Sigma V_i.T` of the joint decomposition `[delta_1 | ... | delta_n] = U Sigma V.T` (KnOTS, arXiv 2410.19735).
+
+    Args:
+        changes: of one layer, `(out, in)` each, without their weights.
+        weights: one for each, not 0; in either case U is that of the weighted changes.
+        weigh: whether the rule is to see `U.T w_i delta_i`, beside weights of 1; else it sees `U.T delta_i` beside
+            `w_i`.
+        basis: "changes"; there is no other here.
+
+    Returns:
+        One stack of matrices, `(at most the sum of the ranks, in)`, and a `restore` that gives a `Core`.
+
+    Example:
+        >>> change = Factors(torch.ones(4, 1), torch.ones(1, 3))
+        >>> coordinates = knots_coordinates([change, change], [1.0, -0.5], False, "changes")
+        >>> [m.round(decimals=4).tolist() for m in coordinates.stacks[0].matrices], coordinates.stacks[0].weights
+        ([[[2.0, 2.0, 2.0]], [[2.0, 2.0, 2.0]]], (1.0, -0.5))
+    """
     whole = stacked_gram([c.scaled(w) for c, w in zip(changes, weights)])
     u, left = _span(whole.B, whole.cores(), whole.r_a.split(whole.ranks, dim=1))
     # `U.T delta_i`, without the orthonormal factors of delta_i: what is left of B's root times A.
@@ -139,6 +188,21 @@ def factor_coordinates(changes: Sequence[Factors], weights: Sequence[float], wei
     """`lora_A` and `lora_B` by themselves, padded to one rank, each with the root of the weight.
 
     The arithmetic is PEFT's (0.21), in its order, so that its results are reproduced to the last bit.
+
+    Args:
+        changes: the factors of one layer as a file holds them, `(out, in)` each, without scalings and weights.
+        weights: one for each, weight times scaling, not 0. The stack of `lora_A` gets `sign(w_i) sqrt(|w_i|)`, that of
+            `lora_B` `sqrt(|w_i|)`.
+        weigh: of no effect: PEFT's rules see the factors as they are, beside their weights.
+        basis: "changes"; there is no other here.
+
+    Returns:
+        Two stacks, `(rank, in)` and `(out, rank)` at the largest rank, and a `restore` that gives `Factors`.
+
+    Example:
+        >>> a, b = factor_coordinates([Factors(torch.ones(2, 1), torch.ones(1, 3))], [-4.0], False, "changes").stacks
+        >>> (a.shape, a.weights), (b.shape, b.weights)
+        (((1, 3), (-2.0,)), ((2, 1), (2.0,)))
     """
     rank = max(c.A.shape[0] for c in changes)
     a = tuple(torch.nn.functional.pad(c.A, (0, 0, 0, rank - c.A.shape[0])) for c in changes)

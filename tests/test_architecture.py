@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -94,6 +95,18 @@ def test_pissa_is_refused(tmp_path: Path) -> None:
     (folder / "a" / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": "pissa_niter_4"}))
     with pytest.raises(ml.FormatError, match="pissa_niter_4"):
         ml.load(folder / "a")
+
+
+def test_families_with_one_denoiser_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown transformer may be any family's."""
+    layer = ml.LoraLayer(torch.ones(2, 3), torch.ones(4, 2))
+    first, second = (ml.Adapter({f"{part}.conv_in": layer}, source=part) for part in ("unet", "transformer"))
+    other = replace(ARCHITECTURES["flux"], id="other", changes="a transformer (Other)")
+    for families in ("a transformer (FLUX)", "a transformer (FLUX) or a transformer (Other)"):
+        with pytest.raises(ml.ArchitectureError) as caught:
+            first + second
+        assert f"unet changes a UNet (Stable Diffusion), transformer changes {families}; use" in str(caught.value)
+        monkeypatch.setitem(ARCHITECTURES, "other", other)
 
 
 # The tables of names, against diffusers' class on the meta device.

@@ -80,6 +80,50 @@ def zero_component() -> LoraLayer:
     return LoraLayer(component(down, 0, 3, 1e-7), component(up * 1e-7, 1, 3, 0.0))
 
 
+def large_down() -> LoraLayer:
+    """lora_A overflows in float16, and what is left of lora_B is far from exact."""
+    down, up = factors(14)
+    return LoraLayer(down * 1e6, up * 1e-6)
+
+
+def large_up() -> LoraLayer:
+    """Far outside of float16 on both sides, and so are the squares of float32."""
+    down, up = factors(15)
+    return LoraLayer(down * 1e-20, up * 1e20)
+
+
+def large_down_beside_a_lost_up() -> LoraLayer:
+    down, up = factors(16)
+    return LoraLayer(down * 7e4, up * 1e-8)
+
+
+def large_down_that_loses_nothing() -> LoraLayer:
+    """lora_B alone would do as it is."""
+    down, up = factors(17)
+    return LoraLayer(down * 7e4, up * 1e-3)
+
+
+def large_component() -> LoraLayer:
+    """One row of lora_A overflows, another is tiny."""
+    down, up = factors(18)
+    return LoraLayer(component(component(down * 1e-4, 0, 1, 1e9), 0, 2, 1e-4), up * 0.01)
+
+
+def large_convolution() -> LoraLayer:
+    down, up = factors(19, (24, 16, 3, 3))
+    return LoraLayer(down * 1e6, up * 1e-6)
+
+
+def large_bfloat16() -> LoraLayer:
+    down, up = factors(20)
+    return LoraLayer((down * 1e6).bfloat16(), (up * 1e-6).bfloat16())
+
+
+def large_beyond_a_power_of_float32() -> LoraLayer:
+    """What is to be shifted is more than a power of two of float32 can be."""
+    return LoraLayer(torch.full((1, 32), 2.0**-140), torch.full((48, 1), 2.0**125))
+
+
 KIN: tuple[Callable[[], LoraLayer], ...] = (
     tiny_up,
     tiny_down,
@@ -90,6 +134,14 @@ KIN: tuple[Callable[[], LoraLayer], ...] = (
     tiny_convolution,
     tiny_bfloat16,
     zero_component,
+    large_down,
+    large_up,
+    large_down_beside_a_lost_up,
+    large_down_that_loses_nothing,
+    large_component,
+    large_convolution,
+    large_bfloat16,
+    large_beyond_a_power_of_float32,
 )
 
 
@@ -162,6 +214,59 @@ def test_what_cannot_be_held_is_refused(format: str, lost: float, tmp_path: Path
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_a_change_of_zero_is_kept(format: str, tmp_path: Path) -> None:
+    """lora_B as training begins, beside whatever values of lora_A."""
+    down, up = factors(21)
+    adapter = Adapter({UNET: LoraLayer(down * 1e6, up * 0)}, architecture="sdxl")
+    layer = saved(adapter, tmp_path, format).layers[UNET]
+    assert not layer.lora_B.any()
+    assert layer.lora_A.isfinite().all()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_change_too_large_is_refused(format: str, tmp_path: Path) -> None:
+    """One beyond float16 overflows, however its factors share it; the value and the remedy are named."""
+    down, up = factors(22)
+    for a, b in ((1.0, 1e6), (1e6, 1.0), (1e9, 1e-3)):
+        adapter = Adapter({UNET: LoraLayer(down * a, up * b)}, architecture="sdxl", source="large.safetensors")
+        with pytest.raises(
+            ml.OutputError, match=r"large.safetensors: .*proj_in.*values up to .*e\+0.*float16.*bfloat16 or float32$"
+        ):
+            saved(adapter, tmp_path, format)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "dtype", "remedy"),
+    [
+        (1.0, 1e300, "float16", "float64"),
+        (1.0, 1e300, "bfloat16", "float64"),
+        (1.0, 1e300, "float32", "float64"),
+        (1.0, 3.4e38, "float16", "float32"),
+        (1.0, 3.4e38, "bfloat16", "float32"),
+        (1e-25, 1e-25, "float16", "bfloat16 or float32"),
+        (1e-45, 1e-40, "float16", "float64"),
+        (1e-45, 1e-40, "float32", "float64"),
+    ],
+)
+def test_the_remedy_holds_what_is_saved(down: float, up: float, dtype: str, remedy: str) -> None:
+    """No dtype is named that would be refused in its turn."""
+    layer = LoraLayer(torch.full((2, 8), down, dtype=torch.float64), torch.full((8, 2), up, dtype=torch.float64))
+    adapter = Adapter({UNET: layer})
+    with pytest.raises(ml.OutputError, match=f"{dtype}.*; save it as {remedy}$"):
+        adapter.state_dict(dtype=dtype)
+    for wider in remedy.split(" or "):
+        assert adapter.state_dict(dtype=wider)
+
+
+def test_both_factors_lost_are_a_whole() -> None:
+    """Not twice as much as there was."""
+    down, up = factors(23)
+    with pytest.raises(ml.OutputError, match=r": 100 % of it"):
+        Adapter({UNET: LoraLayer(down * 1e-12, up * 1e-12)}).state_dict(dtype="float16")
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_biases_are_not_lost(format: str, tmp_path: Path) -> None:
     """An extra has no second factor to be balanced with."""
     extras = {f"{UNET}.lora_B.bias": torch.linspace(1e-9, 2e-8, 48)}
@@ -194,6 +299,18 @@ def test_parts_of_a_fused_module(format: str, sizes: tuple[float, float, float],
         assert all(torch.equal(downs[0], down) for down in downs[1:])
         (fused,) = (t for key, t in again.state_dict("kohya").items() if key.endswith("lora_down.weight"))
         assert len(fused) == 4
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_parts_with_a_large_lora_a(format: str, tmp_path: Path) -> None:
+    """What overflows is shared by all parts, and still is."""
+    adapter = flux(1e-6, 1e-5, 3e-7)
+    layers = {n: LoraLayer(x.lora_A * 1e6, x.lora_B) for n, x in adapter.layers.items()}
+    again = saved(Adapter(layers, architecture="flux"), tmp_path, format)
+    for name, layer in layers.items():
+        assert error(again.layers[name], layer) <= ROUNDING, name  # type: ignore[arg-type]
+    downs = [layer.lora_A for layer in again.layers.values()]
+    assert all(torch.equal(downs[0], down) for down in downs[1:])
 
 
 def test_parts_too_unlike_to_share() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mergelab.errors import OptionError
 from mergelab.linalg.dense import squared_norm, svd_dense
 from mergelab.linalg.lowrank import Factors, Spectrum, inner, stack, stacked_gram, stacked_qr, svd
 from mergelab.linalg.selection import EVERYTHING, Search
-from mergelab.ranks import RankBudget, rank_for_energy, target_rank
+from mergelab.ranks import RankBudget, check_rank, parse_rank, rank_for_energy, rank_record, target_rank
 from tests.synthetic import drop, trim, trim_topk
+
+NINES = "9" * 5000  # more digits than Python reads
 
 
 def factors(out: int, columns: int, rank: int, seed: int) -> Factors:
@@ -222,3 +226,36 @@ def test_a_budget_has_no_cap_of_its_own() -> None:
     values = [torch.ones(64), *[torch.full((64,), 1e-4)] * 7]
     assert RankBudget(mean=8).spend(values) == [64, *[0] * 7]
     assert target_rank(RankBudget(mean=8), [64], 96) == 96 and target_rank(RankBudget(mean=8, max=9), [64], 96) == 9
+
+
+def test_a_budget_is_read_as_it_is_recorded() -> None:
+    """From any integers; through its mapping, with or without the maximum."""
+    for budget in (RankBudget(8), RankBudget(np.int64(2), np.int32(3))):
+        assert check_rank(rank_record(budget)) == budget
+        assert type(budget.mean) is int and type(budget.max) in (int, type(None))
+    assert check_rank({"mean": 8}) == RankBudget(8) == check_rank("mean=8")
+
+
+@pytest.mark.parametrize(
+    ("rank", "sentence"),
+    [
+        ({}, r"rank=\{\}: a budget needs its mean, as in \{mean: 32\}"),
+        ({"max": 8}, "a budget needs its mean"),
+        ({"mean": 8, "maximum": 9}, "a budget has no 'maximum'; did you mean 'max'. known: mean, max"),
+        ({"mean": 8, 3: 9}, "a budget has no 3; known: mean, max"),
+        ({"mean": "8"}, r"RankBudget\(mean\)='8': expected an integer of at least 1"),
+        ({"mean": True}, r"RankBudget\(mean\)=True: expected"),
+        ({"mean": 8, "max": 4}, "max=4 is below mean=8"),
+        pytest.param("mean=" + NINES, "rank='mean=99.*: expected an integer of at least 1", id="a budget of nines"),
+        pytest.param(NINES, "rank='99.*: expected a", id="nines"),
+        pytest.param(-(10**5000), "rank=a int: expected", id="a large negative number"),
+    ],
+)
+def test_what_is_no_rank_is_one_sentence(rank: object, sentence: str) -> None:
+    """Other keys, other types, too many digits."""
+    with pytest.raises(OptionError, match=sentence) as error:
+        check_rank(rank)
+    assert len(str(error.value)) < 300
+    if isinstance(rank, str):
+        with pytest.raises(OptionError, match=sentence.replace("an integer of at least 1", "a")):
+            parse_rank(rank)

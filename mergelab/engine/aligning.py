@@ -11,7 +11,23 @@ from mergelab.layer import same_weight
 
 
 def load_all(loras: Sequence[Adapter | Source], least: int = 1) -> list[Adapter]:
-    """Adapters from whatever was given, none of them empty."""
+    """Adapters from whatever was given, none of them empty.
+
+    Args:
+        loras: adapters, or anything that `load` takes.
+        least: how many there have to be.
+
+    Raises:
+        OptionError: no list, or too few of them.
+        LayerError: an adapter without layers.
+        MergelabError: whatever `load` raises of a source.
+
+    Example:
+        >>> load_all(["miniature/sdxl/ghost"], least=2)
+        Traceback (most recent call last):
+            ...
+        mergelab.errors.OptionError: expected at least 2 adapters, found 1
+    """
     if isinstance(loras, (str, Adapter, Mapping)) or not isinstance(loras, Iterable):
         raise OptionError(f"expected a list of adapters or files, found {type(loras).__name__}")
     adapters = [lora if isinstance(lora, Adapter) else load(lora) for lora in loras]
@@ -24,7 +40,12 @@ def load_all(loras: Sequence[Adapter | Source], least: int = 1) -> list[Adapter]
 
 
 def unique_names(names: list[str]) -> list[str]:
-    """Names for reports; a repeated one gets a number."""
+    """Names for reports; a repeated one gets a number.
+
+    Example:
+        >>> unique_names(["style", "subject", "style"])
+        ['style', 'subject', 'style#2']
+    """
     seen: dict[str, int] = {}
     unique = []
     for name in names:
@@ -38,6 +59,14 @@ def aligned_layers(adapters: Sequence[Adapter], names: Sequence[str]) -> dict[st
 
     Raises:
         ArchitectureError, LayerError: the adapters are for different base models.
+
+    Example:
+        >>> import torch
+        >>> from mergelab import LoraLayer
+        >>> layer = LoraLayer(torch.ones(2, 3), torch.ones(4, 2))
+        >>> first, second = Adapter({"unet.a": layer, "unet.b": layer}), Adapter({"unet.b": layer})
+        >>> aligned_layers([first, second], ["first", "second"])
+        {'unet.a': [0], 'unet.b': [0, 1]}
     """
     check_base_models(adapters, names)
     aligned: dict[str, list[int]] = {}

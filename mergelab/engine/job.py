@@ -16,7 +16,13 @@ from mergelab.ranks import Rank
 
 @dataclass(frozen=True)
 class Input:
-    """One adapter of a merge: its name in the report, and its weight in every layer."""
+    """One adapter of a merge.
+
+    Attributes:
+        name: in the report, unlike those of the others.
+        adapter: as it was given or loaded.
+        weights: layer name -> weight, for every layer that it has; 0: it takes no part in that layer.
+    """
 
     name: str
     adapter: Adapter
@@ -25,7 +31,15 @@ class Input:
 
 @dataclass(frozen=True)
 class Job:
-    """Method, rank, inputs, seed and device of one merge."""
+    """What one merge is asked to do, all of it checked before.
+
+    Attributes:
+        strategy: the method.
+        rank: of the result, as `merge` takes it.
+        inputs: adapters with their names and weights, in the order given.
+        seed: of every random draw.
+        device: that computes; the result is on the CPU wherever the inputs are.
+    """
 
     strategy: Strategy
     rank: Rank
@@ -34,7 +48,10 @@ class Job:
     device: torch.device
 
     def shape(self, layer: str) -> tuple[int, ...]:
-        """Of the weight that a layer changes; that with a kernel where a 1 x 1 convolution stands beside a matrix."""
+        """Of the weight that a layer changes, `(out, in[, kh, kw])`.
+
+        That with a kernel, where a 1 x 1 convolution stands beside a matrix.
+        """
         adapters = (given.adapter for given in self.inputs)
         return max((a.layers[layer].shape for a in adapters if layer in a.layers), key=len)
 

@@ -16,6 +16,7 @@ from mergelab.engine.remains import why_nothing_remains
 from mergelab.engine.results import Measured, MergedLayer, finished, measure
 from mergelab.engine.thresholds import Owned, adapter_thresholds
 from mergelab.errors import LayerError
+from mergelab.layer import full_rank
 from mergelab.linalg.dense import EXACT_SIDE, leading_directions, svd_dense
 from mergelab.linalg.lowrank import Factors, Spectrum, inner, stack, svd, svd_of_sum
 from mergelab.linalg.workspace import Workspace, threads, trim_heap
@@ -95,7 +96,7 @@ def merge_one(
     chance = LayerChance(job.seed, name, [part.place for part in parts])
     own = None if prepared is None else [prepared[part.adapter] for part in parts]
     layer = MergedLayer(name, shape, present=tuple(present))
-    target = target_rank(job.rank, [part.change.A.shape[0] for part in parts], _limit(shape))
+    target = target_rank(job.rank, [part.change.A.shape[0] for part in parts], full_rank(shape))
     try:
         result, measured = _combine(job, parts, target, chance, own, workspace)
         energy = inner(result, result) if isinstance(result, Factors) else result.energy
@@ -133,11 +134,6 @@ def _combine(
     if isinstance(merged, Factors) and _is_final(job, merged, target):
         return merged, None
     return _decompose(job, merged, target, chance, parts, workspace), None
-
-
-def _limit(shape: Sequence[int]) -> int:
-    """Most singular values that a change of this shape can have."""
-    return min(shape[0], math.prod(shape[1:]))
 
 
 def _is_final(job: Job, factors: Factors, target: int | float) -> bool:

@@ -17,14 +17,20 @@ _TRIGGER_KEYS = ("modelspec.trigger_phrase", "ss_trigger_words", "trigger_word",
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a merge was made: method, options and inputs, JSON-ready."""
+    """How a merge was made.
+
+    Attributes:
+        method: its name.
+        options: of the method and of the merge (rank, seed, ...), by name, JSON-ready.
+        inputs: one `input_record` for each adapter.
+    """
 
     method: str
     options: dict[str, Any]
     inputs: list[dict[str, Any]]
 
     def to_json(self) -> str:
-        """Sorted keys, so that the same recipe has the same bytes."""
+        """With the version of mergelab, under sorted keys, so that the same recipe has the same bytes."""
         content = {
             "method": self.method,
             "options": self.options,
@@ -43,13 +49,23 @@ def package_version() -> str:
 
 
 def input_record(adapter: Adapter, weight: Any) -> dict[str, Any]:
-    """Name, weight and sha256 of one input (None for an adapter that is in memory)."""
+    """Name, weight and sha256 of one input (None for an adapter that is in memory).
+
+    Example:
+        >>> input_record(Adapter({}, source="style"), 0.5)
+        {'name': 'style', 'weight': 0.5, 'sha256': None}
+    """
     digest = sha256_of(adapter.inputs[0]) if adapter.is_file else None
     return {"name": adapter.name, "weight": weight, "sha256": digest}
 
 
 def trigger_words(adapters: Sequence[Adapter]) -> list[str]:
-    """The trigger words of all inputs, in their order, each once."""
+    """The trigger words of all inputs, in their order, each once.
+
+    Example:
+        >>> trigger_words([Adapter({}, metadata={"modelspec.trigger_phrase": words}) for words in ("sks, dog", "sks")])
+        ['sks', 'dog']
+    """
     words: dict[str, None] = {}
     for adapter in adapters:
         for key in _TRIGGER_KEYS:

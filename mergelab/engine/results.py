@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from mergelab.engine.job import Job
-from mergelab.layer import LoraLayer, layer_of
+from mergelab.layer import LoraLayer, full_rank, layer_of
 from mergelab.linalg.lowrank import Factors, Spectrum, inner_products
 from mergelab.methods.method import Part
 from mergelab.ranks import RankBudget, rank_note
@@ -96,8 +95,12 @@ def _measured_again(job: Job, layer: MergedLayer, factors: Factors | None) -> Me
 
 def _known(layer: MergedLayer) -> int | None:
     """How many singular values of a spectrum are known, where there are more."""
-    spectrum, limit = layer.spectrum, min(layer.shape[0], math.prod(layer.shape[1:]))
-    if spectrum is None or len(spectrum.S) == limit or spectrum.energy - spectrum.kept <= UNKNOWN * spectrum.energy:
+    spectrum = layer.spectrum
+    if (
+        spectrum is None
+        or len(spectrum.S) == full_rank(layer.shape)
+        or spectrum.energy - spectrum.kept <= UNKNOWN * spectrum.energy
+    ):
         return None
     return len(spectrum.S)
 

@@ -24,7 +24,23 @@ Owned = tuple[Sequence[int], ChangeStack]
 
 
 def layer_thresholds(share: float, stacked: ChangeStack, workspace: Workspace) -> list[float]:
-    """For each matrix the magnitude of the smallest of this share of its largest entries, exactly."""
+    """For each matrix the magnitude of the smallest of this share of its largest entries, exactly.
+
+    What is as large or larger is kept by a trim: `floor(share * size)` entries, or more where some are equally large.
+
+    Args:
+        share: of the entries, in [0, 1].
+        stacked: n matrices, `(rows, columns)`; their weights are not looked at.
+        workspace: threads and memory.
+
+    Returns:
+        n magnitudes: infinity where the share is less than one entry, 0 where it is all.
+
+    Example:
+        >>> matrix = torch.tensor([[1.0, -4.0], [3.0, 2.0]])
+        >>> layer_thresholds(0.5, ChangeStack((matrix, -2 * matrix), (1.0, 1.0)), Workspace())
+        [3.0, 6.0]
+    """
     n, size = len(stacked.matrices), math.prod(stacked.shape)
 
     def bracket(i: int) -> Bracket:
@@ -46,10 +62,20 @@ def adapter_thresholds(
     """The same over all layers of each adapter together.
 
     Args:
-        share: of the entries.
-        stacks: gives the stacks of all layers, as often as it is called.
+        share: of the entries, in [0, 1].
+        stacks: gives the stacks of all layers, as often as it is called, each with the numbers (from 0) of the
+            adapters that its matrices belong to.
         count: of adapters.
         workspace: threads and memory.
+
+    Returns:
+        A magnitude for each adapter: infinity where the share is less than one entry, 0 where it is all.
+
+    Example:
+        >>> small, large = torch.tensor([[1.0, 2.0]]), torch.tensor([[5.0, 6.0]])
+        >>> layers = [([0], ChangeStack((small,), (1.0,))), ([0, 1], ChangeStack((large, small), (1.0, 1.0)))]
+        >>> adapter_thresholds(0.5, lambda: layers, 2, Workspace())
+        [5.0, 2.0]
     """
     sizes = [0] * count
     samples: list[list[Tensor]] = [[] for _ in range(count)]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
+from numbers import Integral
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from mergelab import miniature
+from mergelab.checks import short_repr
 from mergelab.errors import OptionError
 from mergelab.methods.registry import strategy_of
-from mergelab.ranks import check_rank
+from mergelab.ranks import check_rank, rank_text
 
 
 class _Strict(BaseModel):
@@ -96,9 +99,12 @@ def _seeds(value: Any) -> Any:
 
 
 class Config(_Strict):
-    """One evaluation, as its YAML file holds it; `expanded_merges` is the grid that its axes span."""
+    """One evaluation, as its YAML file holds it; `expanded_merges` is the grid that its axes span.
 
-    pipeline: str
+    The pipeline may be left out where a loaded one is handed to `evaluate`.
+    """
+
+    pipeline: str = ""
     loras: Annotated[list[Annotated[Lora, BeforeValidator(_lora)]], Field(min_length=1)]
     merges: list[dict[str, Any]] = []
     prompts: Annotated[list[str], Field(min_length=1)]
@@ -124,7 +130,8 @@ def expanded_merges(config: Config) -> dict[str, dict[str, Any]]:
     A list is an axis. The label holds the method and every option that is given: "ties density=0.3 rank=16".
 
     Raises:
-        OptionError: a method or an option that does not exist, or two merges that are the same.
+        OptionError: a method or an option that does not exist, a value that it cannot have, or two merges that are the
+            same.
     """
     merges: dict[str, dict[str, Any]] = {}
     for entry in config.merges:
@@ -132,13 +139,21 @@ def expanded_merges(config: Config) -> dict[str, dict[str, Any]]:
             raise OptionError(f"merges: {entry!r} has no method")
         axes = [(key, value if isinstance(value, list) else [value]) for key, value in entry.items()]
         for point in product(*(values for _, values in axes)):
-            keywords = dict(zip((key for key, _ in axes), point))
-            label = " ".join([str(keywords["method"]), *(f"{k}={v}" for k, v in keywords.items() if k != "method")])
+            keywords = _checked(dict(zip((key for key, _ in axes), point)))
+            shown = {k: rank_text(v) if k == "rank" else v for k, v in keywords.items() if k != "method"}
+            label = " ".join([str(keywords["method"]), *(f"{k}={v}" for k, v in shown.items())])
             if label in merges:
                 raise OptionError(f"merges: {label!r} is given twice")
-            if "rank" in keywords:
-                keywords["rank"] = check_rank(keywords["rank"])
-            options = {k: v for k, v in keywords.items() if k not in ("method", "rank", "seed")}
-            strategy_of(str(keywords["method"]), options)
             merges[label] = keywords
     return merges
+
+
+def _checked(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of `mergelab.merge` that it will not refuse."""
+    options = {k: v for k, v in keywords.items() if k not in ("method", "rank", "seed")}
+    strategy = strategy_of(str(keywords["method"]), options)
+    seed = keywords.get("seed", 0)
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise OptionError(f"merges: seed={short_repr(seed)}: expected an integer")
+    rank = {"rank": strategy.checked_rank(check_rank(keywords["rank"]))} if "rank" in keywords else {}
+    return {**keywords, **rank}

@@ -52,5 +52,10 @@ def demo(pipeline: str = "sdxl", out: str | os.PathLike[str] = "mergelab-demo", 
 
     Raises:
         OptionError: there is no such miniature pipeline.
+        OutputError: the folder is in use, or is none; or every single cell failed.
+
+    Example:
+        >>> demo("flux", "demo").verdict[0]  # doctest: +SKIP
+        'Best by the adapter that suffers most, on these prompts and seeds: cat keeps ...'
     """
     return evaluate(config(pipeline), out, progress=progress)

@@ -104,12 +104,18 @@ class Quantity:
         return [(roles[role], metric, reference) for role in self.columns]
 
 
+RECOVERY = Quantity(
+    "recovery", ("words",), "adapters", "calling", ("variant", "base", "single"), _recovered, tested=True,
+    shown="share", head="recovery of {adapter}",
+    help="{metric}: 0 % as the base model, 100 % as {adapter} alone",
+)  # fmt: skip
+PRESERVATION = Quantity(
+    "preservation", ("words",), "prompt", "free", ("variant", "base"), _change, tested=True,
+    shown="change", head="without a trigger", help="change of the prompt's score where no adapter is called",
+)  # fmt: skip
+
 QUANTITIES = (
-    Quantity(
-        "recovery", ("words",), "adapters", "calling", ("variant", "base", "single"), _recovered, tested=True,
-        shown="share", head="recovery of {adapter}",
-        help="{metric}: 0 % as the base model, 100 % as {adapter} alone",
-    ),
+    RECOVERY,
     Quantity(
         "similarity", ("images",), "adapters", "calling", ("variant",), _mean, tested=True,
         shown="value", head="{metric} to {adapter}",
@@ -120,11 +126,8 @@ QUANTITIES = (
         merges_only=True,
     ),
     Quantity("leakage", ("words",), "adapters", "not calling", ("variant", "base"), _change, tested=True),
-    Quantity(
-        "preservation", ("words",), "prompt", "free", ("variant", "base"), _change, tested=True,
-        shown="change", head="without a trigger", help="change of the prompt's score where no adapter is called",
-    ),
-    Quantity("preservation", ("images",), "base", "free", ("variant",), _mean, tested=True),
+    PRESERVATION,
+    Quantity(PRESERVATION.name, ("images",), "base", "free", ("variant",), _mean, tested=True),
     Quantity("similarity", ("images",), "stack", "all", ("variant",), _mean),
     Quantity(
         "score", ("images", "nothing"), "labels", "all", ("variant",), _mean,

@@ -15,6 +15,8 @@ from mergelab.checks import did_you_mean, short_repr
 from mergelab.errors import OptionError, SourceError
 from mergelab.evaluation.config import Clip, Config, Generation, Lora, Memory, expanded_merges
 from mergelab.layer import short_name
+from mergelab.pipelines.opening import shipped_name
+from mergelab.ranks import RankBudget, rank_record
 
 
 def read_config(
@@ -25,11 +27,13 @@ def read_config(
 ) -> Config:
     """A configuration from a YAML file, a mapping or as it is, with overrides such as "seeds=4", "clip.model=RN50".
 
-    Relative paths of adapters in a file are relative to the file. `pipeline` stands in where the key is missing.
+    Relative paths in a file are relative to the file. What lies at a path comes before what ships under that name.
+    `pipeline`, the name of one that is handed in, stands in where the key is missing.
 
     Raises:
         SourceError: the file is not there.
         OptionError: it is no YAML, or a key or a value is wrong; the sentence names the key and the nearest valid one.
+            Or the key names another pipeline than the one handed in, as far as that is known.
 
     Example:
         >>> read_config({"pipeline": "miniature/sdxl", "loras": [{"path": "a"}], "prompts": ["a sks"], "sedes": 2})
@@ -38,7 +42,7 @@ def read_config(
         mergelab.errors.OptionError: config: unknown key 'sedes'; did you mean 'seeds'? known: pipeline, ...
     """
     if isinstance(source, Config):
-        content: Any = source.model_dump()
+        content: Any = _plain(source.model_dump())
         where = "config"
     elif isinstance(source, Mapping):
         content, where = _plain(source), "config"
@@ -48,16 +52,24 @@ def read_config(
         raise OptionError(f"{where}: expected a mapping of keys such as pipeline, loras, merges, prompts, seeds")
     for override in overrides:
         _override(content, override)
-    if pipeline is not None and content.get("pipeline") is None:
+    if pipeline is not None and not content.get("pipeline"):
         content["pipeline"] = pipeline
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
         raise OptionError(f"{where}: {_sentence(error)}") from None
+    if not config.pipeline:
+        raise OptionError(f"{where}: the key 'pipeline' is missing")
+    if pipeline is not None and pipeline.startswith(miniature.PREFIX) and shipped_name(config.pipeline) != pipeline:
+        raise OptionError(
+            f"{where}: the key 'pipeline' names {config.pipeline!r}, and the pipeline handed in is {pipeline!r}; leave "
+            "the key out, or hand in the one that it names"
+        )
     folder = Path() if isinstance(source, (Mapping, Config)) else Path(source).parent
     paths: dict[str, Any] = {"loras": _named(config.loras, folder)}
-    if (folder / config.pipeline).is_dir():
-        paths |= {"pipeline": str((folder / config.pipeline).resolve())}
+    here = _here(config.pipeline, folder)
+    if here is not None and here.is_dir():
+        paths |= {"pipeline": str(here)}
     config = config.model_copy(update=paths)
     lists: dict[str, list[Any]] = {"prompts": config.prompts, "seeds": config.seeds}
     for key, values in lists.items():
@@ -68,11 +80,13 @@ def read_config(
 
 
 def _plain(value: Any) -> Any:
-    """A copy in the types that YAML has: numbers of NumPy become numbers, tuples lists."""
+    """A copy in the types that YAML has: numbers of NumPy become numbers, tuples lists, a budget of ranks a mapping."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, RankBudget):
+        return rank_record(value)
     return value.item() if hasattr(value, "item") and hasattr(value, "dtype") else value
 
 
@@ -141,13 +155,20 @@ def _model_at(path: Iterable[int | str]) -> type[BaseModel]:
 def _named(loras: list[Lora], folder: Path) -> list[Lora]:
     """With a name for each, and paths that no longer depend on where the file lies."""
     named = []
-    for lora in (_shipped(lora) for lora in loras):
-        path = lora.path if not (folder / lora.path).exists() else str((folder / lora.path).resolve())
-        named.append(lora.model_copy(update={"name": lora.name or short_name(lora.path), "path": path}))
+    for lora in loras:
+        here = _here(lora.path, folder)
+        found = _shipped(lora) if here is None else lora
+        path = found.path if here is None else str(here)
+        named.append(found.model_copy(update={"name": found.name or short_name(found.path), "path": path}))
     names = [lora.name for lora in named]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise OptionError(f"loras: two are called {double!r}; give each a name of its own")
     return named
+
+
+def _here(path: str, folder: Path) -> Path | None:
+    """What lies at a path: in the folder of the file or, as `mergelab.load` looks for it, in the working directory."""
+    return next(((start / path).resolve() for start in (folder, Path()) if (start / path).exists()), None)
 
 
 def _shipped(lora: Lora) -> Lora:

@@ -57,7 +57,7 @@ def evaluate(
         config: a YAML file, a mapping, or a `Config`.
         out: the run folder.
         pipeline: a loaded diffusers pipeline, used in place of the configuration's, which then needs no key
-            `pipeline`; it is handed back unchanged.
+            `pipeline`, and may not name one that this is known not to be; it is handed back unchanged.
         overrides: "seeds=4", "clip.model=RN50", ...
         progress: a progress bar; None shows one on a terminal.
 
@@ -65,8 +65,27 @@ def evaluate(
         The findings; `report.html` in the folder shows them with the images.
 
     Raises:
-        MergelabError: the configuration, an adapter or the pipeline cannot be used, the folder is in use, or
-            every single cell failed.
+        OptionError: a key or a value of the configuration is wrong, or no metric has anything to say; the pipeline
+            handed in is none that takes adapters, carries some already, or is another than the configuration names.
+        SourceError, FormatError, LayerError: the configuration, the pipeline or an adapter cannot be read.
+        ArchitectureError: the adapters are for different base models, or for another than the pipeline's.
+        OutputError: the folder is in use, or is none; or every single cell failed.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> small = {
+        ...     "pipeline": "miniature/sdxl",
+        ...     "loras": ["miniature/sdxl/ghost", "miniature/sdxl/day"],
+        ...     "merges": [{"method": "svd", "rank": 16}],
+        ...     "prompts": ["a sks in szn style"],
+        ...     "seeds": 1,
+        ...     "metrics": ["judge"],
+        ...     "generation": {"steps": 1},
+        ... }
+        >>> with TemporaryDirectory() as folder:
+        ...     result = evaluate(small, folder, progress=False)
+        >>> list(result.scores["variant"].unique())
+        ['base', 'single:ghost', 'single:day', 'stack', 'merge:svd rank=16']
     """
     if pipeline is not None:
         check_bare(pipeline)

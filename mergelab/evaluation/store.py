@@ -37,7 +37,7 @@ def hash_of(request: Mapping[str, Any]) -> str:
 def write(path: Path, content: str | bytes) -> None:
     """Writes a file, whole or not at all."""
     with replacing(path) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def to_json(content: Any) -> str:
@@ -126,7 +126,7 @@ class Store:
     def _read_journal(self) -> dict[str, Any]:
         values: dict[str, Any] = {}
         if self._journal.exists():
-            for line in self._journal.read_text().splitlines():
+            for line in self._journal.read_text(encoding="utf-8").splitlines():
                 try:
                     key, value = json.loads(line)
                 except ValueError:  # the line that a killed run was writing
@@ -141,6 +141,6 @@ class Store:
     def keep(self, key: str, value: Any) -> None:
         """Keeps a JSON value."""
         self._remembered[key] = value
-        with self._journal.open("a") as journal:
+        with self._journal.open("a", encoding="utf-8") as journal:
             # A killed run may have left half a line: a line break before each keeps it from spoiling this one.
             journal.write(f"\n{json.dumps([key, value])}")

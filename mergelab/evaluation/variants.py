@@ -100,7 +100,7 @@ def _merged(
     key = hash_of({"inputs": inputs, "weights": weights, "keywords": keywords, "version": package_version()})
     path = store.adapters / f"{file_name(label)}.safetensors"
     record = path.with_suffix(".json")
-    known = json.loads(record.read_text()) if record.exists() and path.exists() else {}
+    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() and path.exists() else {}
     if known.get("key") != key or keywords["method"] not in METHODS:  # a rule of the user's own may have been edited
         start = time.perf_counter()
         merged = merge(list(loras.values()), weights, **keywords)

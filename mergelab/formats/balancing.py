@@ -29,6 +29,11 @@ class Pair:
     up: Tensor
 
     @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The two, by key."""
+        return {self.down_key: self.down, self.up_key: self.up}
+
+    @property
     def rows(self) -> Tensor:
         """Of `lora_A`, one for each component."""
         return self.down.flatten(1)
@@ -43,7 +48,7 @@ class Pair:
         return [part.T for part in torch.split(self.up.flatten(1), outputs)]
 
     def lossy(self, dtype: torch.dtype) -> Tensor:
-        """Which components lose more than rounding explains in a plain cast, (rank,)."""
+        """Which components overflow in a plain cast, or lose more than rounding explains, (rank,)."""
         return torch.stack([lost_in(dtype, vectors) for vectors in (self.rows, *self.columns)]).amax(0) > 0
 
     def loses(self, dtype: torch.dtype) -> bool:
@@ -51,24 +56,26 @@ class Pair:
         return any(bool(lost_in(dtype, vectors).any()) for vectors in (self.rows, *self.columns))
 
     def lost_share(self, dtype: torch.dtype) -> float:
-        """How much of the change, or of a part of it, a cast loses beyond rounding."""
+        """How much of the change, or of a part of it, a cast loses beyond rounding, in [0, 1]."""
         sizes, lost = norms(self.rows), lost_in(dtype, self.rows)
         shares = []
         for columns in self.columns:
             changes = sizes * norms(columns)
-            losses = changes * (lost + lost_in(dtype, columns))
+            losses = changes * (lost + lost_in(dtype, columns)).clamp_max(1.0)
             shares.append(float(losses.norm() / changes.norm()) if bool(changes.any()) else 0.0)
         return max(shares)
 
     def scaled(self, exponents: Sequence[int]) -> Pair:
         """The same change, each row of `lora_A` times a power of two and each column of `lora_B` divided by it."""
+        # In float64, since float32 has no power of two beyond 127.
         powers = torch.tensor([math.ldexp(1.0, k) for k in exponents], dtype=torch.float64)
-        down, up = (x if x.dtype == torch.float64 else x.float() for x in (self.down, self.up))
+        wide = [torch.promote_types(x.dtype, torch.float32) for x in (self.down, self.up)]
+        down, up = self.down.double(), self.up.double()
         ones = [1] * (down.dim() - 1)
         return replace(
             self,
-            down=down * powers.to(down).reshape(-1, *ones),
-            up=up * (1 / powers).to(up).reshape(1, -1, *ones[1:]),
+            down=(down * powers.to(down).reshape(-1, *ones)).to(wide[0]),
+            up=(up / powers.to(up).reshape(1, -1, *ones[1:])).to(wide[1]),
         )
 
 
@@ -89,7 +96,7 @@ def balanced(pairs: Sequence[Pair], loses: Sequence[bool], dtype: torch.dtype) -
 
     Args:
         pairs: of a file.
-        loses: for each, whether a plain cast loses some component.
+        loses: for each, whether a plain cast loses some component, or one overflows.
         dtype: to cast to.
     """
     for group in _sharing(pairs, {pair.down.shape for pair, lossy in zip(pairs, loses) if lossy}):
@@ -116,7 +123,7 @@ def _sharing(pairs: Sequence[Pair], shapes: set[torch.Size]) -> list[list[int]]:
 
 
 def _balance(pairs: Sequence[Pair], dtype: torch.dtype) -> list[Pair]:
-    """Pairs with one `lora_A`: where a component is lost, both its factors get entries of one size."""
+    """Pairs with one `lora_A`: where a component is lost or overflows, both its factors get entries of one size."""
     rows, columns = pairs[0].rows, [part for pair in pairs for part in pair.columns]
     row_sizes, column_sizes = _rms(rows), torch.stack([_rms(part) for part in columns])
     row_peaks, column_peaks = _peaks(rows), torch.stack([_peaks(part) for part in columns]).amax(0)
@@ -125,12 +132,13 @@ def _balance(pairs: Sequence[Pair], dtype: torch.dtype) -> list[Pair]:
     largest = torch.finfo(dtype).max
     exponents = []
     for j in range(len(rows)):
-        if not lossy[j] or row_sizes[j] == 0 or math.isinf(smallest[j]):
+        if not lossy[j]:
             exponents.append(0)
             continue
-        # Neither factor may grow beyond what the dtype can hold.
+        # Neither factor may be larger than what the dtype can hold.
         least, most = math.log2(column_peaks[j] / largest), math.log2(largest / row_peaks[j])
-        exponent = round(math.log2(smallest[j] / row_sizes[j]) / 2)
+        is_zero = row_sizes[j] == 0 or math.isinf(smallest[j])
+        exponent = 0 if is_zero else round(math.log2(smallest[j] / row_sizes[j]) / 2)
         exponents.append(max(math.ceil(least), min(math.floor(most), exponent)))
     return [pair.scaled(exponents) for pair in pairs]
 
@@ -138,16 +146,18 @@ def _balance(pairs: Sequence[Pair], dtype: torch.dtype) -> list[Pair]:
 def lost_in(dtype: torch.dtype, vectors: Tensor) -> Tensor:
     """The relative error of each row in a cast, 0 where it is no more than rounding's; (count,) in float64.
 
-    Where the entries are normal numbers of the dtype in the mean, it is below 0.71 eps; only others are looked at.
+    Infinity where an entry overflows. Where the entries are normal numbers of the dtype in the mean, the error is below
+    0.71 eps; only others are looked at.
     """
     info = torch.finfo(dtype)
     # Squares of small numbers may vanish in float32: such a row is one of those that are looked at.
     sizes = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.promote_types(vectors.dtype, torch.float32))
     lost = torch.zeros_like(sizes, dtype=torch.float64)
-    doubtful = sizes < info.smallest_normal * math.sqrt(vectors.shape[1])
+    doubtful = (sizes < info.smallest_normal * math.sqrt(vectors.shape[1])) | (sizes > info.max)
     if bool(doubtful.any()):
         exact = vectors[doubtful].double()
         errors = (exact - exact.to(dtype).double()).norm(dim=1) / exact.norm(dim=1)
+        errors = torch.where(_peaks(exact) > info.max, math.inf, errors)
         lost[doubtful] = torch.where(errors > info.eps, errors, 0.0)  # NaN, of a row of zeros, is not above it
     return lost
 
@@ -162,4 +172,5 @@ def _rms(vectors: Tensor) -> Tensor:
 
 
 def _peaks(vectors: Tensor) -> Tensor:
-    return vectors.abs().amax(1).double()
+    """The largest magnitude of each row, that of a row of zeros a little above 0: it has a logarithm."""
+    return vectors.abs().amax(1).double().clamp_min(1e-300)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,39 +12,50 @@ from mergelab.errors import OutputError
 from mergelab.formats.balancing import balanced, lost_in, pairs_of
 from mergelab.linalg.workspace import Workspace, threads
 
+# What holds numbers that a dtype cannot; where none of them does, float64 is left.
+_WIDER = {torch.float16: (torch.bfloat16, torch.float32), torch.bfloat16: (torch.float32,)}
+
 
 def cast(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The tensors of a file in another dtype; None keeps each in its own.
 
-    Where a plain cast would lose more of a layer than rounding does, its factors are balanced first.
+    Where a plain cast would lose more of a layer than rounding does, or one of its factors would overflow and their
+    product would not, its factors are balanced first.
 
     Raises:
         OutputError: a value that is not finite, or overflows; or a layer or an extra that loses more than rounding
             explains, about one eps of the dtype.
     """
     with threads() as pool:
-        lane = Workspace(pool)
-        lane.each(lambda item: _check_range(*item, dtype), tensors.items())
+        workspace = Workspace(pool)
+        largest = dict(zip(tensors, workspace.map(_largest, tensors.items())))
         if dtype is None:
             return tensors
         pairs = [pair for pair in pairs_of(tensors) if _is_narrowed(pair.down, dtype) or _is_narrowed(pair.up, dtype)]
-        loses = list(lane.map(lambda pair: pair.loses(dtype), pairs))
+        products = [largest[pair.down_key] * largest[pair.up_key] for pair in pairs]
+        fit = {key for pair, p in zip(pairs, products) if p <= torch.finfo(dtype).max for key in pair.tensors}
+        for key, value in largest.items():
+            if key not in fit:
+                _check_range(key, value, dtype)
+        loses = list(workspace.map(lambda pair: pair.loses(dtype), pairs))
         changed: dict[str, Tensor] = {}
         for pair in balanced(pairs, loses, dtype):
-            _refuse(f"layer {pair.layer}", pair.lost_share(dtype), dtype)
-            changed |= {pair.down_key: pair.down, pair.up_key: pair.up}
+            for item in pair.tensors.items():
+                _check_range(item[0], _largest(item), dtype)
+            _check_losses(f"layer {pair.layer}", pair.lost_share, dtype)
+            changed |= pair.tensors
         tensors = tensors | changed
-        extras = set(tensors) - {key for pair in pairs for key in (pair.down_key, pair.up_key)}
+        extras = set(tensors) - {key for pair in pairs for key in pair.tensors}
 
         def converted(item: tuple[str, Tensor]) -> Tensor:
             key, tensor = item
             if not _is_cast(key, tensor):
                 return tensor
             if key in extras and _is_narrowed(tensor, dtype):
-                _refuse(key, float(lost_in(dtype, tensor.reshape(1, -1))), dtype)
+                _check_losses(key, lambda target: float(lost_in(target, tensor.reshape(1, -1))), dtype)
             return tensor.to(dtype)
 
-        return dict(zip(tensors, lane.map(converted, tensors.items())))
+        return dict(zip(tensors, workspace.map(converted, tensors.items())))
 
 
 def _is_cast(key: str, tensor: Tensor) -> bool:
@@ -55,21 +67,34 @@ def _is_narrowed(tensor: Tensor, dtype: torch.dtype) -> bool:
     return torch.promote_types(tensor.dtype, dtype) != dtype
 
 
-def _check_range(key: str, tensor: Tensor, dtype: torch.dtype | None) -> None:
+def _largest(item: tuple[str, Tensor]) -> float:
+    """The largest magnitude of a tensor, 0 where it is not cast."""
+    key, tensor = item
     if not _is_cast(key, tensor):
-        return
+        return 0.0
     largest = float(tensor.abs().max())
     if not math.isfinite(largest):
         raise OutputError(f"{key} holds NaN or infinity and is not written")
-    if dtype is not None and largest > torch.finfo(dtype).max:
-        raise OutputError(
-            f"{key} has values up to {largest:.3g}, more than {dtype} can hold; save it as bfloat16 or float32"
-        )
+    return largest
 
 
-def _refuse(what: str, share: float, dtype: torch.dtype) -> None:
+def _check_range(key: str, largest: float, dtype: torch.dtype) -> None:
+    if largest > torch.finfo(dtype).max:
+        remedy = _remedy(dtype, lambda wider: largest <= torch.finfo(wider).max)
+        raise OutputError(f"{key} has values up to {largest:.3g}, more than {dtype} can hold; {remedy}")
+
+
+def _check_losses(what: str, lost_share: Callable[[torch.dtype], float], dtype: torch.dtype) -> None:
+    share = lost_share(dtype)
     if share > torch.finfo(dtype).eps:
+        remedy = _remedy(dtype, lambda wider: lost_share(wider) <= torch.finfo(wider).eps)
         raise OutputError(
-            f"{what}: {100 * share:.3g} % of it would be lost below the smallest numbers that {dtype} can hold; save "
-            "it as bfloat16 or float32"
+            f"{what}: {100 * share:.3g} % of it would be lost below the smallest numbers that {dtype} can hold; "
+            f"{remedy}"
         )
+
+
+def _remedy(dtype: torch.dtype, holds: Callable[[torch.dtype], bool]) -> str:
+    """What to do about a dtype that is too narrow: the wider ones that hold what is to be saved."""
+    wider = [other for other in _WIDER.get(dtype, ()) if holds(other)] or [torch.float64]
+    return f"save it as {' or '.join(str(other).removeprefix('torch.') for other in wider)}"

@@ -20,7 +20,16 @@ GRAM_NULL = 1e-15
 
 
 class Factors(NamedTuple):
-    """A change as a product, `B @ A`."""
+    """A change as a product, `B @ A`.
+
+    Attributes:
+        B, A: `(out, r)` and `(r, in)`; r may exceed what the change has for a rank.
+
+    Example:
+        >>> change = Factors(torch.ones(3, 1), torch.ones(1, 2))
+        >>> change.shape, change.delta(slice(0, 1)).tolist(), change.scaled(0.5).delta()[0, 0].item()
+        ((3, 2), [[1.0, 1.0]], 0.5)
+    """
 
     B: Float[Tensor, "out r"]
     A: Float[Tensor, "r in"]
@@ -31,9 +40,11 @@ class Factors(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Of the dense change, `(out, in)`."""
         return self.B.shape[0], self.A.shape[1]
 
     def scaled(self, factor: float) -> Factors:
+        """The change times any finite number: in B, a new tensor unless the number is 1; A is shared."""
         return self if factor == 1 else Factors(self.B * factor, self.A)
 
 
@@ -51,6 +62,11 @@ class Spectrum(NamedTuple):
     Attributes:
         U, S, V: left vectors `(out, k)`, singular values `(k,)` in float64, right vectors `(in, k)`.
         energy: squared Frobenius norm of the whole matrix, the part that S leaves out included.
+
+    Example:
+        >>> leading = svd(Factors(torch.diag(torch.tensor([4.0, 3.0])), torch.eye(2))).truncated(1)
+        >>> [round(float(x), 4) for x in (leading.S, leading.kept, leading.energy)]
+        [4.0, 16.0, 25.0]
     """
 
     U: Float[Tensor, "out k"]
@@ -59,6 +75,7 @@ class Spectrum(NamedTuple):
     energy: float
 
     def truncated(self, rank: int) -> Spectrum:
+        """The leading part of this rank, at least 0, all where there is no more; `energy` stays that of the whole."""
         return Spectrum(self.U[:, :rank], self.S[:rank], self.V[:, :rank], self.energy)
 
     def factors(self) -> Factors:
@@ -73,7 +90,16 @@ class Spectrum(NamedTuple):
 
 
 def stack(changes: Sequence[Factors]) -> Factors:
-    """The exact sum of changes, as factors of the summed rank."""
+    """The exact sum of changes of one shape, as factors of the summed rank: `[B_1 | B_2 | ...] [A_1; A_2; ...]`.
+
+    Args:
+        changes: at least one, `(out, in)` each, with ranks of their own.
+
+    Example:
+        >>> whole = stack([Factors(torch.ones(2, 1), torch.ones(1, 3)), Factors(torch.ones(2, 4), torch.ones(4, 3))])
+        >>> whole.B.shape[1], whole.delta()[0, 0].item()
+        (5, 5.0)
+    """
     return Factors(torch.cat([c.B for c in changes], dim=1), torch.cat([c.A for c in changes], dim=0))
 
 
@@ -144,11 +170,20 @@ class DecomposedSum(NamedTuple):
 
 
 def svd_of_sum(changes: Sequence[Factors], count: Callable[[Tensor], int] = len) -> DecomposedSum:
-    """The exact singular value decomposition of a sum of changes.
+    """The exact singular value decomposition of a sum of changes, through the core of their stacked factors.
+
+    It costs QR decompositions of `(out, k)` and `(in, k)` and an SVD of `(k, k)`, k being the sum of the ranks.
 
     Args:
-        changes: what is added.
-        count: how many of the singular values it is given to return; default all.
+        changes: what is added; at least one, `(out, in)` each.
+        count: how many singular values to return, from 0 to as many as there are, asked once with all of them
+            `(at most min(out, in, k),)`, in float64 and the largest first; default all.
+
+    Example:
+        >>> x, y = Factors(torch.eye(2, 1), torch.eye(1, 3)), Factors(torch.eye(2), 2 * torch.eye(2, 3))
+        >>> found = svd_of_sum([x, y], lambda s: 1)
+        >>> [round(float(value), 4) for value in (found.spectrum.S, found.spectrum.energy, *found.projections)]
+        [3.0, 13.0, 3.0, 6.0]
     """
     whole = stacked_qr(changes)
     left, s, right = torch.linalg.svd(whole.r_b @ whole.r_a.T, full_matrices=False)
@@ -167,7 +202,17 @@ def svd_of_sum(changes: Sequence[Factors], count: Callable[[Tensor], int] = len)
 
 
 def svd(change: Factors | Core, count: Callable[[Tensor], int] = len) -> Spectrum:
-    """The exact singular value decomposition of a product, through its small core; arguments as of `svd_of_sum`."""
+    """The exact singular value decomposition of a product, through its small core.
+
+    Args:
+        change: `(out, in)`.
+        count: how many of the singular values that it is given to return, as in `svd_of_sum`; default all.
+
+    Example:
+        >>> spectrum = svd(Factors(torch.ones(2, 1), torch.ones(1, 2)))
+        >>> round(float(spectrum.S), 4), spectrum.factors().delta().round(decimals=4).tolist()
+        (2.0, [[1.0, 1.0], [1.0, 1.0]])
+    """
     if isinstance(change, Factors):
         return svd_of_sum([change], count).spectrum
     left, s, right = torch.linalg.svd(change.M.cpu(), full_matrices=False)
@@ -177,7 +222,14 @@ def svd(change: Factors | Core, count: Callable[[Tensor], int] = len) -> Spectru
 
 
 def inner(x: Factors, y: Factors) -> float:
-    """Frobenius inner product `<x, y>` from the factors: `sum((x.B.T y.B) * (x.A y.A.T))`, in float64."""
+    """Frobenius inner product `<x, y>` of two changes of one shape, from the factors, in float64.
+
+    It is `sum((x.B.T y.B) * (x.A y.A.T))`; the ranks may differ.
+
+    Example:
+        >>> inner(Factors(torch.ones(2, 1), torch.ones(1, 3)), Factors(-torch.ones(2, 4), torch.ones(4, 3)))
+        -24.0
+    """
     gram_b = x.B.double().T @ y.B.double()
     gram_a = x.A.double() @ y.A.double().T
     return float((gram_b * gram_a).sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -31,7 +32,7 @@ def open_pipeline(
     """A pipeline on its device, and its fingerprint, taken before offloading moves the weights away.
 
     Args:
-        source: "miniature/sdxl", "miniature/flux", a name on the Hub, or a folder.
+        source: a folder, "miniature/sdxl", "miniature/flux", or a name on the Hub.
         dtype: "float32", "float16", "bfloat16"; None leaves it to the pipeline.
         device: where it computes.
         offload: "model" keeps one component at a time on the GPU, "sequential" one layer (slow, smallest).
@@ -40,13 +41,13 @@ def open_pipeline(
 
     Raises:
         SourceError: there is no such pipeline, or diffusers cannot read it.
-        OptionError: offloading without a GPU.
+        OptionError: offloading without a GPU; there is no miniature pipeline of this name.
     """
     from diffusers import DiffusionPipeline
 
     options = {} if dtype is None else {"torch_dtype": getattr(torch, dtype)}
     pipeline: Pipeline
-    if source.startswith(miniature.PREFIX):
+    if source.startswith(miniature.PREFIX) and not Path(source).is_dir():
         with quietly():
             pipeline = miniature.pipeline(source.removeprefix(miniature.PREFIX), **options)
     else:
@@ -87,8 +88,13 @@ def name_of(pipeline: Pipeline) -> str:
         'miniature/sdxl'
     """
     origin = getattr(pipeline, "config", {}).get("_name_or_path")
+    return shipped_name(str(origin)) if origin else type(pipeline).__name__
+
+
+def shipped_name(source: str) -> str:
+    """The name of a pipeline that ships, where its folder is given; any other source as it is."""
     shipped = {str(miniature.WEIGHTS / name): f"{miniature.PREFIX}{name}" for name in miniature.PIPELINES}
-    return shipped.get(str(origin), str(origin)) if origin else type(pipeline).__name__
+    return shipped.get(source, source)
 
 
 def usual_device(device: str | None) -> str:

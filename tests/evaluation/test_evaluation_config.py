@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 
 import mergelab as ml
 from mergelab import miniature
 from mergelab.evaluation import read
 from mergelab.evaluation.config import expanded_merges
+from mergelab.evaluation.reading import read_config
 
 USUAL: dict[str, Any] = {
     "pipeline": "miniature/sdxl",
@@ -67,6 +70,53 @@ def test_adapters_of_the_miniature_bring_their_concept() -> None:
     assert (ghost.concept, ghost.trigger) == ("a sks", "sks")
 
 
+def test_a_budget_is_read_again(tmp_path: Path) -> None:
+    """From Python, from a `Config`, from the file of a run folder: the same configuration, the same merges."""
+    ranks = [ml.RankBudget(8), ml.RankBudget(np.int64(4), max=16), "mean=2", 8]
+    made = ml.evaluation.Config(**USUAL | {"merges": [{"method": "svd", "rank": ranks, "seed": np.int64(1)}]})
+    config = read(made)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump()), encoding="utf-8")
+    assert config == read(config) == read(file) == read(USUAL | {"merges": made.merges})
+    merges = expanded_merges(config)
+    assert list(merges) == [f"svd rank={rank} seed=1" for rank in ("mean=8", "mean=4,max=16", "mean=2", "8")]
+    assert merges == expanded_merges(made)
+    assert [merge["rank"] for merge in merges.values()] == [*ranks[:2], ml.RankBudget(2), 8]
+
+
+def test_a_pipeline_is_asked_for_where_none_is_there() -> None:
+    """A `Config` needs none: one that is handed in may stand for it, unless the key is known to name another."""
+    without = {key: value for key, value in USUAL.items() if key != "pipeline"}
+    config = ml.evaluation.Config(**without)
+    for source in (without, config):
+        with pytest.raises(ml.OptionError, match="config: the key 'pipeline' is missing"):
+            read(source)
+        assert read_config(source, pipeline="miniature/sdxl") == read(USUAL)
+    folder = str(miniature.WEIGHTS / "sdxl")
+    assert read_config(USUAL | {"pipeline": folder}, pipeline="miniature/sdxl").pipeline == folder
+    assert read_config(USUAL | {"pipeline": "a/b"}, pipeline="/models/b").pipeline == "a/b"
+    for other in ("miniature/flux", "a/b"):
+        with pytest.raises(ml.OptionError, match=f"names '{other}', and the pipeline handed in is 'miniature/sdxl'"):
+            read_config(USUAL | {"pipeline": other}, pipeline="miniature/sdxl")
+
+
+@pytest.mark.parametrize("beside_the_file", [True, False])
+def test_what_lies_at_a_path_comes_before_what_ships(
+    beside_the_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for `load`: beside the file, or in the working directory."""
+    (tmp_path / "miniature" / "sdxl" / "ghost").mkdir(parents=True)
+    file = tmp_path / ("" if beside_the_file else "elsewhere") / "config.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("pipeline: miniature/sdxl\nloras: [miniature/sdxl/ghost, miniature/sdxl/day]\nprompts: [a]\n")
+    monkeypatch.chdir(tmp_path / "miniature" if beside_the_file else tmp_path)
+    config = read(file)
+    assert config.pipeline == str(tmp_path / "miniature" / "sdxl") and config.miniature is None
+    ghost, day = config.loras
+    assert (ghost.name, ghost.path, ghost.concept) == ("ghost", str(tmp_path / "miniature" / "sdxl" / "ghost"), "")
+    assert (day.name, day.concept, Path(day.path).is_relative_to(miniature.WEIGHTS)) == ("day", "in szn style", True)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -88,8 +138,21 @@ def test_adapters_of_the_miniature_bring_their_concept() -> None:
             {"merges": [{"method": "ties", "densty": 0.3}]},
             "method 'ties' has no option 'densty'; did you mean 'density'? known: density",
         ),
+        ({"merges": [{"method": "cat", "rank": 8}]}, "cat keeps the sum of the ranks; for rank=8 use method='svd'"),
+        ({"merges": [{"method": "svd", "rank": [8, "large"]}]}, "rank='large': expected an integer of at least 1"),
+        (
+            {"merges": [{"method": "svd", "rank": {"man": 8}}]},
+            "rank={'man': 8}: a budget has no 'man'; did you mean 'mean'? known: mean, max",
+        ),
+        ({"merges": [{"method": "dare", "seed": "x"}]}, "merges: seed='x': expected an integer"),
+        ({"merges": [{"method": "dare", "seed": [0, True]}]}, "merges: seed=True: expected an integer"),
         ({"merges": [{"rank": 8}]}, "has no method"),
         ({"merges": [{"method": "cat"}, {"method": "cat"}]}, "'cat' is given twice"),
+        (
+            {"merges": [{"method": "svd", "rank": ["mean=8", ml.RankBudget(8)]}]},
+            "'svd rank=mean=8' is given twice",
+        ),
+        ({"pipeline": ""}, "config: the key 'pipeline' is missing"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_sentence(change: dict[str, Any], sentence: str) -> None:

@@ -15,7 +15,7 @@ from mergelab import miniature
 from mergelab.pipelines.adapters import check_adapters, swap
 from mergelab.pipelines.fingerprints import fingerprint
 from mergelab.pipelines.images import generate_image
-from mergelab.pipelines.opening import name_of
+from mergelab.pipelines.opening import name_of, open_pipeline
 from tests.evaluation.small import PROMPTS, SMALL, counted
 
 
@@ -43,11 +43,24 @@ def test_it_stands_for_the_key(pipeline: Any, tmp_path: Path) -> None:
     assert name_of(other) == "StableDiffusionXLPipeline"
     with pytest.raises(ml.OptionError, match="judge reads images of the miniature world alone"):
         ml.evaluate(small, tmp_path / "new", pipeline=other)
+    with pytest.raises(ml.OptionError, match="names 'miniature/flux', and the pipeline handed in is 'miniature/sdxl'"):
+        ml.evaluate(small | {"pipeline": "miniature/flux"}, tmp_path / "new", pipeline=pipeline)
     with pytest.raises(ml.OptionError, match="dtype and memory say how a pipeline is loaded"):
         ml.evaluate(small | {"dtype": "float32"}, tmp_path / "new", pipeline=pipeline)
     assert not (tmp_path / "new").exists()
     pipeline.save_pretrained(tmp_path / "saved")
     assert name_of(type(pipeline).from_pretrained(tmp_path / "saved")) == str(tmp_path / "saved")
+
+
+def test_a_folder_comes_before_the_pipeline_that_ships(
+    pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its name; a name that neither has is one sentence."""
+    pipeline.save_pretrained(tmp_path / "miniature" / "flux")
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(open_pipeline("miniature/flux")[0], type(pipeline))
+    with pytest.raises(ml.OptionError, match="unknown miniature pipeline 'sd3'; known: 'sdxl', 'flux'"):
+        open_pipeline("miniature/sd3")
 
 
 def test_an_adapter_of_another_base_model_is_refused_before_anything_is_drawn(

@@ -183,5 +183,7 @@ def test_what_a_metric_declares_is_held_against_its_scores(pipeline: Any, tmp_pa
     )
     with pytest.raises(ml.OptionError, match="compares_with='text': expected one of 'words', 'images', 'nothing'"):
         ml.register_metric("other", compares_with="text")  # type: ignore[arg-type]
-    with pytest.raises(ml.OptionError, match=r"range=\(1, 0\): expected the lowest and the highest value"):
-        ml.register_metric("other", range=(1, 0))
+    assert ml.register_metric("other", range=(0, math.inf))(darker) is darker
+    for wrong in ((1, 0), 5, ("a", "b"), "ab", (0, 1, 2), (0, math.nan), (0, None), (False, True), (0, 10**400)):
+        with pytest.raises(ml.OptionError, match=r"'other': range=.*: expected the lowest and the highest value"):
+            ml.register_metric("other", range=wrong)  # type: ignore[arg-type]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pkgutil import resolve_name
-from typing import get_args
+from typing import Any, get_args
 
-from mergelab.checks import did_you_mean, short_repr
+from mergelab.checks import did_you_mean, is_number, short_repr
 from mergelab.errors import OptionError
 from mergelab.evaluation.config import Config
 from mergelab.evaluation.metrics.metric import ComparesWith, Description, Metric, Range, Setup
@@ -79,16 +79,30 @@ def register_metric(
     if compares_with is not None and compares_with not in get_args(ComparesWith):
         known = ", ".join(map(repr, get_args(ComparesWith)))
         raise OptionError(f"metric {name!r}: compares_with={compares_with!r}: expected one of {known}")
-    ends = (-math.inf, math.inf) if range is None else range
-    if len(ends) != 2 or not ends[0] < ends[1]:
-        raise OptionError(f"metric {name!r}: range={short_repr(range)}: expected the lowest and the highest value")
-    description = Description(name, compares_with or "images", higher_is_better, (float(ends[0]), float(ends[1])))
+    ends = (-math.inf, math.inf) if range is None else _ends(range)
+    if ends is None:
+        raise OptionError(
+            f"metric {name!r}: range={short_repr(range)}: expected the lowest and the highest value, two numbers of "
+            "magnitude at most 1e9, or infinite"
+        )
+    description = Description(name, compares_with or "images", higher_is_better, ends)
 
     def add(function: MetricFunction) -> MetricFunction:
         _REGISTERED[name] = UserMetric(function, description, compares_with is not None, source_of(function), version)
         return function
 
     return add
+
+
+def _ends(values: Any) -> Range | None:
+    """Two numbers that ascend; None where they are none."""
+    try:
+        low, high = values
+    except (TypeError, ValueError):
+        return None
+    if not all(is_number(end) or (isinstance(end, float) and math.isinf(end)) for end in (low, high)):
+        return None
+    return (float(low), float(high)) if low < high else None
 
 
 def metric_names() -> list[str]:

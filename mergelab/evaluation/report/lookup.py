@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mergelab.evaluation.analysis import Finding
 from mergelab.evaluation.metrics.metric import ComparesWith, Description
 from mergelab.evaluation.names import VariantName, single
+from mergelab.evaluation.quantities import RECOVERY
 from mergelab.evaluation.result import Result
 
 
@@ -43,7 +44,7 @@ def first_finding(
 def recoveries(result: Result, variant: str, metric: Description) -> dict[str, Finding]:
     """Adapter -> its recovery in a variant, for the adapters with a concept."""
     names = [lora.name for lora in result.config.loras]
-    rows = {name: first_finding(result, "recovery", variant, [metric], single(name)) for name in names}
+    rows = {name: first_finding(result, RECOVERY.name, variant, [metric], single(name)) for name in names}
     return {name: row for name, row in rows.items() if row is not None}
 
 

@@ -16,6 +16,7 @@ from mergelab.evaluation.report.numbers import decimal, percent, percent_with_in
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.statistics import Interval
 from mergelab.evaluation.variants import Variant
+from mergelab.tables import as_text
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,7 @@ def plain_table(result: Result) -> str:
     rows = [["", *(column.head for column in shown)]]
     for variant in variants_of(result):
         rows.append([variant.display, *(_plain_cell(column, column.finding(result, variant)) for column in shown)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return as_text(rows)
 
 
 def _plain_cell(column: Column, row: Finding | None) -> str:

@@ -8,6 +8,7 @@ from mergelab.evaluation.analysis import Finding
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.metrics.registry import built_in
 from mergelab.evaluation.names import STACK, display_name, label_of
+from mergelab.evaluation.quantities import PRESERVATION
 from mergelab.evaluation.report.lookup import finding, main_metric, metrics_with, recoveries, variants_of
 from mergelab.evaluation.report.numbers import decimal, percent_with_interval
 from mergelab.evaluation.result import Result
@@ -90,7 +91,7 @@ def _kept(rows: Mapping[str, Finding]) -> str:
 
 
 def _cost_of_leaks(result: Result, metric: Description) -> list[str]:
-    rows = [finding(result, "preservation", str(name), metric.name, "") for name in variants_of(result)]
+    rows = [finding(result, PRESERVATION.name, str(name), metric.name, "") for name in variants_of(result)]
     losses = [row for row in rows if row and max(row.interval.low * metric.sign, row.interval.high * metric.sign) < 0]
     if not losses:
         return []

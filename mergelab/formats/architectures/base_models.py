@@ -26,11 +26,14 @@ def check_base_models(adapters: Sequence[AdapterData], names: Sequence[str]) -> 
         mergelab.errors.ArchitectureError: adapters for different base models do not go together: a changes a UNet
         (Stable Diffusion), b changes a transformer (FLUX); use adapters of one base model
     """
+    changes: dict[str, dict[str, None]] = {}
+    for family in ARCHITECTURES.values():
+        changes.setdefault(family.denoiser, {})[family.changes] = None
     known = {a.architecture: f"{name} is for {a.architecture}" for a, name in zip(adapters, names) if a.architecture}
     if len(known) < 2:
         known = {
-            component: f"{name} changes {changed}"
-            for component, changed in {a.denoiser: a.changes for a in ARCHITECTURES.values()}.items()
+            component: f"{name} changes {' or '.join(words)}"
+            for component, words in changes.items()
             for adapter, name in zip(adapters, names)
             if any(layer.startswith(f"{component}.") for layer in adapter.layers)
         }
