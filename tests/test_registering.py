@@ -90,3 +90,15 @@ def test_the_recipe_does_not_depend_on_addresses(registry: None) -> None:
     recipe = json.loads(ml.merge([adapter(40)], method="plain").metadata["mergelab"])
     assert " at 0x" not in json.dumps(recipe)
     assert json.loads(ml.merge([adapter(40)], method=ml.Ties()).metadata["mergelab"])["method"] == "ties"
+
+
+def test_a_name_that_is_registered_again_is_replaced(registry: None) -> None:
+    """As in a cell of a notebook that is run twice, under either name of `register`; a built-in name is taken."""
+    loras = [adapter(40), adapter(41)]
+    for factor in (1.0, 2.0):
+        ml.register_method("times")(lambda changes, weights, factor=factor: factor * changes.sum(dim=0))
+        merged = ml.merge(loras, method="times", rank=1000)
+        assert difference(merged, factor * (loras[0] + loras[1])) < 2e-5
+    for name in ("ties", "dare_linear"):
+        with pytest.raises(ml.OptionError, match="is taken"):
+            ml.register(name)
