@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mergelab.errors import FormatError
 from mergelab.formats.names import COMPONENTS, unflatten
+from mergelab.formats.saved_modules import is_saved, saved_fields, written_path
 from mergelab.formats.writers import by_component, folded_layer, most_frequent, no_place
 from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer
 
@@ -30,7 +31,7 @@ def diffusers(data: AdapterData) -> dict[str, Tensor]:
         tensors[f"{name}.lora_A.weight"] = folded.lora_A
         tensors[f"{name}.lora_B.weight"] = folded.lora_B
     for name, tensor in data.extras.items():
-        if not (name.endswith(BIAS_SUFFIX) or name.startswith("transformer.")):
+        if is_saved(name) or not (name.endswith(BIAS_SUFFIX) or name.startswith("transformer.")):
             raise no_place(name, "diffusers")
         tensors[name] = tensor
     return tensors
@@ -96,8 +97,9 @@ def peft(data: AdapterData) -> dict[str, Tensor]:
         scaling = data.layers[name].scaling if name in data.layers else 1.0
         if key.partition(".")[0] not in components:
             raise no_place(key, "peft")
-        # PEFT multiplies the bias of lora_B by the scaling of its layer.
-        tensors[f"base_model.model.{key.partition('.')[2]}"] = tensor if scaling == 1.0 else tensor.float() / scaling
+        if written := written_path(key):
+            # PEFT multiplies the bias of lora_B by the scaling of its layer.
+            tensors[f"base_model.model.{written}"] = tensor if scaling == 1.0 else tensor.float() / scaling
     return tensors
 
 
@@ -114,6 +116,7 @@ def folder_config(data: AdapterData, component: str) -> dict[str, Any]:
         "use_rslora": False,
         "use_dora": False,
         **_config(layers, {path: layer.scaling for path, layer in layers.items()}, data, component),
+        **saved_fields(data.extras),
     }
 
 

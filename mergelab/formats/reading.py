@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +12,12 @@ from torch import Tensor
 from mergelab.errors import FormatError, LayerError
 from mergelab.formats.architectures.detecting import detect
 from mergelab.formats.architectures.registry import NAMINGS
+from mergelab.formats.header_alphas import HeaderAlphas, Ranks, header_alphas
 from mergelab.formats.keys import group_keys
 from mergelab.formats.kinds import ModuleTensors, to_layer
 from mergelab.formats.messages import about
-from mergelab.formats.names import Located, locate
+from mergelab.formats.names import Located, bare, locate
+from mergelab.formats.saved_modules import check_own, read_saved
 from mergelab.formats.scalings import ScalingOf, header_scaling
 from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer, LoraLayer
 
@@ -29,7 +32,7 @@ def parse(
     *,
     scaling_of: ScalingOf | None = None,
     component: str | None = None,
-    saved_modules: bool = False,
+    config: Mapping[str, Any] | None = None,
 ) -> AdapterData:
     """Understand the tensors of one file.
 
@@ -39,7 +42,7 @@ def parse(
         source: the file; every message begins with it.
         scaling_of: from a config beside the file; by default from `lora_adapter_metadata` in the header.
         component: of names that do not say ("unet" for a PEFT folder of a UNet).
-        saved_modules: whether other tensors are whole modules that PEFT saved, to be kept as extras.
+        config: of a PEFT folder, where other tensors are whole modules or trained rows of an embedding, kept as extras.
 
     Raises:
         FormatError, LayerError: a key that is neither understood nor kept, a factor without its partner, ...
@@ -48,20 +51,39 @@ def parse(
         groups = group_keys(tensors)
         extras, unknown = _norms(groups.others)
         extras |= groups.embeddings
-        if saved_modules:
-            extras |= {f"model.{key.removeprefix('base_model.model.')}": t for key, t in unknown.items()}
-        elif unknown:
+        check_own(map(bare, unknown), groups.modules)
+        if unknown and config is None:
             raise _unknown_tensors(list(unknown), len(tensors))
         if not groups.modules:
             raise FormatError("holds no LoRA layer; expected keys such as '...lora_A.weight' and '...lora_B.weight'")
         located = locate(groups.modules)
         if component:
             located = {module: _placed(where, component) for module, where in located.items()}
+        if config is not None:
+            components = {where.component for where in located.values()}
+            extras |= read_saved(unknown, config, components.pop() if len(components) == 1 else "model")
+        header = HeaderAlphas({}, ())
+        if scaling_of is None and not metadata.get("lora_adapter_metadata"):
+            header = header_alphas(metadata, _ranks(groups.modules, located))
+            scaling_of = header.scaling_of
         layers, biases, without_alpha = _layers(groups.modules, located, scaling_of or header_scaling(metadata))
         extras |= biases
         _check_extras(extras, layers)
         architecture = detect({name: layer.shape for name, layer in layers.items()}, metadata)
-        return AdapterData(layers, extras, architecture, dict(metadata), source, _notes(located, without_alpha))
+        notes = (*header.notes, *_notes(located, without_alpha))
+        return AdapterData(layers, extras, architecture, dict(metadata), source, notes)
+
+
+def _ranks(modules: Mapping[str, ModuleTensors], located: Mapping[str, Located]) -> dict[str, Ranks]:
+    """By component, the ranks of the modules without an alpha of their own."""
+    components: dict[str, Ranks] = {}
+    for name, module in modules.items():
+        ranks, down = components.setdefault(located[name].component, Ranks()), module.tensors.get("down")
+        if "alpha" in module.tensors:
+            ranks.some_have_one = True
+        elif down is not None and down.dim() and len(down):
+            ranks.without_alpha.append(len(down))
+    return components
 
 
 def _layers(

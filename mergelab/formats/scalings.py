@@ -11,6 +11,8 @@ from typing import Any
 
 from mergelab.checks import is_number, short_repr
 from mergelab.errors import FormatError
+from mergelab.formats.messages import about
+from mergelab.formats.peft_config import check_config
 
 # The scaling of a module by its component, path and rank; None: alpha is the rank.
 ScalingOf = Callable[[str, str, int], float | None]
@@ -21,9 +23,11 @@ def config_scaling(config: Mapping[str, Any]) -> Callable[[str, int], float]:
 
     `alpha / rank`, or `alpha / sqrt(rank)` with `use_rslora`; `alpha_pattern` is matched as PEFT does: a regular
     expression at the end of the path, the first that matches.
+
+    Raises:
+        FormatError: a field that makes it another adapter, or an alpha that is no number.
     """
-    if config.get("use_dora"):
-        raise FormatError("is a DoRA (use_dora), which this version of mergelab does not read")
+    check_config(config)
     default = config.get("lora_alpha")
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
@@ -54,13 +58,17 @@ def header_scaling(metadata: Mapping[str, str]) -> ScalingOf:
         raise FormatError(f"lora_adapter_metadata in the header is no JSON: {error}") from None
     if not isinstance(flat, dict):
         raise FormatError(f"lora_adapter_metadata in the header: expected an object, found {type(flat).__name__}")
-    if "r" in flat or "lora_alpha" in flat:  # a model's own save_lora_adapter: one config, without a prefix
-        return for_all_components(config_scaling(flat))
+    if any("." not in key for key in flat):  # a model's own save_lora_adapter: one config, without a prefix
+        with about("lora_adapter_metadata in the header"):
+            return for_all_components(config_scaling(flat))
     configs: dict[str, dict[str, Any]] = {}
     for key, value in flat.items():
         component, _, option = key.partition(".")
         configs.setdefault(component, {})[option] = value
-    by_component = {name: config_scaling(config) for name, config in configs.items()}
+    by_component = {}
+    for name, config in configs.items():
+        with about(f"lora_adapter_metadata in the header, {short_repr(name)}"):
+            by_component[name] = config_scaling(config)
 
     def scaling_of(component: str, path: str, rank: int) -> float | None:
         return by_component[component](path, rank) if component in by_component else None

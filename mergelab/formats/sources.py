@@ -23,7 +23,6 @@ from mergelab.layer import AdapterData
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_CHANGED_BASE = ("pissa", "olora", "corda")
 _STATE_DICT = "<state dict>"
 
 Files = tuple[Path, ...]
@@ -157,7 +156,7 @@ def _read_peft(folder: Path, component: str | None, options: ReadOptions) -> tup
     with about(config_path):
         scaling_of = for_all_components(config_scaling(config))
     component = component or metadata.get("mergelab.component")
-    data = parse(tensors, metadata, str(folder), scaling_of=scaling_of, component=component, saved_modules=True)
+    data = parse(tensors, metadata, str(folder), scaling_of=scaling_of, component=component, config=config)
     return data, (weights, config_path)
 
 
@@ -166,14 +165,6 @@ def _read_config(path: Path) -> dict[str, Any]:
         config: Any = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise FormatError(f"is no JSON: {error}") from None
-    if not isinstance(config, dict) or str(config.get("peft_type", "LORA")).upper() != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise FormatError(f"peft_type is {kind!r}, expected 'LORA'")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
-        raise FormatError(
-            f"init_lora_weights is {start!r}: the adapter belongs to a base model that it changed at the start of "
-            "training, and is no plain LoRA; convert it with PEFT's save_pretrained, given "
-            "path_initial_model_for_weight_conversion"
-        )
+    if not isinstance(config, dict):
+        raise FormatError(f"is a {type(config).__name__}, expected 'LORA' as the peft_type of an object")
     return config

@@ -14,6 +14,7 @@ from mergelab.errors import OptionError
 from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.casting import cast
 from mergelab.formats.files import replacing_folder
+from mergelab.formats.header_alphas import stale_fields
 from mergelab.formats.kohya import kohya
 from mergelab.formats.messages import about
 from mergelab.formats.peft import adapter_metadata, diffusers, folder_config, peft, split_components
@@ -100,7 +101,8 @@ def _save_peft(data: AdapterData, folder: Path, dtype: torch.dtype | None) -> No
 
 def header(data: AdapterData, format: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The strings of the header: what the inputs said and is still true, modelspec, and what readers need."""
-    strings = {key: value for key, value in data.metadata.items() if key not in _STALE}
+    stale = stale_fields(data.metadata).union(_STALE)
+    strings = {key: value for key, value in data.metadata.items() if key not in stale}
     architecture = ARCHITECTURES.get(data.architecture or "")
     strings["modelspec.sai_model_spec"] = "1.0.0"
     strings.setdefault("modelspec.title", "untitled" if data.source.startswith("<") else short_name(data.source))

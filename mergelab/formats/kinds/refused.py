@@ -7,7 +7,12 @@ import re
 _REFUSED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
-        (r"\.(dora_scale|lora_magnitude_vector(\.[^.]+)?(\.weight)?)$", "DoRA"),
+        (r"\.(dora_scale|((lora|dora)_)?magnitude(_vector)?(\.[^.]+)?(\.weight)?)$", "DoRA"),
+        (r"\.lora_diag(\.[^.]+)?$", "KaSA"),
+        (r"\.(lora_E|ranknum)(\.[^.]+)?$", "AdaLoRA"),
+        (r"\.lora_monteclora_", "MonteCLoRA"),
+        (r"\.lora_velora_", "VeLoRA"),
+        (r"\.vera_lambda_[bd](\.[^.]+)?$", "VeRA"),
         (r"\.hada_(w[12]_[ab]|t[12])$", "LyCORIS LoHa"),
         (r"\.lokr_(w[12](_[ab])?|t[12])$", "LyCORIS LoKr"),
         (r"\.(oft_blocks|oft_diag|oft_R(\..*)?|rescale)$", "OFT or BOFT"),
