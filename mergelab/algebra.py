@@ -95,7 +95,7 @@ def resize_layers(data: AdapterData, rank: Rank) -> tuple[dict[str, Layer], Repo
         spectra = {name: s.truncated(count) for (name, s), count in zip(spectra.items(), counts)}
     layers = {name: _at_rank(data.layers[name], s) for name, s in spectra.items() if len(s.S)}
     rows = (LayerReport(n, len(s.S), s.energy, s.kept, note=rank_note(rank, len(s.S))) for n, s in spectra.items())
-    return layers, Report((), tuple(rows))
+    return layers, Report((), tuple(rows), data.notes)
 
 
 def _at_rank(layer: Layer, spectrum: Spectrum) -> Layer:

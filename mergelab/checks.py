@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
@@ -27,6 +28,28 @@ def is_number(value: object) -> bool:
         return bool(abs(float(value)) <= LARGEST_NUMBER)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return False
+
+
+_PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
+
+
+def plain_number(text: str) -> float:
+    """The number that a text is, as people write it; what else Python takes for one ("0_7", other digits) is a slip.
+
+    Raises:
+        ValueError: it is none.
+
+    Example:
+        >>> plain_number("0.7"), plain_number("-5e-1")
+        (0.7, -0.5)
+        >>> plain_number("0_7")
+        Traceback (most recent call last):
+            ...
+        ValueError: '0_7' is no number
+    """
+    if not _PLAIN_NUMBER.fullmatch(text):
+        raise ValueError(f"{short_repr(text)} is no number")
+    return float(text)
 
 
 def short_repr(value: object) -> str:

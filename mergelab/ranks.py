@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergelab.checks import did_you_mean, short_repr
+from mergelab.checks import did_you_mean, plain_number, short_repr
 from mergelab.errors import OptionError
 from mergelab.linalg.lowrank import Spectrum
 
@@ -102,7 +102,7 @@ def _mean_of(text: str) -> int | None:
     """8 for "mean=8"; None for what is no such text."""
     digits = text.removeprefix(_MEAN)
     with suppress(ValueError):  # more digits than Python reads
-        return int(digits) if text.startswith(_MEAN) and digits.isdecimal() else None
+        return int(digits) if text.startswith(_MEAN) and digits.isascii() and digits.isdecimal() else None
     return None
 
 
@@ -119,6 +119,7 @@ def parse_rank(text: str) -> Rank:
     if text in ("max", "sum") or text.startswith(_MEAN):
         return check_rank(text)
     try:
+        plain_number(text)
         number = float(text) if "." in text else int(text)
     except ValueError:
         raise OptionError(f"rank={short_repr(text)}: expected a number such as 32, max, sum, 0.9 or mean=32") from None

@@ -16,7 +16,8 @@ from torch import nn
 
 import mergelab as ml
 from mergelab.formats.architectures import ARCHITECTURES, Architecture, Evidence, detect
-from mergelab.formats.names import flatten, locate, unflatten
+from mergelab.formats.names import flatten, locate
+from mergelab.formats.prefixes import unflatten
 
 CROSS = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 DOUBLE = "transformer.transformer_blocks.{}.attn.to_q"

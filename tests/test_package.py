@@ -47,7 +47,9 @@ LAYERS = {
         "reading",
         "casting | keys | kohya | peft",
         "balancing | kinds | names | tensor_files",
-        "architectures | files | messages | options | scalings | targets | writers",
+        "writers",
+        "prefixes",
+        "architectures | files | messages | options | scalings | targets",
     ),
     "mergelab.formats.architectures": (
         "base_models | detecting",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import runpy
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -12,12 +13,14 @@ from typing import Annotated, Any
 
 import typer
 
+from mergelab.checks import plain_number, short_repr
 from mergelab.errors import MergelabError, OptionError, SourceError
 
 Out = Annotated[Path, typer.Option("-o", "--output", help="File to write; for format peft a folder.")]
 Format = Annotated[str, typer.Option(help="diffusers (also for nunchaku), kohya (also ComfyUI, A1111, Forge), peft.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: exact, as it is.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output (never an input).")]
+DropExtras = Annotated[bool, typer.Option("--drop-extras", help="Leave out what is no LoRA layer (embeddings, norms).")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin, .pt and .ckpt too (tensors only).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Import = Annotated[
@@ -39,12 +42,53 @@ def parse_weighted(text: str) -> tuple[str, float | dict[str, float]]:
         return text, 1.0
     try:
         if "=" in tail:
-            return source, {key: float(value) for key, _, value in (part.rpartition("=") for part in tail.split(","))}
-        return source, float(tail)
+            parts = (part.rpartition("=") for part in tail.split(","))
+            return source, {key: plain_number(value) for key, _, value in parts}
+        return source, plain_number(tail)
     except ValueError:
-        if Path(source).exists():
+        if Path(source).exists() or source.endswith(".safetensors"):
             raise OptionError(f"{text}: weight {tail!r}: expected a number, or COMPONENT=NUMBER,...") from None
         return text, 1.0
+
+
+def number(text: str) -> float:
+    """A number on the command line.
+
+    Raises:
+        typer.BadParameter: it is none, or spelt as only Python reads it.
+    """
+    try:
+        return plain_number(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}; expected one such as 0.5") from None
+
+
+def integer(text: str | int) -> int:
+    """An integer on the command line, or the default of an option; raises as `number` does."""
+    try:
+        plain_number(str(text))
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{short_repr(text)} is no integer; expected one such as 42") from None
+
+
+def check_plain(overrides: Sequence[str]) -> None:
+    """Raise where `KEY=VALUE` has a number that is spelt as only YAML reads it ("4_0", "010", "1:30")."""
+    import yaml
+
+    for text in overrides:
+        value = text.partition("=")[2]
+        try:
+            read = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            continue  # refused where it is used
+        if isinstance(read, (int, float)) and not isinstance(read, bool) and math.isfinite(read):
+            try:
+                plain = plain_number(value.strip())
+            except ValueError:
+                plain = math.nan
+            if plain != read:
+                raise OptionError(f"--set {text}: {value!r} is no plain number; it would be read as {read}")
 
 
 def split_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mergelab.cli.arguments import Import, import_plugins
+from mergelab.cli.arguments import Import, check_plain, import_plugins
 
 
 def evaluate(
@@ -22,6 +22,7 @@ def evaluate(
     """Generate with a model, its adapters and their merges, score them, and write a report."""
     from mergelab.evaluation import evaluate as evaluate_config
 
+    check_plain(overrides or ())
     import_plugins(plugins)
     return str(evaluate_config(config, output, overrides=overrides or ()))
 

@@ -31,8 +31,11 @@ def compare(adapters: list[str], as_json: Json = False, allow_pickle: Pickle = F
     from mergelab.adapter import load
     from mergelab.comparing import compare as compare_adapters
 
-    comparison = compare_adapters([load(source, allow_pickle=allow_pickle) for source in adapters])
-    return json.dumps(comparison.to_dict(), indent=2) if as_json else str(comparison)
+    loaded = [load(source, allow_pickle=allow_pickle) for source in adapters]
+    comparison = compare_adapters(loaded)
+    if as_json:
+        return json.dumps(comparison.to_dict(), indent=2)
+    return "\n".join([str(comparison), *(f"  note: {a.name}: {note}" for a in loaded for note in a.notes)])
 
 
 def methods(as_json: Json = False, plugins: Import = None) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mergelab.cli.arguments import (
+    DropExtras,
     Dtype,
     Force,
     Format,
@@ -16,6 +17,8 @@ from mergelab.cli.arguments import (
     Pickle,
     check_spelling,
     import_plugins,
+    integer,
+    number,
     parse_weighted,
     split_options,
 )
@@ -33,12 +36,14 @@ def merge(
     rank: Annotated[str | None, typer.Option(help="8, max, sum, 0.9 (share of energy) or mean=32 (a budget).")] = None,
     space: Annotated[str | None, typer.Option(help="delta, core, knots or factors.")] = None,
     density: Annotated[
-        float | None, typer.Option(help="Share of entries kept, of ties, dare, magnitude_prune.")
+        float | None,
+        typer.Option(help="Share of entries kept, of ties, dare, magnitude_prune.", parser=number, metavar="FLOAT"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of random methods.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of random methods.", parser=integer, metavar="INTEGER")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     format: Format = "diffusers",
     dtype: Dtype = None,
+    drop_extras: DropExtras = False,
     force: Force = False,
     allow_pickle: Pickle = False,
     plugins: Import = None,
@@ -58,8 +63,9 @@ def merge(
     sources, weights = zip(*[parse_weighted(text) for text in adapters])
     loaded = [load(source, allow_pickle=allow_pickle) for source in sources]
     check_target(output, [path for a in loaded for path in a.inputs], force, format)
+    left_out, loaded = _without_extras(loaded) if drop_extras else ([], loaded)
     merged = merge_adapters(loaded, list(weights), method, rank=target, seed=seed, device=device, **options)
-    return f"{_save(merged, output, format, dtype)}\n{merged.report}"
+    return "\n".join([*left_out, _save(merged, output, format, dtype), *merged.report.lines()])
 
 
 def convert(
@@ -67,16 +73,14 @@ def convert(
     output: Out,
     format: Format,
     dtype: Dtype = None,
-    drop_extras: Annotated[bool, typer.Option("--drop-extras", help="Leave out what is no LoRA layer.")] = False,
+    drop_extras: DropExtras = False,
     force: Force = False,
     allow_pickle: Pickle = False,
 ) -> str:
     """Write an adapter in another format; every layer keeps its change exactly."""
     adapter = _open(file, output, format, dtype, force, allow_pickle)
-    if not (drop_extras and adapter.extras):
-        return _save(adapter, output, format, dtype)
-    left_out = f"left out: {', '.join(list(adapter.extras)[:5])}{', ...' if len(adapter.extras) > 5 else ''}"
-    return f"{left_out}\n{_save(adapter.without_extras(), output, format, dtype)}"
+    left_out, (adapter,) = _without_extras([adapter]) if drop_extras else ([], [adapter])
+    return "\n".join([*left_out, _save(adapter, output, format, dtype), *adapter.report.lines()])
 
 
 def resize(
@@ -85,6 +89,7 @@ def resize(
     output: Out,
     format: Format = "diffusers",
     dtype: Dtype = None,
+    drop_extras: DropExtras = False,
     force: Force = False,
     allow_pickle: Pickle = False,
 ) -> str:
@@ -94,8 +99,9 @@ def resize(
     if (target := parse_rank(rank)) in ("max", "sum"):
         raise OptionError(f"rank={rank!r}: expected a number such as 16, 0.9 (share of energy) or mean=16 (a budget)")
     adapter = _open(file, output, format, dtype, force, allow_pickle)
+    left_out, (adapter,) = _without_extras([adapter]) if drop_extras else ([], [adapter])
     resized = adapter.resize(target)
-    return f"{_save(resized, output, format, dtype)}\n{resized.report}"
+    return "\n".join([*left_out, _save(resized, output, format, dtype), *resized.report.lines()])
 
 
 def _check_writing(format: str, dtype: str | None) -> None:
@@ -114,6 +120,13 @@ def _open(file: str, output: Path, format: str, dtype: str | None, force: bool, 
     adapter = load(file, allow_pickle=allow_pickle)
     check_target(output, adapter.inputs, force, format)
     return adapter
+
+
+def _without_extras(adapters: list[Adapter]) -> tuple[list[str], list[Adapter]]:
+    """What is left out, in words, and the layers alone."""
+    extras = list(dict.fromkeys(key for adapter in adapters for key in adapter.extras))
+    some = ", ".join(extras[:5]) + (", ..." if len(extras) > 5 else "")
+    return [f"left out: {some}"] if extras else [], [adapter.without_extras() for adapter in adapters]
 
 
 def _save(adapter: Adapter, output: Path, format: str, dtype: str | None) -> str:

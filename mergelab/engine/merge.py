@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -112,9 +112,16 @@ def merge(
         architecture=next((a.architecture for a in adapters if a.architecture), None),
         metadata=merged_metadata(recipe, taking_part),
         source="merge of " + ", ".join(names),
-        report=Report(tuple(names), tuple(rows), tuple(notes)),
+        report=Report(tuple(names), tuple(rows), (*notes, *_reading_notes(job))),
         inputs=tuple(path for a in adapters for path in a.inputs),
     )
+
+
+def _reading_notes(job: Job) -> Iterator[str]:
+    """How the files of those that take part were understood."""
+    for given in job.inputs:
+        if any(given.weights.values()):
+            yield from (f"{given.name}: {note}" for note in given.adapter.notes)
 
 
 def _input_records(adapters: Sequence[Adapter], weights: Sequence[Weight] | None) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -11,8 +12,11 @@ from typing import Any
 from mergelab.adapter import Adapter
 from mergelab.formats import sha256_of
 
-# Header keys under which tools keep the words that call an adapter.
-_TRIGGER_KEYS = ("modelspec.trigger_phrase", "ss_trigger_words", "trigger_word", "instance_prompt")
+# Header keys under which tools keep the words that call an adapter, without a tool's prefix, spelt with letters alone.
+_TRIGGER_KEYS = (
+    *("triggerphrase", "triggerphrases", "triggerwords", "triggerword", "triggers", "instanceprompt"),
+    *("trainedwords", "trainedword", "activationtext", "activationwords", "activationword"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,16 +67,32 @@ def trigger_words(adapters: Sequence[Adapter]) -> list[str]:
     """The trigger words of all inputs, in their order, each once.
 
     Example:
-        >>> trigger_words([Adapter({}, metadata={"modelspec.trigger_phrase": words}) for words in ("sks, dog", "sks")])
-        ['sks', 'dog']
+        >>> headers = {"modelspec.trigger_phrase": "sks, dog"}, {"trained_words": '["szn style", "sks"]'}
+        >>> trigger_words([Adapter({}, metadata=header) for header in headers])
+        ['sks', 'dog', 'szn style']
     """
     words: dict[str, None] = {}
     for adapter in adapters:
-        for key in _TRIGGER_KEYS:
-            for word in adapter.metadata.get(key, "").split(","):
+        found = {key: _TRIGGER_KEYS.index(name) for key in adapter.metadata if (name := _bare(key)) in _TRIGGER_KEYS}
+        for key in sorted(found, key=lambda key: (found[key], key)):
+            for word in ",".join(_texts(adapter.metadata[key])).split(","):
                 if word.strip():
                     words[word.strip()] = None
     return list(words)
+
+
+def _bare(key: str) -> str:
+    """A header key by which spellings are compared: "ss_trigger_words" and "triggerWords" are one."""
+    return re.sub("[^a-z]", "", re.sub(r"^(modelspec\.|ss_|st_|ot_)", "", key.lower()))
+
+
+def _texts(value: str) -> list[str]:
+    """The texts of a header's value, which is one, or a list in JSON."""
+    try:
+        texts = json.loads(value) if value.lstrip().startswith("[") else value
+    except (ValueError, RecursionError):
+        texts = value
+    return [text for text in texts if isinstance(text, str)] if isinstance(texts, list) else [value]
 
 
 def merged_metadata(recipe: Recipe, adapters: Sequence[Adapter]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from mergelab.errors import FormatError
 from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.kinds import KINDS, ModuleTensors, module_and_role, refused_kind
 from mergelab.formats.names import bare
+from mergelab.formats.prefixes import without_wrapping_steps
 
 _LONGEST_KEY = 500
 _EMBEDDING = re.compile(r"^(bundle_emb\..+|emb_params|string_to_param\..+|<[^<>]+>|clip_[lg]|t5xxl)$")
@@ -55,6 +56,7 @@ def group_keys(tensors: Mapping[str, Tensor]) -> KeyGroups:
 
 
 def _usual(key: str) -> str:
+    key = without_wrapping_steps(key)
     for architecture in ARCHITECTURES.values():
         key = architecture.respell(key)
     return key

@@ -14,7 +14,7 @@ from mergelab.formats.architectures.fused import OriginalModule
 from mergelab.formats.architectures.naming import Naming, Place
 from mergelab.formats.architectures.registry import ARCHITECTURES, NAMINGS, architecture_of
 from mergelab.formats.names import flatten
-from mergelab.formats.writers import folded_layer, most_frequent, no_place
+from mergelab.formats.writers import EMBEDDING_PREFIX, folded_layer, most_frequent, no_place
 from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer
 
 
@@ -22,7 +22,7 @@ def kohya(data: AdapterData) -> dict[str, Tensor]:
     """The tensors of a file in kohya's names."""
     modules = _modules(data)
     layers = {name: module.layer() for name, module in modules.items() if module.layers}
-    tensors = _norms(data)
+    tensors = _others(data)
     known = ARCHITECTURES.get(data.architecture or "")
     alpha = None if known and known.denoiser != "unet" else _one_alpha(layers.values())
     for name, layer in layers.items():
@@ -95,19 +95,22 @@ def _place(data: AdapterData, name: str) -> tuple[str, Place]:
     return f"{prefix}_{flat}", place or Place(OriginalModule(path, (path,)), 0)
 
 
-def _norms(data: AdapterData) -> dict[str, Tensor]:
-    """Norms under the keys of ComfyUI."""
-    norms: dict[str, Tensor] = {}
+def _others(data: AdapterData) -> dict[str, Tensor]:
+    """Embeddings under the keys of A1111 and OneTrainer, norms under those of ComfyUI."""
+    others: dict[str, Tensor] = {}
     for key, tensor in data.extras.items():
         if key.endswith(BIAS_SUFFIX):
+            continue
+        if key.startswith(EMBEDDING_PREFIX):
+            others[key] = tensor
             continue
         component, _, path = key.removesuffix(".weight").partition(".")
         namings = [naming for naming in NAMINGS if naming.component == component and naming.original_norm(path)]
         if not namings:
             raise no_place(key, "kohya")
-        norms[f"diffusion_model.{namings[0].original_norm(path)}.set_weight"] = tensor
-        norms |= _widened(data, namings[0])
-    return norms
+        others[f"diffusion_model.{namings[0].original_norm(path)}.set_weight"] = tensor
+        others |= _widened(data, namings[0])
+    return others
 
 
 def _widened(data: AdapterData, naming: Naming) -> dict[str, Tensor]:

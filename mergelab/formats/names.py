@@ -1,7 +1,7 @@
 """Module names of files -> canonical names, `<component>.<diffusers module path>`.
 
-The dialects differ in a prefix (which component), a separator ("." or "_") and the model whose modules they name
-(diffusers' or the original one). The models' own names are in `architectures`.
+The dialects differ in prefixes (`prefixes` takes them off), a separator ("." or "_") and the model whose modules they
+name (diffusers' or the original one). The models' own names are in `architectures`.
 """
 
 from __future__ import annotations
@@ -11,38 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mergelab.formats.architectures import text_encoders
+from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.architectures.fused import OriginalModule
 from mergelab.formats.architectures.naming import Naming
 from mergelab.formats.architectures.registry import NAMINGS
+from mergelab.formats.prefixes import is_path_of, strip, unflatten
 
-COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
-
-# Prefix of a flat (kohya) or a dotted name -> component; None: the rest of the name tells.
-_FLAT = {
-    "lora_unet_": "unet",
-    "lora_transformer_": "transformer",
-    "lora_te1_": "text_encoder",
-    "lora_te2_": "text_encoder_2",
-    "lora_te3_": "text_encoder_3",
-    "lora_te_": "text_encoder",
-    "lycoris_": None,
-}
-_DOTTED = {
-    "base_model.model.": None,
-    "model.diffusion_model.": None,
-    "diffusion_model.": None,
-    "text_encoders.clip_l.transformer.": "text_encoder",
-    "text_encoders.clip_g.transformer.": "text_encoder_2",
-    "text_encoders.t5xxl.transformer.": "text_encoder_2",
-    "transformer.": "transformer",
-    "unet.": "unet",
-    "text_encoder.": "text_encoder",
-    "text_encoder_2.": "text_encoder_2",
-    "text_encoder_3.": "text_encoder_3",
-}
-# Every step of a module path that some model has. Those with an underscore are why a flat name cannot just be split.
-_STEPS = text_encoders.STEPS.union(*(naming.steps for naming in NAMINGS))
-_LONGEST = max(step.count("_") for step in _STEPS) + 1
 # The first step of a path -> the component, where it tells.
 _ROOTS = {root: naming.component for naming in NAMINGS for root in naming.telling_roots}
 # First steps of original paths under which every module is in a table.
@@ -75,32 +49,9 @@ class Located:
         return self.original is not None
 
 
-def unflatten(flat: str) -> str | None:
-    """The dotted path of a name whose dots were replaced by underscores; None if some step is in no known model.
-
-    Example:
-        >>> unflatten("down_blocks_0_attentions_1_transformer_blocks_0_attn1_to_out_0")
-        'down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0'
-        >>> unflatten("my_own_layer") is None
-        True
-    """
-    words = flat.strip("_").split("_")
-    path: list[str] = []
-    while words:
-        for count in range(min(_LONGEST, len(words)), 0, -1):
-            step = "_".join(words[:count])
-            if step in _STEPS or (count == 1 and step.isdigit()):
-                path.append(step)
-                del words[:count]
-                break
-        else:
-            return None
-    return ".".join(path)
-
-
 def locate(modules: Iterable[str]) -> dict[str, Located]:
     """Locate all modules of one file; a name that says nothing of its component follows those that do."""
-    parsed = {module: _strip(module) for module in modules}
+    parsed = {module: strip(module) for module in modules}
     # kohya numbers text encoders; the T5 of FLUX is te3, without a te2, and the second encoder of diffusers' pipeline.
     if not any(component == "text_encoder_2" for component, _, _ in parsed.values()):
         second = {"text_encoder_3": "text_encoder_2"}
@@ -113,17 +64,19 @@ def locate(modules: Iterable[str]) -> dict[str, Located]:
     return {module: _located(*parts, fallback, namings) for module, parts in parsed.items()}
 
 
-def _strip(module: str) -> tuple[str | None, str, bool]:
-    """Component (if the prefix names one), path, and whether the path could be read."""
-    for prefix, component in _FLAT.items():
-        if module.startswith(prefix):
-            path = unflatten(module.removeprefix(prefix))
-            return component, path or module.removeprefix(prefix), path is not None
-    for prefix, component in _DOTTED.items():
-        if module.startswith(prefix):
-            rest = module.removeprefix(prefix)
-            return (component, rest, True) if component else _strip(rest)
-    return None, module, True
+def is_module_of(architecture: Architecture, name: str) -> bool:
+    """Whether a canonical name is one of this base model's.
+
+    Example:
+        >>> from mergelab.formats.architectures import ARCHITECTURES
+        >>> names = ("unet.down_blocks.0.resnets.0.conv1", "unet.down_blocks.0.motion_modules.0.proj_in")
+        >>> [is_module_of(ARCHITECTURES["sd15"], name) for name in names]
+        [True, False]
+    """
+    component, _, path = name.partition(".")
+    if component == architecture.denoiser:
+        return architecture.naming.place(path) is not None and is_path_of(architecture.naming, path)
+    return component.startswith("text_encoder") and text_encoders.has(path)
 
 
 def _component_of(path: str, namings: Iterable[Naming]) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mergelab.errors import FormatError
-from mergelab.formats.names import COMPONENTS, unflatten
+from mergelab.formats.prefixes import COMPONENTS, unflatten
 from mergelab.formats.saved_modules import is_saved, saved_fields, written_path
 from mergelab.formats.writers import by_component, folded_layer, most_frequent, no_place
 from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from mergelab.errors import FormatError, LayerError
 from mergelab.formats.architectures.detecting import detect
-from mergelab.formats.architectures.registry import NAMINGS
+from mergelab.formats.architectures.registry import ARCHITECTURES, NAMINGS
 from mergelab.formats.header_alphas import HeaderAlphas, Ranks, header_alphas
 from mergelab.formats.keys import group_keys
 from mergelab.formats.kinds import ModuleTensors, to_layer
 from mergelab.formats.messages import about
-from mergelab.formats.names import Located, bare, locate
+from mergelab.formats.names import Located, bare, is_module_of, locate
+from mergelab.formats.prefixes import strip
 from mergelab.formats.saved_modules import check_own, read_saved
 from mergelab.formats.scalings import ScalingOf, header_scaling
 from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer, LoraLayer
 
 _NORM_LEAF = re.compile(r"\.(scale|weight|set_weight|scale\.set_weight)$")
-_NORM_PREFIX = re.compile(r"^(base_model\.model\.|(model\.)?diffusion_model\.|transformer\.)")
 
 
 def parse(
@@ -70,7 +70,7 @@ def parse(
         extras |= biases
         _check_extras(extras, layers)
         architecture = detect({name: layer.shape for name, layer in layers.items()}, metadata)
-        notes = (*header.notes, *_notes(located, without_alpha))
+        notes = (*header.notes, *_notes(layers, architecture, without_alpha))
         return AdapterData(layers, extras, architecture, dict(metadata), source, notes)
 
 
@@ -148,7 +148,7 @@ def _norms(others: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, T
         if any(naming.input_layer and key.endswith(f"{naming.input_layer}.reshape_weight") for naming in NAMINGS):
             continue  # says the shape of a layer that the file holds as well
         leaf = _NORM_LEAF.search(key)
-        path = _NORM_PREFIX.sub("", key[: leaf.start()]) if leaf else ""
+        path = strip(key[: leaf.start()])[1] if leaf else ""
         names = (f"{naming.component}.{norm}.weight" for naming in NAMINGS if (norm := naming.norm(path)))
         if name := next(names, None):
             norms[name] = tensor
@@ -176,14 +176,17 @@ def _check_extras(extras: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> 
             )
 
 
-def _notes(located: Mapping[str, Located], without_alpha: int) -> tuple[str, ...]:
+def _notes(layers: Mapping[str, Layer], architecture: str | None, without_alpha: int) -> tuple[str, ...]:
     notes = []
     if without_alpha:
         notes.append(f"{without_alpha} layers have no alpha: alpha = rank, as everywhere")
-    odd = [where.path for where in located.values() if not where.known]
+    known = ARCHITECTURES.get(architecture or "")
+    models = [known] if known else ARCHITECTURES.values()
+    odd = [name for name in layers if not any(is_module_of(model, name) for model in models)]
     if odd:
+        where = f"no module of {known.title}" if known else "no model that mergelab knows"
         notes.append(
-            f"{len(odd)} layer names belong to no model that mergelab knows ({odd[0]} the first); they are kept as "
-            "they are, and merge with layers of the same name"
+            f"{len(odd)} layer names belong to {where} ({odd[0]} the first); they are kept as they are, and merge with "
+            "layers of the same name"
         )
     return tuple(notes)

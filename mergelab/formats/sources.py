@@ -14,8 +14,8 @@ from torch import Tensor
 from mergelab import miniature
 from mergelab.errors import FormatError, SourceError
 from mergelab.formats.messages import about
-from mergelab.formats.names import COMPONENTS
 from mergelab.formats.options import ReadOptions
+from mergelab.formats.prefixes import COMPONENTS
 from mergelab.formats.reading import parse
 from mergelab.formats.scalings import config_scaling, for_all_components
 from mergelab.formats.tensor_files import PICKLES, check_tensors, read_tensors

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mergelab.errors import FormatError
+from mergelab.formats.prefixes import COMPONENTS
 from mergelab.layer import AdapterData, Layer, LoraLayer
 
 FACTOR_SUFFIXES = ((".lora_down.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_B.weight"))
@@ -37,9 +38,18 @@ def most_frequent(counts: Counter[Any]) -> Any:
     return min(counts, key=lambda value: (-counts[value], value))
 
 
+EMBEDDING_PREFIX = "bundle_emb."
+"""Begin of the keys of textual-inversion embeddings in a file of kohya's format."""
+
+
 def no_place(key: str, format: str) -> FormatError:
-    """The error for an extra that a format cannot carry."""
+    """The error for an extra that a format cannot carry, with the format that can, where there is one."""
+    if key.startswith(EMBEDDING_PREFIX):
+        other = "kohya"
+    else:
+        other = "peft" if key.partition(".")[0] in (*COMPONENTS, "model") else ""
+    remedy = f"write it as format={other!r}, which has one, or leave" if other not in ("", format) else "leave"
     return FormatError(
-        f"{key} is no LoRA layer, and format {format!r} has no place for it; drop it with adapter.without_extras() "
-        "(--drop-extras), or write another format"
+        f"{key} is no LoRA layer, and format {format!r} has no place for it; {remedy} it out: "
+        "adapter.without_extras(), or --drop-extras"
     )

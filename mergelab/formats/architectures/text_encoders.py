@@ -21,6 +21,16 @@ def component_of(path: str) -> str | None:
     return "text_encoder" if path.startswith(("encoder.layers.", "text_model.")) or path == "text_model" else None
 
 
+def is_clip(path: str) -> bool:
+    """Whether a path, of whatever component, is that of a CLIP text model; other models have a `text_model`, too."""
+    return path.startswith(("text_model.encoder.", "text_model.embeddings."))
+
+
+def has(path: str) -> bool:
+    """Whether every step of a path is one of a text encoder's."""
+    return all(step in STEPS or step.isdecimal() for step in path.split("."))
+
+
 def canonical(path: str) -> str:
     """A path with CLIP's `text_model`, which transformers 5 has dropped and files have."""
     return f"text_model.{path}" if path.startswith("encoder.layers.") else path
