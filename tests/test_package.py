@@ -46,8 +46,8 @@ LAYERS = {
         "sources",
         "reading",
         "casting | keys | kohya | peft",
-        "balancing | kinds | names | tensor_files",
-        "architectures | files | messages | options | scalings | targets | writers",
+        "balancing | kinds | names | scalings | tensor_files",
+        "architectures | files | header_alphas | messages | options | peft_config | saved_modules | targets | writers",
     ),
     "mergelab.formats.architectures": (
         "base_models | detecting",
