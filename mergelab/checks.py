@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-
-import torch
+from typing import TYPE_CHECKING
 
 from mergelab.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
 
 # Weights, alphas and strengths are of order one; what is above this is a mistake, and would overflow float32.
 LARGEST_NUMBER = 1e9
@@ -67,6 +69,8 @@ def usable_device(device: torch.device | str | None) -> torch.device:
     Raises:
         OptionError: there is no such device, or not here.
     """
+    import torch  # the command line checks numbers before anything needs it
+
     try:
         found = torch.device(device or "cpu")
         torch.zeros(1, device=found).sum().item()

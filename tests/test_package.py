@@ -46,10 +46,10 @@ LAYERS = {
         "sources",
         "reading",
         "casting | keys | kohya | peft",
-        "balancing | kinds | names | tensor_files",
+        "balancing | kinds | names | scalings | tensor_files",
         "writers",
         "prefixes",
-        "architectures | files | messages | options | scalings | targets",
+        "architectures | files | header_alphas | messages | options | peft_config | saved_modules | targets",
     ),
     "mergelab.formats.architectures": (
         "base_models | detecting",
