@@ -57,7 +57,8 @@ def _merge_bias(job: Job, key: str, present: Sequence[Input]) -> Tensor:
     if len({bias.shape for bias in biases}) > 1:
         shapes = ", ".join(f"{given.name} {tuple(bias.shape)}" for given, bias in zip(present, biases))
         raise LayerError(
-            f"{key}: the biases have different shapes: {shapes}; are they for one base model? without_extras() leaves biases out (--drop-extras)"
+            f"{key}: the biases have different shapes: {shapes}; are they for one base model? "
+            "adapter.without_extras(), or --drop-extras, leaves them out"
         )
     layer = key.removesuffix(BIAS_SUFFIX)
     parts = [
