@@ -25,6 +25,11 @@ OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "density -1": (("--method", "dare", "--density", "-1"), ("density", "0 < density <= 1", "found -1")),
     "density tiny": (("--method", "dare", "--density", "1e-320"), ("density",)),
     "density NaN": (("--method", "dare_ties", "--density", "nan"), ("density", "found nan")),
+    "density with an underscore": (("--method", "ties", "--density", "0_5"), ("--density", "0_5", "no number")),
+    "seed with an underscore": (("--seed", "1_0"), ("--seed", "1_0", "no integer")),
+    "rank with an underscore": (("--rank", "1_6"), ("rank='1_6'", "mean=32")),
+    "rank mean=1_6": (("--rank", "mean=1_6"), ("mean=1_6", "mean=32")),
+    "lam with an underscore": (("--method", "ties", "--lam", "0_5"), ("lam='0_5'", "finite number")),
     "density a word": (("--method", "ties", "--density", "half"), ("--density", "number")),
     "lam infinite": (("--method", "ties", "--lam", "Infinity"), ("lam=inf", "finite number")),
     "lam a list": (("--method", "ties", "--lam", "[1]"), ("lam=[1]", "finite number")),
@@ -70,6 +75,10 @@ WEIGHTS = {
     "zero": ("0", ("every weight is 0",)),
     "too large": ("1e39", ("1e+39", "float32")),
     "no number": ("0,7", ("0,7",)),
+    "underscore": ("0_7", ("'0_7'", "number")),
+    "other digits": ("\u0660.\u0667", ("number",)),
+    "space": (" 0.7", ("' 0.7'", "number")),
+    "mapping underscore": ("unet=0_7", ("unet=0_7", "number")),
     "mapping no number": ("unet=x", ("unet=x",)),
     "mapping NaN": ("unet=nan", ("good", "'unet'", "nan")),
     "matches nothing": ("text_encoder=1.0", ("good", "'text_encoder'", "unet")),
@@ -105,7 +114,19 @@ def test_usage(arguments: list[str], needle: str, refused: Refused) -> None:
     refused(*arguments, needles=[needle])
 
 
-@pytest.mark.parametrize("rank", ["0", "-3", "1.5", "foo", "sum"])
+@pytest.mark.parametrize("value", ["4_0", "010", "0x10", "1:30"])
+def test_numbers_of_a_configuration(value: str, tmp_path: Path, refused: Refused) -> None:
+    """What YAML would read as another number than the one that stands there is none."""
+    arguments = ("config.yaml", "-o", tmp_path / "run", "--set", f"seeds={value}")
+    refused("evaluate", *arguments, needles=[f"seeds={value}", "no plain number"])
+
+
+def test_a_weight_of_a_file_elsewhere(refused: Refused) -> None:
+    """A slip is no part of the name that is looked for on the Hub."""
+    refused("merge", "user/repo/style.safetensors:0_7", "-o", "out.safetensors", needles=["'0_7'", "number"])
+
+
+@pytest.mark.parametrize("rank", ["0", "-3", "1.5", "1_6", "foo", "sum"])
 def test_resize_rank(rank: str, tmp_path: Path, good: Path, refused: Refused) -> None:
     """The rank of `resize` is checked as that of `merge`."""
     refused("resize", good, "--rank", rank, "-o", tmp_path / "out.safetensors", needles=["rank=", rank, "expected"])

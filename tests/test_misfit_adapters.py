@@ -74,6 +74,37 @@ def test_formats_without_a_name_for_a_layer(tmp_path: Path, refused: Refused) ->
     assert cli.run(["convert", str(extra), "-o", str(tmp_path / "out"), "--format", "peft", "--drop-extras"]) == 0
 
 
+@pytest.mark.parametrize("command", [["merge"], ["resize", "--rank", "1"], ["convert", "--format", "diffusers"]])
+def test_the_way_out_that_a_message_names(
+    command: list[str], tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command that an extra stands in the way of can drop it, and says what it dropped."""
+    extra = write(tmp_path / "extra.safetensors", lora(), {"bundle_emb.word.clip_l": numbers(2, 4)})
+    arguments = [command[0], str(extra), *command[1:], "-o", str(tmp_path / "out.safetensors")]
+    refused(*arguments, needles=["bundle_emb.word.clip_l", "format='kohya'", "--drop-extras"])
+    assert cli.run([*arguments, "--drop-extras"]) == 0
+    assert "left out: bundle_emb.word.clip_l" in capsys.readouterr().out
+    assert not ml.load(tmp_path / "out.safetensors").extras
+
+
+def test_extras_that_do_not_merge_can_be_dropped(tmp_path: Path, refused: Refused) -> None:
+    """Biases of two sizes stand in the way of the merge itself."""
+    files = [str(write(tmp_path / f"{n}.safetensors", lora(OTHER), {BIAS_SUFFIX: numbers(n)})) for n in (7, 8)]
+    arguments = ["merge", *files, "-o", str(tmp_path / "out.safetensors")]
+    refused(*arguments, needles=[LAYER, "--drop-extras"])
+    assert cli.run([*arguments, "--drop-extras"]) == 0
+
+
+def test_kohya_carries_embeddings(tmp_path: Path) -> None:
+    """As A1111 and OneTrainer write them, through a merge as well."""
+    embedding = numbers(2, 4)
+    extra = write(tmp_path / "extra.safetensors", lora(), {"bundle_emb.word.clip_l": embedding})
+    for adapter in (ml.load(extra), ml.merge([extra, write(tmp_path / "plain.safetensors", lora())])):
+        again = ml.load(adapter.save(tmp_path / "out.safetensors", format="kohya"))
+        assert list(again.extras) == ["bundle_emb.word.clip_l"]
+        assert again.extras["bundle_emb.word.clip_l"].equal(embedding)
+
+
 def test_no_adapters() -> None:
     """An empty list, an adapter without layers."""
     with pytest.raises(ml.OptionError, match="at least 1"):

@@ -43,6 +43,23 @@ def test_the_recipe_is_in_the_file(tmp_path: Path) -> None:
     assert metadata["modelspec.hash_sha256"] == "0x" + hashlib.sha256(body).hexdigest()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, "sks, dog") for key in ("trained_words", "trainedWords", "ss_trigger_words", "trigger_phrase")),
+        *(
+            (key, "sks, dog")
+            for key in ("trigger_words", "instance_prompt", "activation text", "modelspec.trigger_word")
+        ),
+        *((key, '["sks", "dog"]') for key in ("trained_words", "modelspec.trigger_phrase")),
+    ],
+)
+def test_trigger_words_under_any_key(key: str, value: str) -> None:
+    """As the trainers and the hubs spell it, in one text or a list."""
+    given = ml.Adapter(adapter(29).layers, metadata={key: value, "trigger": "no", "ss_output_name": "no"})
+    assert ml.merge([given]).metadata["modelspec.trigger_phrase"] == "sks, dog"
+
+
 def test_dtype_on_save(tmp_path: Path) -> None:
     """Cast once, on save; float16 that would overflow is an error; by default nothing is rounded."""
     a = adapter(28, scaling=0.3)

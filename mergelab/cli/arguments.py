@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import typer
 
-from mergelab.checks import plain_number, short_repr
 from mergelab.errors import MergelabError, OptionError, SourceError
 
 Out = Annotated[Path, typer.Option("-o", "--output", help="File to write; for format peft a folder.")]
@@ -37,6 +36,8 @@ def parse_weighted(text: str) -> tuple[str, float | dict[str, float]]:
         >>> parse_weighted("style.safetensors:unet=0.7,unet.mid_block.*=1")
         ('style.safetensors', {'unet': 0.7, 'unet.mid_block.*': 1.0})
     """
+    from mergelab.checks import plain_number
+
     source, colon, tail = text.rpartition(":")
     if not colon or Path(text).exists():
         return text, 1.0
@@ -57,6 +58,8 @@ def number(text: str) -> float:
     Raises:
         typer.BadParameter: it is none, or spelt as only Python reads it.
     """
+    from mergelab.checks import plain_number
+
     try:
         return plain_number(text)
     except ValueError as error:
@@ -65,6 +68,8 @@ def number(text: str) -> float:
 
 def integer(text: str | int) -> int:
     """An integer on the command line, or the default of an option; raises as `number` does."""
+    from mergelab.checks import plain_number, short_repr
+
     try:
         plain_number(str(text))
         return int(text)
@@ -75,6 +80,8 @@ def integer(text: str | int) -> int:
 def check_plain(overrides: Sequence[str]) -> None:
     """Raise where `KEY=VALUE` has a number that is spelt as only YAML reads it ("4_0", "010", "1:30")."""
     import yaml
+
+    from mergelab.checks import plain_number
 
     for text in overrides:
         value = text.partition("=")[2]

@@ -56,7 +56,10 @@ def _merge_bias(job: Job, key: str, present: Sequence[Input]) -> Tensor:
     biases = [given.adapter.extras[key].float() for given in present]
     if len({bias.shape for bias in biases}) > 1:
         shapes = ", ".join(f"{given.name} {tuple(bias.shape)}" for given, bias in zip(present, biases))
-        raise LayerError(f"{key}: the biases have different shapes: {shapes}; are they for one base model?")
+        raise LayerError(
+            f"{key}: the biases have different shapes: {shapes}; are they for one base model? "
+            "adapter.without_extras(), or --drop-extras, leaves them out"
+        )
     layer = key.removesuffix(BIAS_SUFFIX)
     parts = [
         Part(Factors(bias.new_ones(1, 1), bias[None]), given.weights[layer], job.inputs.index(given))

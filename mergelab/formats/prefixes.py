@@ -117,16 +117,19 @@ def strip(module: str) -> tuple[str | None, str, bool]:
 
 
 def _strip_flat(component: str | None, flat: str) -> tuple[str | None, str, bool]:
-    inner, within = component, flat
-    while not _is_of_a_model(path := unflatten(within) or "", inner):
-        if prefix := _prefix(within, _FLAT_WRAPPERS):
+    for candidate in dict.fromkeys((flat, flat.replace("_module_", "_"))):
+        inner, within = component, candidate
+        while not _is_flat_of_a_model(within, inner) and (prefix := _prefix(within, _FLAT_WRAPPERS)):
             inner, within = _innermost(inner, _FLAT_WRAPPERS[prefix]), within.removeprefix(prefix)
-        elif "_module_" in within:
-            within = within.replace("_module_", "_")
-        else:
-            whole = unflatten(flat)
-            return component, whole or flat, whole is not None
-    return _text_if_so(inner, path), path, True
+        if _is_flat_of_a_model(within, inner):
+            path = unflatten(within) or within
+            return _text_if_so(inner, path), path, True
+    whole = unflatten(flat)
+    return component, whole or flat, whole is not None
+
+
+def _is_flat_of_a_model(flat: str, component: str | None) -> bool:
+    return _is_of_a_model(unflatten(flat) or "", component)
 
 
 def _prefix(name: str, prefixes: Iterable[str]) -> str | None:
