@@ -293,6 +293,8 @@ MODULES = (
     *("transformer.norm_out.linear", "double_blocks.0.img_attn.qkv", "diffusion_model.double_blocks.0.txt_attn.qkv"),
     *("double_blocks.0.processor.qkv_lora1.down.weight", "single_blocks.0.processor.qkv_lora.up.weight"),
     *("base_model.model.single_blocks.7.norm.query_norm", "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q"),
+    *("transformer._orig_mod.module.transformer.proj_out", "lora_te_0_transformer_module_text_model", "module." * 60),
+    *("lora_unet_" + "module_" * 60, "lora_unet_" + "transformer_" * 30 + "blocks_0", "model.unet.__orig_mod_conv_in"),
     *("bundle_emb.x", "<s1>", "emb_params", "up_blocks.0.resnets.0.conv1", "text_encoder.x", "model.x", "lycoris_x"),
     *(f"unet.input_blocks.{'9' * 5000}.1.proj_in", f"unet.down_blocks.0.transformer_blocks.{'9' * 5000}.attn1.to_q"),
     *("diffusion_model." * 1500 + "x", "lora_unet_" + "conv_in_" * 2000, "lora_unet_single_blocks_2_linear2"),
