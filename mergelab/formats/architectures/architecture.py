@@ -53,6 +53,9 @@ class Architecture:
         base_version: `ss_base_model_version`.
         v2: `ss_v2`.
         kohya: None where kohya's format does not exist.
+        text_encoders: component -> "clip" or "t5", of the text encoders that are trained along.
+        companions: the modules of further components that are trained along, as the denoiser's: named here and in the
+            original model.
         respell: turns a key that only trainers of this family write into a usual one.
         model_class, model_config: the diffusers class of the denoiser and the published configuration that sets its
             shapes, the source of its true modules.
@@ -73,4 +76,6 @@ class Architecture:
     model_config: Mapping[str, Any] = field(repr=False)
     suggests: Rule = never
     v2: bool = False
+    text_encoders: Mapping[str, str] = field(default_factory=dict)
+    companions: tuple[Naming, ...] = ()
     respell: Callable[[str], str] = str

@@ -19,16 +19,19 @@ class Holds:
         parts: diffusers' modules, in the order of its rows, each with as many outputs as the module has inputs.
         rest: 0; or the last part takes all rows that are left, usually so many times the inputs.
         swapped: its two halves are (shift, scale), diffusers' are (scale, shift).
+        shares: how the rows are shared out where that is unequal (grouped-query attention): the first part has as many
+            outputs as the module has inputs, the others in proportion.
     """
 
     parts: tuple[str, ...]
     rest: int = 0
     swapped: bool = False
+    shares: tuple[int, ...] = ()
 
 
-def holds(*parts: str, rest: int = 0, swapped: bool = False) -> Holds:
+def holds(*parts: str, rest: int = 0, swapped: bool = False, shares: tuple[int, ...] = ()) -> Holds:
     """A row of the tables: what a module holds."""
-    return Holds(parts, rest, swapped)
+    return Holds(parts, rest, swapped, shares)
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,14 @@ class Block:
         original, canonical: the paths.
         modules: path within the original block -> what it holds; None: the modules are named alike.
         norms: paths of norms that are no layers, original -> canonical.
+        count: how many such blocks there are; a number from there on is not this model's. None: any number.
     """
 
     original: str
     canonical: str
     modules: Mapping[str, Holds] | None = None
     norms: Mapping[str, str] = field(default_factory=dict)
+    count: int | None = None
 
     @cached_property
     def places(self) -> dict[str, tuple[str, int]]:
@@ -67,7 +72,7 @@ class Naming:
     Attributes:
         component: of the canonical names.
         blocks: where two fit, the first counts; in writing, too.
-        top: modules beside the blocks, original path -> what it holds.
+        top: modules beside the blocks, original path -> what it holds; where two hold one, the first is written.
         inside: steps of paths that the tables above do not spell out.
         endings: last steps that older trainers cut short -> the whole.
         input_layer: the original's input layer, which a Control adapter may widen.
@@ -175,11 +180,12 @@ class Naming:
 
     @cached_property
     def _top_places(self) -> dict[str, tuple[str, int]]:
-        return {part: (path, index) for path, held in self.top.items() for index, part in enumerate(held.parts)}
+        last_first = reversed(list(self.top.items()))
+        return {part: (path, index) for path, held in last_first for index, part in enumerate(held.parts)}
 
     def _module(self, path: str, held: Holds, prefix: str) -> OriginalModule:
         parts = tuple(prefix + part for part in held.parts)
-        return OriginalModule(path, parts, held.rest, held.swapped, self.linear)
+        return OriginalModule(path, parts, held.rest, held.swapped, self.linear, held.shares)
 
 
 def _root(path: str) -> str:
@@ -199,4 +205,6 @@ def _within(path: str, index: Mapping[str, list[tuple[re.Pattern[str], Block]]])
     """The blocks that a path may lie in, with the block's number and the path within it."""
     for pattern, block in index.get(_root(path), ()):
         if match := pattern.fullmatch(path):
-            yield block, match.groupdict().get("number", ""), match["rest"]
+            number = match.groupdict().get("number", "")
+            if block.count is None or int(number) < block.count:
+                yield block, number, match["rest"]
