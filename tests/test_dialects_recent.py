@@ -1,4 +1,4 @@
-"""Adapters of newer base models in every dialect: read to the same changes, which diffusers reads from what is written."""
+"""Adapters of newer base models in every dialect: read to the same changes; what is written, diffusers reads."""
 
 from __future__ import annotations
 

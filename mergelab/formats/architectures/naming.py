@@ -42,7 +42,7 @@ class Block:
         original, canonical: the paths.
         modules: path within the original block -> what it holds; None: the modules are named alike.
         norms: paths of norms that are no layers, original -> canonical.
-        count: how many such blocks there are; a number from there on is not this model's. None: any number.
+        count: how many such blocks the model has; a higher number is another model's. None: any number.
     """
 
     original: str
@@ -206,5 +206,5 @@ def _within(path: str, index: Mapping[str, list[tuple[re.Pattern[str], Block]]])
     for pattern, block in index.get(_root(path), ()):
         if match := pattern.fullmatch(path):
             number = match.groupdict().get("number", "")
-            if block.count is None or int(number) < block.count:
+            if block.count is None or int(number or 0) < block.count:
                 yield block, number, match["rest"]
