@@ -273,22 +273,6 @@ anima_original = renaming(
 )
 
 
-def lokr_on_qkv(layers: Layers) -> File:
-    """SimpleTuner with fused projections: LoKr whose first factor is one number, the second low-rank."""
-    stacked = fused(flat("lycoris_"), KREA2_QKV)(layers)
-    file: File = {}
-    for key, tensor in stacked.items():
-        module, _, leaf = key.partition(".")
-        if leaf == "lora_up.weight":
-            file[f"{module}.lokr_w2_a"] = tensor
-        elif leaf == "lora_down.weight":
-            file[f"{module}.lokr_w2_b"] = tensor
-        else:
-            file[f"{module}.alpha"] = tensor
-        file[f"{module}.lokr_w1"] = torch.ones(1, 1)
-    return file
-
-
 # Architecture -> trainer or tool -> what it writes.
 DIALECTS: dict[str, dict[str, Dialect]] = {
     "z-image": {
@@ -314,7 +298,7 @@ DIALECTS: dict[str, dict[str, Dialect]] = {
         "musubi": flat("lora_unet_", krea2_original),
         "OneTrainer": with_alpha("transformer."),
         "SimpleTuner": flat("lycoris_"),
-        "SimpleTuner, fused": lokr_on_qkv,
+        "SimpleTuner, fused": fused(flat("lycoris_"), KREA2_QKV),
     },
     "wan-14b": {
         "diffusers": dotted("transformer."),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
 from diffusers.loaders import lora_conversion_utils as converters
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mergelab as ml
@@ -46,11 +50,24 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, LoraLayer]) 
         torch.testing.assert_close(delta, expected[name].delta_weight(), atol=1e-6, rtol=1e-5)
 
 
+def saved(file: File, path: Path, header: str = "") -> Path:
+    """The file on disk, with a header that names a base model."""
+    save_file(file, path, {"modelspec.architecture": header} if header else None)
+    return path
+
+
+def changes(adapter: ml.Adapter) -> dict[str, torch.Tensor]:
+    return {name: layer.delta_weight() for name, layer in adapter.layers.items()}
+
+
 @EVERY
-def test_a_dialect_is_read(id: str, dialect: str) -> None:
-    """Every layer has its canonical name and its change."""
-    adapter = ml.load(DIALECTS[id][dialect](layers(id)))
-    assert_same({name: layer.delta_weight() for name, layer in adapter.layers.items()}, layers(id))
+def test_a_dialect_is_read(id: str, dialect: str, tmp_path: Path) -> None:
+    """Every layer has its canonical name and its change, with the header that names the base model and without."""
+    file = DIALECTS[id][dialect](layers(id))
+    for header, known in ((ARCHITECTURES[id].modelspec, {id}), ("", {id, None})):
+        adapter = ml.load(saved(file, tmp_path / "a.safetensors", header))
+        assert adapter.architecture in known
+        assert_same(changes(adapter), layers(id))
 
 
 # Converters of diffusers, the dialects that they read, and the layers that they know.
@@ -78,3 +95,42 @@ def test_a_dialect_is_what_diffusers_reads(id: str, dialect: str, convert: Calla
     ups = {key.removesuffix(".lora_B.weight"): key for key in file if key.endswith(".lora_B.weight")}
     deltas = {name: file[key] @ file[f"{name}.lora_A.weight"] for name, key in ups.items()}
     assert_same(deltas, expected)
+
+
+@pytest.mark.parametrize("id", DIALECTS)
+def test_diffusers_reads_what_is_written(id: str, tmp_path: Path) -> None:
+    """All dialects of one model, merged and written for diffusers, change its layers as they should."""
+    header = ARCHITECTURES[id].modelspec
+    paths = [
+        saved(write(layers(id)), tmp_path / f"{number}.safetensors", header)
+        for number, write in enumerate(DIALECTS[id].values())
+    ]
+    merged = ml.merge(paths, weights=[1 / len(paths)] * len(paths))
+    merged.save(tmp_path / "merged.safetensors", format="diffusers")
+    target = deepcopy(model(id))
+    target.load_lora_adapter(tmp_path, weight_name="merged.safetensors", prefix="transformer", adapter_name="merged")
+    tuned = {f"transformer.{path}": m for path, m in target.named_modules() if isinstance(m, BaseTunerLayer)}
+    assert_same({name: module.get_delta_weight("merged") for name, module in tuned.items()}, layers(id))
+
+
+@pytest.mark.parametrize("id", [id for id in DIALECTS if ARCHITECTURES[id].kohya])
+def test_kohyas_format_is_read_back(id: str, tmp_path: Path) -> None:
+    """By the names of the model that kohya's tools train, of which the tool for this one is named."""
+    first = next(iter(DIALECTS[id].values()))
+    adapter = ml.load(saved(first(layers(id)), tmp_path / "a.safetensors", ARCHITECTURES[id].modelspec))
+    adapter.save(tmp_path / "b.safetensors", format="kohya")
+    read = ml.load(tmp_path / "b.safetensors")
+    assert read.architecture == id
+    assert_same(changes(read), layers(id))
+    written = load_file(tmp_path / "b.safetensors")
+    trained = DIALECTS[id]["kohya" if "kohya" in DIALECTS[id] else "musubi"](layers(id))
+    assert written.keys() == trained.keys()
+
+
+def test_two_models_do_not_go_together(tmp_path: Path) -> None:
+    """Said in one sentence, with their names."""
+    paths = [
+        saved(DIALECTS[id]["diffusers"](layers(id)), tmp_path / f"{id}.safetensors") for id in ("z-image", "krea2")
+    ]
+    with pytest.raises(ml.ArchitectureError, match=r"z-image.* is for z-image, .*krea2.* is for krea2; use"):
+        ml.merge(paths)
