@@ -1,4 +1,4 @@
-"""Which of the newer base models an adapter is for: by names and shapes of a file, and by what trainers put in headers."""
+"""Which of the newer base models an adapter is for, by names and shapes of a file, and by what trainers say of it."""
 
 from __future__ import annotations
 
