@@ -158,7 +158,7 @@ def test_the_user_may_say_which(tmp_path: Path) -> None:
     path = tmp_path / "some.safetensors"
     save_file(layer, path)
     out = str(tmp_path / "out.safetensors")
-    assert cli.run(["convert", str(path), "-o", out, "--architecture", "sd15"]) == 0
+    assert cli.run(["convert", str(path), "-o", out, "--format", "diffusers", "--architecture", "sd15"]) == 0
     assert ml.load(out).architecture == "sd15"
     assert cli.run(["merge", str(path), str(path), "-o", out, "--force", "--architecture", "sdxl"]) == 0
     assert ml.load(out).architecture == "sdxl"

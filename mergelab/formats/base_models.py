@@ -9,6 +9,7 @@ from mergelab.errors import ArchitectureError
 from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.names import is_module_of
+from mergelab.formats.recognising import fitting
 from mergelab.layer import AdapterData, same_weight
 
 _REMEDY = "use adapters of one base model"
@@ -17,7 +18,8 @@ _REMEDY = "use adapters of one base model"
 def check_base_models(adapters: Sequence[AdapterData], names: Sequence[str]) -> None:
     """Raises where adapters are not for one base model.
 
-    One whose base model is not known goes with a known one only if all its layers exist there, with fitting shapes.
+    One whose base model is not known goes with a known one only if all its layers exist there, with fitting shapes. A
+    transformer's layers have to be that one's alone: many have the names and the width of others.
 
     Raises:
         ArchitectureError: two architectures, a UNet and a transformer, or layers that the other's model has not.
@@ -54,6 +56,13 @@ def check_base_models(adapters: Sequence[AdapterData], names: Sequence[str]) -> 
 
 
 def _check_unknown(adapter: AdapterData, name: str, architecture: Architecture, shapes: _Shapes) -> None:
+    own = {layer: change.shape for layer, change in adapter.layers.items() if layer.startswith("transformer.")}
+    others = [other.title for other in (fitting(own) if own else []) if other is not architecture]
+    if others:
+        raise ArchitectureError(
+            f"{name} may be for {architecture.title}, as the others are, or for {', '.join(others)}, and nothing in the "
+            f"file tells: load it with architecture= (on the command line --architecture); here {architecture.id!r}"
+        )
     for layer, change in adapter.layers.items():
         there = shapes.get(layer) or shapes.get(_kind(layer)) or [change.shape]
         if not is_module_of(architecture, layer):

@@ -118,11 +118,11 @@ def recognise(
         notes = (f"the header names {said}, the layers are those of {chosen.architecture.title}",) if odd else ()
         return Recognised(chosen.architecture.id, chosen.located, chosen.architecture, notes)
     # Where no module holds what it should, the split says what is wrong.
-    fitting = [candidate for candidate in best if candidate.fits or candidate.evidence is None]
-    alike = bool(fitting) and all(candidate.located == fitting[0].located for candidate in fitting)
-    first = fitting[0] if alike else None
+    possible = [candidate for candidate in best if candidate.fits or candidate.evidence is None]
+    alike = bool(possible) and all(candidate.located == possible[0].located for candidate in possible)
+    first = possible[0] if alike else None
     located = first.located if first else locate(shapes, None, component)
-    return Recognised(None, located, first.architecture if first else None, tuple(_open_notes(fitting, said)))
+    return Recognised(None, located, first.architecture if first else None, tuple(_open_notes(possible, said)))
 
 
 def detect(shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> str | None:
@@ -137,6 +137,16 @@ def detect(shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> str | No
         'sdxl'
     """
     return recognise(shapes, metadata).architecture
+
+
+def fitting(shapes: Mapping[str, Shape]) -> list[Architecture]:
+    """The architectures that layers may belong to, by their names and shapes alone.
+
+    Example:
+        >>> [known.id for known in fitting({"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_k": (640, 640)})]
+        ['sd15', 'sd2', 'sdxl']
+    """
+    return [candidate.architecture for candidate in _best(shapes, {}, None) if candidate.fits]
 
 
 def _candidate(
@@ -181,9 +191,9 @@ def _as_told(candidate: _Candidate) -> Recognised:
     return Recognised(architecture.id, candidate.located, architecture)
 
 
-def _open_notes(fitting: list[_Candidate], said: str) -> Iterator[str]:
-    titles = list(dict.fromkeys(candidate.architecture.title for candidate in fitting))
-    denoisers = any(where.component in ("unet", "transformer") for c in fitting[:1] for where in c.located.values())
+def _open_notes(possible: list[_Candidate], said: str) -> Iterator[str]:
+    titles = list(dict.fromkeys(candidate.architecture.title for candidate in possible))
+    denoisers = any(where.component in ("unet", "transformer") for c in possible[:1] for where in c.located.values())
     if said:
         yield f"the header names {said}, which the layers do not bear out"
     if len(titles) > 1 and denoisers:
