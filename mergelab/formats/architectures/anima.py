@@ -39,7 +39,6 @@ _NAMING = Naming(
         "final_layer.linear": holds("proj_out"),
     },
     linear=True,
-    common_roots=frozenset({"blocks"}),
 )
 _CONDITIONER_PATHS = (
     *(f"{attn}.{part}_proj" for attn in ("self_attn", "cross_attn") for part in ("q", "k", "v", "o")),
@@ -80,7 +79,6 @@ ANIMA = Architecture(
     id="anima",
     title="Anima",
     denoiser="transformer",
-    changes="a transformer (Anima)",
     naming=_NAMING,
     companions=(CONDITIONER,),
     proves=_proves,

@@ -61,7 +61,6 @@ HIDREAM = Architecture(
     id="hidream",
     title="HiDream-I1",
     denoiser="transformer",
-    changes="a transformer (HiDream)",
     naming=_NAMING,
     proves=_proves,
     fits=_fits,

@@ -49,7 +49,6 @@ _NAMING = Naming(
         "last.linear": holds("final_layer.linear"),
     },
     linear=True,
-    common_roots=frozenset({"blocks"}),
 )
 
 _KEYS = r"^transformer_blocks\.\d+\.attn\.to_[kv]$"
@@ -73,7 +72,6 @@ KREA2 = Architecture(
     id="krea2",
     title="Krea 2",
     denoiser="transformer",
-    changes="a transformer (Krea 2)",
     naming=_NAMING,
     proves=_proves,
     fits=_fits,

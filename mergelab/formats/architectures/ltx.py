@@ -106,7 +106,6 @@ LTX_VIDEO = Architecture(
     id="ltx-video",
     title="LTX-Video",
     denoiser="transformer",
-    changes="a transformer (LTX-Video)",
     naming=_naming(_block("attn1 attn2", _ATTENTION, "ff", _LAYERS), _EMBEDDERS, _PROJECTIONS),
     proves=_proves,
     fits=_fits,
@@ -129,7 +128,6 @@ LTX_VIDEO_13B = Architecture(
     id="ltx-video-13b",
     title="LTX-Video 13B",
     denoiser="transformer",
-    changes="a transformer (LTX-Video)",
     naming=_naming(_block("attn1 attn2", _ATTENTION, "ff", _LAYERS_13B), _EMBEDDERS, _PROJECTIONS),
     proves=_proves_13b,
     fits=_fits_13b,
@@ -150,7 +148,6 @@ LTX2 = Architecture(
     id="ltx-2",
     title="LTX-2",
     denoiser="transformer",
-    changes="a transformer (LTX-2)",
     naming=_naming(
         _block(_LTX2_ATTENTION, (*_ATTENTION, "to_gate_logits"), "ff audio_ff", _LAYERS_LTX2),
         _EMBEDDERS | _LTX2_EMBEDDERS,

@@ -44,7 +44,6 @@ _NAMING = Naming(
         "final_layer.linear": holds("norm_out.linear_2"),
     },
     linear=True,
-    common_roots=frozenset({"layers"}),
 )
 
 _WIDE = r"\.(attn\.to_[qkv]|feed_forward\.linear_[13]|attn\.to_out\.0)$"
@@ -68,7 +67,6 @@ LUMINA2 = Architecture(
     id="lumina2",
     title="Lumina 2",
     denoiser="transformer",
-    changes="a transformer (Lumina 2)",
     naming=_NAMING,
     proves=_proves,
     fits=_fits,

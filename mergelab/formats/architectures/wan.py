@@ -53,7 +53,7 @@ def _naming(layers: int, reads_images: bool) -> Naming:
     modules, norms = (_MODULES | _IMAGE_MODULES, _NORMS | _IMAGE_NORMS) if reads_images else (_MODULES, _NORMS)
     block = Block("blocks.{}", "blocks.{}", modules, norms, layers)
     blocks = (block, _IMAGE_EMBEDDING) if reads_images else (block,)
-    return Naming("transformer", blocks, _TOP, common_roots=frozenset({"blocks"}))
+    return Naming("transformer", blocks, _TOP)
 
 
 def _rules(width: int, layers: int) -> tuple[Rule, Rule]:
@@ -79,7 +79,6 @@ def _wan(size: str, header: str, modelspec: str, base_version: str, config: Mapp
         id=f"wan-{size.lower()}",
         title=f"Wan {size}",
         denoiser="transformer",
-        changes="a transformer (Wan)",
         naming=_naming(config["num_layers"], "image_dim" in config),
         proves=proves,
         fits=fits,

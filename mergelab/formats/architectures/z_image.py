@@ -44,7 +44,6 @@ _NAMING = Naming(
         "final_layer.adaLN_modulation.1": holds("all_final_layer.2-1.adaLN_modulation.1"),
     },
     linear=True,
-    common_roots=frozenset({"layers"}),
 )
 
 _WIDE = r"\.(attention\.to_[qkv]|feed_forward\.w[13])$"
@@ -68,7 +67,6 @@ Z_IMAGE = Architecture(
     id="z-image",
     title="Z-Image",
     denoiser="transformer",
-    changes="a transformer (Z-Image)",
     naming=_NAMING,
     proves=_proves,
     fits=_fits,
