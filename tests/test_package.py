@@ -44,7 +44,8 @@ LAYERS = {
     "mergelab.formats": (
         "writing",
         "sources",
-        "reading",
+        "reading | base_models",
+        "recognising",
         "casting | keys | kohya | peft",
         "balancing | kinds | names | scalings | tensor_files",
         "writers",
@@ -52,7 +53,6 @@ LAYERS = {
         "architectures | files | header_alphas | messages | options | peft_config | saved_modules | targets",
     ),
     "mergelab.formats.architectures": (
-        "base_models | detecting",
         "registry",
         "sd2",
         "flux | sd15 | sdxl",
