@@ -44,13 +44,14 @@ LAYERS = {
     "mergelab.formats": (
         "writing",
         "sources",
-        "reading",
+        "fetching | reading",
         "casting | keys | kohya | peft",
         "balancing | kinds | names | scalings | tensor_files",
-        "writers",
+        "strangers | writers",
         "prefixes",
         "architectures | files | header_alphas | messages | options | peft_config | saved_modules | targets",
     ),
+    "mergelab.formats.fetching": ("hub | stores | web", "cache | folders"),
     "mergelab.formats.architectures": (
         "base_models | detecting",
         "registry",

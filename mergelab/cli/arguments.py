@@ -33,13 +33,15 @@ def parse_weighted(text: str) -> tuple[str, float | dict[str, float]]:
     Example:
         >>> parse_weighted("style.safetensors:0.7"), parse_weighted("user/repo/style.safetensors")
         (('style.safetensors', 0.7), ('user/repo/style.safetensors', 1.0))
+        >>> parse_weighted("https://example.org/style?type=1"), parse_weighted("s3://bucket/style.safetensors:0.7")
+        (('https://example.org/style?type=1', 1.0), ('s3://bucket/style.safetensors', 0.7))
         >>> parse_weighted("style.safetensors:unet=0.7,unet.mid_block.*=1")
         ('style.safetensors', {'unet': 0.7, 'unet.mid_block.*': 1.0})
     """
     from mergelab.checks import plain_number
 
     source, colon, tail = text.rpartition(":")
-    if not colon or Path(text).exists():
+    if not colon or "/" in tail or Path(text).exists():  # the colon of "https://..." is before no weight
         return text, 1.0
     try:
         if "=" in tail:
