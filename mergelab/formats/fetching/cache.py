@@ -112,19 +112,19 @@ class Entry:
         """Try to download, again as long as each attempt gets further; one process at a time.
 
         Raises:
-            BrokenError: what is missing, after the last attempt.
+            BrokenError: the last attempt did not reach the end.
         """
         with self._alone():
             for _ in range(_TRIES):
                 before = self.part.size if self.part else 0
                 try:
                     return attempt()
-                except BrokenError as error:
-                    last, after = error, self.part.size if self.part else 0
+                except BrokenError:
+                    after = self.part.size if self.part else 0
                     if after <= before:
                         break
-            remedy = "what is here is kept, and the next try goes on from there" if after else "try again"
-            raise BrokenError(f"the connection broke off, {last}; {remedy}")
+            remedy = f"the next try goes on after {after} bytes" if after else "try again"
+            raise BrokenError(f"the connection broke off before the end of the file; {remedy}")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

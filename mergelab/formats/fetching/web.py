@@ -18,7 +18,7 @@ from mergelab.formats.messages import one_line
 from mergelab.formats.peft_config import PEFT_CONFIG, PEFT_WEIGHTS
 from mergelab.formats.tensor_files import PICKLES
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 16  # what is lost where a connection breaks off
 _TIMEOUT = (15, 60)  # seconds to connect, and between two bytes
 _LONGEST_NAME = 120
 _KNOWN = (".safetensors", *PICKLES)
