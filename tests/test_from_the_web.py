@@ -14,7 +14,8 @@ import mergelab as ml
 from mergelab import cli
 from mergelab.formats.fetching import web
 from tests.files import LAYER, lora, write
-from tests.refusing import Refused, one_sentence
+from tests.peft_folders import peft_folder
+from tests.refusing import one_sentence
 from tests.serving import Page, Site, serving
 
 FILE = save(lora(rank=4, inner=2**13, out=2**13))
@@ -87,7 +88,7 @@ def test_a_connection_that_breaks_off(site: Site, cache: Path) -> None:
     assert files(cache) == ["style.safetensors"]
 
 
-def test_a_connection_that_never_gets_further(site: Site, cache: Path, refused: Refused) -> None:
+def test_a_connection_that_never_gets_further(site: Site, cache: Path) -> None:
     """One sentence; no file appears; a later run goes on from there, or anew if the file is another by then."""
     page = site.pages["/style.safetensors"] = Page(FILE, breaks=[HALF, 0, 0])
     url = f"{site.address}/style.safetensors"
@@ -215,13 +216,10 @@ def test_civitai_is_told_of_its_token(site: Site, monkeypatch: pytest.MonkeyPatc
     assert {"civitai.com", "civitai.red"} <= set(web._TOKENS)
 
 
-def test_peft(site: Site, cache: Path, tmp_path: Path) -> None:
+def test_peft(site: Site, cache: Path) -> None:
     """A folder by its address, and its weights alone: the config counts; without a config they are read as they are."""
-    folder = tmp_path / "folder"
-    write(folder / "adapter_model.safetensors", lora("base_model.model.mid_block.attentions.0.proj_in"))
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 6}')
-    for path in folder.iterdir():
-        site.pages[f"/peft/{path.name}"] = Page(path.read_bytes())
+    for name, body in peft_folder().items():
+        site.pages[f"/peft/{name}"] = Page(body)
     for end in ("", "adapter_model.safetensors"):
         adapter = ml.load(f"{site.address}/peft/{end}")
         assert [layer.scaling for layer in adapter.layers.values()] == [3.0] and len(adapter.inputs) == 2

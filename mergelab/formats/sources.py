@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,9 @@ def _read_folder(folder: Path, options: ReadOptions) -> tuple[AdapterData, Files
 def _joined(folder: Path, parts: list[tuple[AdapterData, Files]]) -> tuple[AdapterData, Files]:
     """One adapter from the PEFT folders of its components."""
     datas = [data for data, _ in parts]
+    counts = Counter(name for data in datas for name in (*data.layers, *data.extras))
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise FormatError(f"{folder}: two of its folders hold {twice[0]}; expected one for each component")
     known = [data.architecture for data in datas if data.architecture]
     joined = AdapterData(
         layers={name: layer for data in datas for name, layer in data.layers.items()},

@@ -49,7 +49,7 @@ _WITHOUT_ADAPTER = (
     ),
 )
 _EMBEDDINGS_ALONE = (
-    "is a textual-inversion embedding and holds no LoRA layer; load it beside the merged adapter "
+    "is a textual-inversion embedding and holds no LoRA layer, expected an adapter; load it beside the merged one "
     "(load_textual_inversion in diffusers)"
 )
 
@@ -82,7 +82,7 @@ def check_adapter(keys: Iterable[str]) -> None:
         >>> check_adapter(["model.diffusion_model.out.2.weight"])
         Traceback (most recent call last):
             ...
-        mergelab.errors.FormatError: is a whole checkpoint (a base model), no adapter; give the adapter's own file (found ...)
+        mergelab.errors.FormatError: is a whole checkpoint (a base model), no adapter; give ... (found ...)
     """
     known = list(keys)
     _refuse(_BY_ANY_KEY, known)

@@ -14,8 +14,9 @@ from mergelab.formats.tensor_files import PICKLES
 
 _REPO = r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)"
 _REVISION = r"(?P<revision>refs/(?:pr|convert|heads)/[^/]+|[^/]+)"
-_NAME = re.compile(rf"{_REPO}(?:@{_REVISION})?(?:/(?P<path>.+?))?/?", re.ASCII)
-_PAGE = re.compile(rf"/{_REPO}(?:/(?:resolve|blob|raw|tree)/{_REVISION}(?:/(?P<path>.+?))?)?/?", re.ASCII)
+_PATH = r"(?P<path>[^/]+(?:/[^/]+)*)"
+_NAME = re.compile(rf"{_REPO}(?:@{_REVISION})?(?:/{_PATH})?/?", re.ASCII)
+_PAGE = re.compile(rf"/{_REPO}(?:/(?:resolve|blob|raw|tree)/{_REVISION}(?:/{_PATH})?)?/?", re.ASCII)
 _OTHERS = ("datasets", "spaces", "buckets", "api", "docs", "collections", "papers")  # no users, and no models
 _UNREACHABLE = ("TransportError", "ConnectionError", "Timeout", "OfflineModeIsEnabled", "LocalEntryNotFoundError")
 
