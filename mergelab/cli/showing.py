@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from mergelab.cli.arguments import Import, Json, Pickle, import_plugins
+from mergelab.cli.arguments import File, Files, Import, Json, Pickle, import_plugins
 
 if TYPE_CHECKING:
     from mergelab.adapter import Adapter
 
 
-def inspect(file: str, as_json: Json = False, allow_pickle: Pickle = False) -> str:
+def inspect(file: File, as_json: Json = False, allow_pickle: Pickle = False) -> str:
     """Show what a file holds: architecture, layers, ranks, alphas, header."""
     from mergelab.adapter import load
 
@@ -26,7 +26,7 @@ def inspect(file: str, as_json: Json = False, allow_pickle: Pickle = False) -> s
     return "\n".join([str(adapter), f"norm {adapter.norm():.4g}", *extras, *adapter.report.lines(), *header])
 
 
-def compare(adapters: list[str], as_json: Json = False, allow_pickle: Pickle = False) -> str:
+def compare(adapters: Files, as_json: Json = False, allow_pickle: Pickle = False) -> str:
     """Show where adapters agree and where they are in each other's way, before any merge."""
     from mergelab.adapter import load
     from mergelab.comparing import compare as compare_adapters

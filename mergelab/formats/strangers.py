@@ -19,12 +19,12 @@ _OF_ADAPTERS = re.compile(
 # One key is enough, whatever else the file holds.
 _BY_ANY_KEY = (
     (
-        r"(^|\.)(single_)?transformer_blocks\.\d+\.((\w+|norm1?(_context)?\.linear)\.lora|.+\.proj)_(down|up)$",
-        "is packed for nunchaku; give the file it was made from",
-    ),
-    (
         r"\.(qweight|wscales|smooth_factor(_orig)?|smooth(_orig)?)$",
         "is a quantised model (nunchaku, GPTQ or AWQ), no adapter",
+    ),
+    (
+        r"(^|\.)(single_)?transformer_blocks\.\d+\.((\w+|norm1?(_context)?\.linear)\.lora|.+\.proj)_(down|up)$",
+        "is packed for nunchaku; give the file it was made from",
     ),
     (r"^lora_controlnet$", "is a Control-LoRA, which is a whole ControlNet; load it as one"),
     (
