@@ -18,11 +18,11 @@ class Page:
 
     Attributes:
         body: of the answer.
-        status: of the answer; 200 and ETag allow ranges.
+        status: of the answer.
         headers: besides the usual ones.
         breaks: how many bytes each of the next answers sends before the connection ends.
-        validated: whether it says its version and answers ranges.
-        delays: whether the length is left out.
+        validated: whether it says its version, and answers ranges.
+        sized: whether it says its length.
     """
 
     body: bytes = b""

@@ -80,14 +80,11 @@ def test_what_a_name_means(source: str, rank: int, hub: Site, tmp_path: Path) ->
     assert adapter.inputs[0].is_relative_to(tmp_path / "hub" / "models--user--one")
 
 
-def test_a_file_is_fetched_once(hub: Site) -> None:
-    """Whatever names it."""
-    for source in (
-        "user/one",
-        "user/one/loras/style.safetensors",
-        f"{hub.address}/user/one/blob/main/loras/style.safetensors",
-    ):
-        ml.load(source)
+def test_a_file_is_fetched_once(hub: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever names it; and in a pipe nothing is written of it."""
+    page = f"{hub.address}/user/one/blob/main/loras/style.safetensors"
+    for source in ("user/one", "user/one/loras/style.safetensors", page):
+        assert cli.run(["inspect", source]) == 0 and not capsys.readouterr().err
     assert len(hub.requests("/user/one/resolve/main/loras/style.safetensors")) == 1
 
 

@@ -68,10 +68,15 @@ def test_a_new_version(site: Site, cache: Path) -> None:
 
 
 def test_without_versions(site: Site, cache: Path) -> None:
-    """A server that tells neither version nor length: whole every time, and nothing is left of what breaks off."""
-    site.pages["/style.safetensors"] = Page(FILE, validated=False, sized=False)
-    for _ in range(2):
+    """A server that tells no version or no length: whole every time, and nothing is left of what breaks off."""
+    for validated, sized in ((False, False), (False, True), (True, False)):
+        site.pages["/style.safetensors"] = Page(FILE, validated=validated, sized=sized)
         assert ml.load(f"{site.address}/style.safetensors").ranks == {LAYER: 4}
+    assert not any("If-None-Match" in headers for headers in site.requests("/style.safetensors"))
+    page = site.pages["/style.safetensors"] = Page(FILE, sized=False, breaks=[HALF])
+    with pytest.raises(ml.FormatError, match="no whole safetensors file"):
+        ml.load(f"{site.address}/style.safetensors")
+    assert not page.breaks and ml.load(f"{site.address}/style.safetensors").ranks == {LAYER: 4}
     site.pages["/other.safetensors"] = Page(FILE, validated=False, breaks=[HALF])
     with pytest.raises(ml.SourceError, match=r"other\.safetensors: the connection broke off.*try again"):
         ml.load(f"{site.address}/other.safetensors")
@@ -138,6 +143,7 @@ def test_without_a_connection(cache: Path) -> None:
         ('attachment; filename="../../.ssh/evil.safetensors"', "evil.safetensors"),
         ('attachment; filename="..\\\\evil.safetensors"', "evil.safetensors"),
         ('attachment; filename="..."', "128713"),
+        (f'attachment; filename="{"x" * 300}.safetensors"', "x" * 188 + ".safetensors"),
         ("inline", "128713"),
         (None, "128713"),
     ],

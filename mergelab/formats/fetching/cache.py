@@ -54,7 +54,7 @@ class Entry:
         """The file, if it is here."""
         noted = _read(self.folder / f".{self.key}.json")
         path = self.folder / noted.get("name", "")
-        return Kept(path, noted["version"]) if noted and path.is_file() else None
+        return Kept(path, noted.get("version", "")) if path.is_file() else None
 
     @property
     def part(self) -> Kept | None:
@@ -82,6 +82,8 @@ class Entry:
             SourceError: the disk does not take them.
         """
         try:
+            if not start:
+                self.forget_part()
             _note(self.folder / f".{self.key}.part.json", {"version": version})
             with self._part.open("ab" if start else "wb") as file, _bar(name, start, size) as bar:
                 for block in blocks:

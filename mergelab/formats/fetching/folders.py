@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,12 +19,23 @@ class MissingError(SourceError):
     """There is a folder elsewhere, and no such file in it."""
 
 
+def shown(address: str) -> str:
+    """An address as a message may show it: without a password, and on the web without a query, which may hold a token.
+
+    Example:
+        >>> shown("https://me:secret@example.org/x.safetensors?token=secret"), shown("s3://bucket/what?.safetensors")
+        ('https://example.org/x.safetensors', 's3://bucket/what?.safetensors')
+    """
+    plain = re.sub(r"(?<=://)[^/@]+@", "", address)
+    return plain.partition("?")[0] if plain.lower().startswith(("http://", "https://")) else plain
+
+
 @dataclass(frozen=True)
 class RemoteFolder:
     """A folder elsewhere.
 
     Attributes:
-        address: as the user gave it, which every message begins with.
+        address: as messages show it, which each begins with.
         get: fetches the file of a name (`/` between its parts) and keeps the folder's layout; raises `MissingError`.
         names: all files in it and in its folders; None where a folder cannot be listed.
     """

@@ -10,7 +10,7 @@ from typing import Any
 
 from mergelab.errors import MergelabError, SourceError
 from mergelab.formats.fetching.cache import BrokenError, Entry, entry
-from mergelab.formats.fetching.folders import MissingError, RemoteFolder
+from mergelab.formats.fetching.folders import MissingError, RemoteFolder, shown
 from mergelab.formats.messages import one_line
 
 _BLOCK = 1 << 22
@@ -32,9 +32,9 @@ def fetch(url: str) -> Path:
         is_folder = system.isdir(path)
     if is_folder:
         store = _Store(url, system, url.rstrip("/"), path.rstrip("/"))
-        return RemoteFolder(url, store.get, store.names).fetch()
+        return RemoteFolder(shown(url), store.get, store.names).fetch()
     (address, _, name), folder = url.rpartition("/"), path.rpartition("/")[0]
-    return RemoteFolder(url, _Store(url, system, address, folder).get).fetch_file(name)
+    return RemoteFolder(shown(url), _Store(url, system, address, folder).get).fetch_file(name)
 
 
 def _open(url: str) -> tuple[Any, str]:
@@ -47,9 +47,9 @@ def _open(url: str) -> tuple[Any, str]:
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         remedy = f"python -m pip install 'mergelab[{extra}]'" if extra else one_line(error)
-        raise SourceError(f"{url}: {protocol}:// needs another package: {remedy}") from None
+        raise SourceError(f"{shown(url)}: {protocol}:// needs another package: {remedy}") from None
     except Exception as error:
-        raise SourceError(f"{url}: cannot be opened: {one_line(error)}") from None
+        raise SourceError(f"{shown(url)}: cannot be opened: {one_line(error)}") from None
     system.invalidate_cache()  # what another process has put there since
     return system, path
 
@@ -97,6 +97,7 @@ class _Store:
 @contextmanager
 def _explained(address: str) -> Iterator[None]:
     """The many errors of file systems in words."""
+    address = shown(address)
     try:
         yield
     except MergelabError as error:

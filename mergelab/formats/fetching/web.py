@@ -13,14 +13,14 @@ import requests
 
 from mergelab.errors import SourceError
 from mergelab.formats.fetching.cache import BrokenError, Entry, entry
-from mergelab.formats.fetching.folders import MissingError, RemoteFolder
+from mergelab.formats.fetching.folders import MissingError, RemoteFolder, shown
 from mergelab.formats.messages import one_line
 from mergelab.formats.peft_config import PEFT_CONFIG, PEFT_WEIGHTS
 from mergelab.formats.tensor_files import PICKLES
 
 _BLOCK = 1 << 16  # what is lost where a connection breaks off
 _TIMEOUT = (15, 60)  # seconds to connect, and between two bytes
-_LONGEST_NAME = 120
+_LONGEST_NAME = 200  # bytes, of the 255 that file systems allow
 _KNOWN = (".safetensors", *PICKLES)
 # The variable with the token of a host; a token goes to no other.
 _TOKENS = {"civitai.com": "CIVITAI_API_TOKEN", "civitai.red": "CIVITAI_API_TOKEN"}
@@ -35,12 +35,6 @@ def fetch(url: str) -> Path:
     own = urlsplit(url).path.rpartition("/")[2]
     folder = RemoteFolder(shown(url), lambda name: _download(url if name == own else urljoin(url, name)))
     return folder.fetch_file(own) if own else folder.fetch()
-
-
-def shown(url: str) -> str:
-    """An address as a message may show it: without a password, and without a query, which may hold a token."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _download(url: str) -> Path:
@@ -77,7 +71,9 @@ def _attempt(url: str, place: Entry) -> Path:
             place.forget_part()
             return _attempt(url, place)
         _check(url, response)
-        return place.write(_name(url, response), _version(response), _blocks(response), start, whole)
+        # A file of unknown length may have been cut short, and is fetched again each time.
+        version = "" if whole is None else _version(response)
+        return place.write(_name(url, response), version, _blocks(response), start, whole)
 
 
 def _authorization(url: str) -> dict[str, str]:
@@ -91,7 +87,7 @@ def _range(response: requests.Response) -> tuple[int, int | None]:
     if response.status_code == requests.codes.partial_content and partial:
         return int(partial[1]), int(partial[2]) if partial[2] != "*" else None
     length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdecimal() else None
+    return 0, int(length) if length.isdecimal() and "Content-Encoding" not in response.headers else None
 
 
 def _check(url: str, response: requests.Response) -> None:
@@ -126,7 +122,8 @@ def _name(url: str, response: requests.Response) -> str:
     addresses = [unquote(urlsplit(address).path) for address in (url, response.url)]
     given = [name for name in (disposition.get_filename(), *addresses) if name]
     names = [PurePosixPath(name.replace("\\", "/")).name for name in given]
-    names = ["".join(c for c in name if c.isprintable()).lstrip(".")[-_LONGEST_NAME:] for name in names]
+    names = ["".join(c for c in name if c.isprintable()).lstrip(".") for name in names]
+    names = [name.encode()[-_LONGEST_NAME:].decode(errors="ignore") for name in names]
     if PurePosixPath(addresses[0]).name in (PEFT_CONFIG, *PEFT_WEIGHTS):
         return PurePosixPath(addresses[0]).name
     known = [name for name in names if name.lower().endswith(_KNOWN)]
