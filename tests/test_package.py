@@ -44,14 +44,15 @@ LAYERS = {
     "mergelab.formats": (
         "writing",
         "sources",
-        "reading | base_models",
+        "base_models | fetching | reading",
         "recognising",
         "casting | keys | kohya | peft",
         "balancing | kinds | names | scalings | tensor_files",
-        "writers",
+        "strangers | writers",
         "prefixes",
         "architectures | files | header_alphas | messages | options | peft_config | saved_modules | targets",
     ),
+    "mergelab.formats.fetching": ("hub | stores | web", "cache | folders"),
     "mergelab.formats.architectures": (
         "registry",
         "sd2",
