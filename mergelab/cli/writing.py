@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mergelab.cli.arguments import (
-    BaseModel,
     SOURCES,
+    BaseModel,
     DropExtras,
     Dtype,
     File,
