@@ -20,7 +20,7 @@ import mergelab as ml
 from mergelab.formats.architectures import ARCHITECTURES
 from mergelab.layer import LoraLayer
 from tests.architecture_dialects2 import DIALECTS, TINY, File
-from tests.synthetic import lora
+from tests.synthetic import adapter, lora
 
 CASES = [pytest.param(id, dialect, id=f"{id}, {dialect}") for id, dialects in DIALECTS.items() for dialect in dialects]
 EVERY = pytest.mark.parametrize("id, dialect", CASES)
@@ -56,8 +56,8 @@ def saved(file: File, path: Path, header: str = "") -> Path:
     return path
 
 
-def changes(adapter: ml.Adapter) -> dict[str, torch.Tensor]:
-    return {name: layer.delta_weight() for name, layer in adapter.layers.items()}
+def changes(of: ml.Adapter) -> dict[str, torch.Tensor]:
+    return {name: layer.delta_weight() for name, layer in of.layers.items()}
 
 
 @EVERY
@@ -65,9 +65,9 @@ def test_a_dialect_is_read(id: str, dialect: str, tmp_path: Path) -> None:
     """Every layer has its canonical name and its change, with the header that names the base model and without."""
     file = DIALECTS[id][dialect](layers(id))
     for header, known in ((ARCHITECTURES[id].modelspec, {id}), ("", {id, None})):
-        adapter = ml.load(saved(file, tmp_path / "a.safetensors", header))
-        assert adapter.architecture in known
-        assert_same(changes(adapter), layers(id))
+        read = ml.load(saved(file, tmp_path / "a.safetensors", header))
+        assert read.architecture in known
+        assert_same(changes(read), layers(id))
 
 
 # Converters of diffusers, the dialects that they read, and the layers that they know.
@@ -117,14 +117,13 @@ def test_diffusers_reads_what_is_written(id: str, tmp_path: Path) -> None:
 def test_kohyas_format_is_read_back(id: str, tmp_path: Path) -> None:
     """By the names of the model that kohya's tools train, of which the tool for this one is named."""
     first = next(iter(DIALECTS[id].values()))
-    adapter = ml.load(saved(first(layers(id)), tmp_path / "a.safetensors", ARCHITECTURES[id].modelspec))
-    adapter.save(tmp_path / "b.safetensors", format="kohya")
+    trained = ml.load(saved(first(layers(id)), tmp_path / "a.safetensors", ARCHITECTURES[id].modelspec))
+    trained.save(tmp_path / "b.safetensors", format="kohya")
     read = ml.load(tmp_path / "b.safetensors")
     assert read.architecture == id
     assert_same(changes(read), layers(id))
     written = load_file(tmp_path / "b.safetensors")
-    trained = DIALECTS[id]["kohya" if "kohya" in DIALECTS[id] else "musubi"](layers(id))
-    assert written.keys() == trained.keys()
+    assert written.keys() == DIALECTS[id]["kohya" if "kohya" in DIALECTS[id] else "musubi"](layers(id)).keys()
 
 
 def test_two_models_do_not_go_together(tmp_path: Path) -> None:
@@ -134,3 +133,52 @@ def test_two_models_do_not_go_together(tmp_path: Path) -> None:
     ]
     with pytest.raises(ml.ArchitectureError, match=r"z-image.* is for z-image, .*krea2.* is for krea2; use"):
         ml.merge(paths)
+
+
+CONDITIONER = {
+    "text_conditioner.blocks.5.self_attn.o_proj": (16, 16),
+    "text_conditioner.blocks.0.mlp.2": (16, 64),
+    "text_conditioner.out_proj": (16, 16),
+}
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda name: name,
+        lambda name: name.replace("text_conditioner", "transformer.text_conditioner"),
+        lambda name: name.replace("text_conditioner", "diffusion_model.llm_adapter"),
+        lambda name: name.replace("text_conditioner", "lora_unet.llm_adapter").replace(".", "_"),
+    ],
+)
+def test_animas_text_conditioner(write: Callable[[str], str], tmp_path: Path) -> None:
+    """A component of its own in diffusers, a part of the denoiser in ComfyUI: read from all, written to both."""
+    change = adapter(1, shapes={**CONDITIONER, "transformer.transformer_blocks.0.attn1.to_q": (16, 16)})
+    file: File = {}
+    for name, layer in change.layers.items():
+        written = write(name) if name in CONDITIONER else name
+        file |= {f"{written}.lora_down.weight": layer.lora_A, f"{written}.lora_up.weight": layer.lora_B}
+    read = ml.load(saved(file, tmp_path / "a.safetensors"))
+    assert read.architecture == "anima"
+    assert_same(changes(read), dict(change.layers))
+    assert ml.load({key: t for key, t in file.items() if "transformer_blocks" not in key}).architecture == "anima"
+    for format in ("diffusers", "kohya"):
+        again = ml.load(read.save(tmp_path / f"{format}.safetensors", format=format))
+        assert_same(changes(again), dict(change.layers))
+    names = {key.removesuffix(".lora_B.weight") for key in load_file(tmp_path / "diffusers.safetensors")}
+    assert set(CONDITIONER) <= names
+    assert "lora_unet_llm_adapter_blocks_0_mlp_2.alpha" in load_file(tmp_path / "kohya.safetensors")
+
+
+def test_animas_text_conditioner_is_diffusers() -> None:
+    """Every linear layer of it is in the table, and diffusers' converter calls it the same."""
+    naming = ARCHITECTURES["anima"].companions[0]
+    with torch.device("meta"):
+        modules = diffusers.AnimaTextConditioner.from_config({}).named_modules()
+    for path in [path for path, module in modules if isinstance(module, nn.Linear)]:
+        place = naming.place(path)
+        assert place is not None
+        converted = converters._convert_non_diffusers_anima_lora_to_diffusers(
+            {f"diffusion_model.{place.module.path}.lora_A.weight": torch.ones(1)}
+        )
+        assert list(converted) == [f"text_conditioner.{path}.lora_A.weight"]

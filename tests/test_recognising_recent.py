@@ -25,7 +25,8 @@ CASES: dict[str, tuple[Shapes, str | None]] = {
         "lumina2",
     ),
     "of Z-Image or Lumina 2": ({"diffusion_model.layers.0.feed_forward.w1": (64, 16)}, None),
-    "Krea 2": ({"diffusion_model.blocks.27.attn.wq": (6144, 6144)}, "krea2"),
+    "Krea 2": ({"diffusion_model.blocks.27.attn.wk": (1536, 6144)}, "krea2"),
+    "Krea 2 or FLUX.2": ({"transformer.transformer_blocks.7.attn.to_q": (6144, 6144)}, None),
     "Krea 2 in diffusers' names": (
         {
             "transformer.transformer_blocks.20.attn.to_q": (6144, 6144),

@@ -58,6 +58,8 @@ _MODULATION = r"\.norm[123]\.linear_1$"
 
 
 def _fits(evidence: Evidence) -> bool:
+    if evidence.denoiser is None:
+        return evidence.has(CONDITIONER.component)
     # LTX-Video's blocks have these names in diffusers, and the 2B's this width.
     return (
         evidence.denoiser == "transformer"

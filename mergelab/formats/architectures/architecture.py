@@ -48,15 +48,13 @@ class Architecture:
         denoiser: the component that draws, "unet" or "transformer".
         naming: the denoiser's modules, here and in the original model.
         text_encoders: component -> its kind, "clip" or "t5".
+        companions: the modules of what diffusers has as a component of its own and the original model within.
         proves, fits, suggests: the rules.
         header: a pattern of modelspec's architecture or kohya's base model version, in lower case.
         modelspec: `modelspec.architecture` of an adapter.
         base_version: `ss_base_model_version`.
         v2: `ss_v2`.
         kohya: None where kohya's format does not exist.
-        text_encoders: component -> "clip" or "t5", of the text encoders that are trained along.
-        companions: the modules of further components that are trained along, as the denoiser's: named here and in the
-            original model.
         respell: turns a key that only trainers of this family write into a usual one.
         model_class, model_config: the diffusers class of the denoiser and the published configuration that sets its
             shapes, the source of its true modules.
@@ -77,9 +75,12 @@ class Architecture:
     text_encoders: Mapping[str, str] = field(default_factory=dict)
     suggests: Rule = never
     v2: bool = False
-    text_encoders: Mapping[str, str] = field(default_factory=dict)
     companions: tuple[Naming, ...] = ()
     respell: Callable[[str], str] = str
+
+    def naming_of(self, component: str) -> Naming | None:
+        """The names of a component's modules; None for text encoders, which have one name in all models."""
+        return next((naming for naming in (self.naming, *self.companions) if naming.component == component), None)
 
     @property
     def t5(self) -> str | None:
