@@ -47,6 +47,7 @@ class Architecture:
         denoiser: the component that draws, "unet" or "transformer".
         changes: what an adapter of the denoiser changes, for messages.
         naming: the denoiser's modules, here and in the original model.
+        text_encoders: component -> its kind, "clip" or "t5".
         proves, fits, suggests: the rules.
         header: a pattern of modelspec's architecture or kohya's base model version, in lower case.
         modelspec: `modelspec.architecture` of an adapter.
@@ -71,6 +72,7 @@ class Architecture:
     kohya: Kohya | None
     model_class: str
     model_config: Mapping[str, Any] = field(repr=False)
+    text_encoders: Mapping[str, str] = field(default_factory=dict)
     suggests: Rule = never
     v2: bool = False
     respell: Callable[[str], str] = str

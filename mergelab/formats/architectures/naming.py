@@ -39,12 +39,14 @@ class Block:
         original, canonical: the paths.
         modules: path within the original block -> what it holds; None: the modules are named alike.
         norms: paths of norms that are no layers, original -> canonical.
+        count: how many such blocks the model has; a higher number is another model's. None: any number.
     """
 
     original: str
     canonical: str
     modules: Mapping[str, Holds] | None = None
     norms: Mapping[str, str] = field(default_factory=dict)
+    count: int | None = None
 
     @cached_property
     def places(self) -> dict[str, tuple[str, int]]:
@@ -199,4 +201,6 @@ def _within(path: str, index: Mapping[str, list[tuple[re.Pattern[str], Block]]])
     """The blocks that a path may lie in, with the block's number and the path within it."""
     for pattern, block in index.get(_root(path), ()):
         if match := pattern.fullmatch(path):
-            yield block, match.groupdict().get("number", ""), match["rest"]
+            number = match.groupdict().get("number", "")
+            if block.count is None or int(number or 0) < block.count:
+                yield block, number, match["rest"]
