@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mergelab.cli.arguments import (
+    BaseModel,
     DropExtras,
     Dtype,
     Force,
@@ -46,6 +47,7 @@ def merge(
     drop_extras: DropExtras = False,
     force: Force = False,
     allow_pickle: Pickle = False,
+    architecture: BaseModel = None,
     plugins: Import = None,
 ) -> str:
     """Merge adapters into one. Other options of a method are given as --name value."""
@@ -61,7 +63,7 @@ def merge(
     _check_writing(format, dtype)
     target = None if rank is None else parse_rank(rank)
     sources, weights = zip(*[parse_weighted(text) for text in adapters])
-    loaded = [load(source, allow_pickle=allow_pickle) for source in sources]
+    loaded = [load(source, allow_pickle=allow_pickle, architecture=architecture) for source in sources]
     check_target(output, [path for a in loaded for path in a.inputs], force, format)
     left_out, loaded = _without_extras(loaded) if drop_extras else ([], loaded)
     merged = merge_adapters(loaded, list(weights), method, rank=target, seed=seed, device=device, **options)
@@ -76,9 +78,10 @@ def convert(
     drop_extras: DropExtras = False,
     force: Force = False,
     allow_pickle: Pickle = False,
+    architecture: BaseModel = None,
 ) -> str:
     """Write an adapter in another format; every layer keeps its change exactly."""
-    adapter = _open(file, output, format, dtype, force, allow_pickle)
+    adapter = _open(file, output, format, dtype, force, allow_pickle, architecture)
     left_out, (adapter,) = _without_extras([adapter]) if drop_extras else ([], [adapter])
     return "\n".join([*left_out, _save(adapter, output, format, dtype), *adapter.report.lines()])
 
@@ -92,13 +95,14 @@ def resize(
     drop_extras: DropExtras = False,
     force: Force = False,
     allow_pickle: Pickle = False,
+    architecture: BaseModel = None,
 ) -> str:
     """Write the best approximation of an adapter at another rank, and say what it lost."""
     from mergelab.ranks import parse_rank
 
     if (target := parse_rank(rank)) in ("max", "sum"):
         raise OptionError(f"rank={rank!r}: expected a number such as 16, 0.9 (share of energy) or mean=16 (a budget)")
-    adapter = _open(file, output, format, dtype, force, allow_pickle)
+    adapter = _open(file, output, format, dtype, force, allow_pickle, architecture)
     left_out, (adapter,) = _without_extras([adapter]) if drop_extras else ([], [adapter])
     resized = adapter.resize(target)
     return "\n".join([*left_out, _save(resized, output, format, dtype), *resized.report.lines()])
@@ -111,13 +115,21 @@ def _check_writing(format: str, dtype: str | None) -> None:
     to_dtype(dtype)
 
 
-def _open(file: str, output: Path, format: str, dtype: str | None, force: bool, allow_pickle: bool) -> Adapter:
+def _open(
+    file: str,
+    output: Path,
+    format: str,
+    dtype: str | None,
+    force: bool,
+    allow_pickle: bool,
+    architecture: str | None,
+) -> Adapter:
     """The input of a command, once it is clear that its output can be written."""
     from mergelab.adapter import load
     from mergelab.formats.targets import check_target
 
     _check_writing(format, dtype)
-    adapter = load(file, allow_pickle=allow_pickle)
+    adapter = load(file, allow_pickle=allow_pickle, architecture=architecture)
     check_target(output, adapter.inputs, force, format)
     return adapter
 

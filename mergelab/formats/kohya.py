@@ -13,7 +13,7 @@ from mergelab.errors import ArchitectureError
 from mergelab.formats.architectures.fused import OriginalModule
 from mergelab.formats.architectures.naming import Naming, Place
 from mergelab.formats.architectures.registry import ARCHITECTURES, NAMINGS, architecture_of
-from mergelab.formats.names import flatten
+from mergelab.formats.prefixes import flatten
 from mergelab.formats.writers import EMBEDDING_PREFIX, folded_layer, most_frequent, no_place
 from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer
 
@@ -85,7 +85,7 @@ def _place(data: AdapterData, name: str) -> tuple[str, Place]:
         prefix: str | None = "lora_unet"  # as kohya calls every denoiser
     else:
         prefix = kohya.text_encoders.get(component) if kohya else None
-    flat = flatten(place.module.path if place else path)
+    flat = flatten(place.module.path if place else path, architecture.naming)
     if flat is None or prefix is None:
         titles = [a.title for a in ARCHITECTURES.values() if a.kohya]
         raise ArchitectureError(

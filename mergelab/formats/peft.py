@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mergelab.errors import FormatError
+from mergelab.formats.architectures.registry import architecture_of
 from mergelab.formats.prefixes import COMPONENTS, unflatten
 from mergelab.formats.saved_modules import is_saved, saved_fields, written_path
 from mergelab.formats.writers import by_component, folded_layer, most_frequent, no_place
@@ -22,7 +23,8 @@ def diffusers(data: AdapterData) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, layer in data.layers.items():
         component, _, path = name.partition(".")
-        if component not in COMPONENTS or ("_" in path and "." not in path and unflatten(path) != path):
+        naming = architecture_of(data.architecture, component).naming
+        if component not in COMPONENTS or ("_" in path and "." not in path and unflatten(path, naming) != path):
             raise FormatError(
                 f"layer {name} has no name in a diffusers pipeline; write it as format='peft', or as format='kohya' "
                 "if it came from there"

@@ -64,7 +64,6 @@ CHROMA = Architecture(
     id="chroma",
     title="Chroma",
     denoiser="transformer",
-    changes="a transformer (Chroma)",
     naming=_NAMING,
     text_encoders={"text_encoder": "t5"},
     proves=_proves,

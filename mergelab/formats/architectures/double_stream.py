@@ -7,8 +7,6 @@ model.
 
 from __future__ import annotations
 
-import re
-
 from mergelab.formats.architectures.evidence import Evidence
 from mergelab.formats.architectures.naming import Block, holds
 
@@ -82,26 +80,20 @@ def attends_to_text(evidence: Evidence) -> bool:
     return evidence.named(r"\.attn\.(add_[qkv]_proj|to_add_out)$")
 
 
-def has_ratio(evidence: Evidence, pattern: str, outputs: int, inputs: int) -> bool:
-    """Whether some module of these names has outputs and inputs in this proportion."""
-    shapes = evidence.modules(evidence.denoiser or "").items()
-    return any(shape[0] * inputs == shape[1] * outputs for path, shape in shapes if re.search(pattern, path))
-
-
 def has_flux2_ratio(evidence: Evidence) -> bool:
     """Whether layers, read by the names of FLUX.1, are as wide as FLUX.2's: 6 and 3 times the model, not 4."""
     return (
-        has_ratio(evidence, r"\.(proj_mlp|net\.0\.proj)$", 6, 1)
-        or has_ratio(evidence, r"\.net\.2$", 1, 3)
-        or has_ratio(evidence, r"\.proj_out$", 1, 4)
+        6 in evidence.ratios(r"\.(proj_mlp|net\.0\.proj)$")
+        or 1 / 3 in evidence.ratios(r"\.net\.2$")
+        or 1 / 4 in evidence.ratios(r"^single_.*\.proj_out$")
     )
 
 
 def has_flux1_ratio(evidence: Evidence) -> bool:
     """Whether layers, read by the names of FLUX.2, are as wide as FLUX.1's."""
     return (
-        has_ratio(evidence, r"\.linear_in$", 4, 1)
-        or has_ratio(evidence, r"\.linear_out$", 1, 4)
-        or has_ratio(evidence, r"\.to_qkv_mlp_proj$", 7, 1)
-        or has_ratio(evidence, r"^single_.*\.to_out$", 1, 5)
+        4 in evidence.ratios(r"\.linear_in$")
+        or 1 / 4 in evidence.ratios(r"\.linear_out$")
+        or 7 in evidence.ratios(r"\.to_qkv_mlp_proj$")
+        or 1 / 5 in evidence.ratios(r"^single_.*\.to_out$")
     )

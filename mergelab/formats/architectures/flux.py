@@ -69,20 +69,12 @@ _NAMING = Naming(
     linear=True,
 )
 
-# Of other models whose modules have some of these names.
-_OTHER_NAMES = r"to_qkv_mlp_proj|linear_(in|out)$|\.(img|txt)_m(lp|od)\.|\.attn2\.|^(x|context)_embedder\.|^distilled"
 # Chroma, whose blocks are named alike, has none of them.
 _MODULATION = r"\.norm1?(_context)?\.linear$|^(time_text_embed|norm_out)\."
 
 
 def _may_be(evidence: Evidence) -> bool:
-    return (
-        may_be_width(evidence, FLUX1_WIDTH)
-        and not evidence.named(_OTHER_NAMES)
-        and evidence.blocks("transformer_blocks") <= _DOUBLES
-        and evidence.blocks("single_transformer_blocks") <= _SINGLES
-        and not has_flux2_ratio(evidence)
-    )
+    return may_be_width(evidence, FLUX1_WIDTH) and not has_flux2_ratio(evidence)
 
 
 def _is_deep(evidence: Evidence) -> bool:
@@ -91,19 +83,27 @@ def _is_deep(evidence: Evidence) -> bool:
 
 
 def _proves(evidence: Evidence) -> bool:
+    """What models with such names have not, together: modulation, as many blocks; or CLIP beside a T5."""
     if evidence.denoiser is None:
         return text_encoders.has_t5(evidence)
-    return _is_deep(evidence) and evidence.named(_MODULATION) and _may_be(evidence)
-
-
-def _suggests(evidence: Evidence) -> bool:
-    """Few adapters with such blocks are for Chroma or HunyuanVideo, and most of these say so."""
-    one_stream = evidence.blocks("single_transformer_blocks") > 0
-    return (one_stream or _is_deep(evidence) or evidence.named(_MODULATION)) and _may_be(evidence)
+    both = evidence.has("text_encoder") and evidence.has("text_encoder_2")
+    return (both or (_is_deep(evidence) and evidence.named(_MODULATION))) and _may_be(evidence)
 
 
 def _fits(evidence: Evidence) -> bool:
     return _may_be(evidence) or text_encoders.alone(evidence)
+
+
+def _suggests(evidence: Evidence) -> bool:
+    """By far the most frequent of those with such blocks, or with so many of them; and of miniatures."""
+    attends = evidence.inputs(r"\.attn\.(to|add)_[qkv]")
+    frequent = (
+        evidence.blocks("single_transformer_blocks") > 0
+        or _is_deep(evidence)
+        or evidence.named(_MODULATION)
+        or (attends and FLUX1_WIDTH not in attends)
+    )
+    return bool(frequent) and _may_be(evidence)
 
 
 _XLABS = re.compile(r"^(.*?)(double|single)_blocks\.(\d+)\.processor\.(qkv|proj)_lora([12]?)\.(down|up)\.weight$")
@@ -129,9 +129,8 @@ def _respell(key: str) -> str:
 
 FLUX = Architecture(
     id="flux",
-    title="FLUX",
+    title="FLUX.1",
     denoiser="transformer",
-    changes="a transformer (FLUX)",
     naming=_NAMING,
     proves=_proves,
     fits=_fits,

@@ -84,7 +84,6 @@ def _model(
         id=f"flux2-{size}",
         title=f"FLUX.2 {title}",
         denoiser="transformer",
-        changes="a transformer (FLUX.2)",
         naming=_naming(*blocks, guided),
         proves=proves,
         fits=fits,

@@ -105,7 +105,6 @@ HUNYUAN_VIDEO = Architecture(
     id="hunyuan-video",
     title="HunyuanVideo",
     denoiser="transformer",
-    changes="a transformer (HunyuanVideo)",
     naming=_NAMING,
     proves=_proves,
     fits=_fits,

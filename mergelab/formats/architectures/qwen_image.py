@@ -65,7 +65,6 @@ QWEN_IMAGE = Architecture(
     id="qwen-image",
     title="Qwen-Image",
     denoiser="transformer",
-    changes="a transformer (Qwen-Image)",
     naming=_NAMING,
     proves=_proves,
     fits=_fits,

@@ -12,7 +12,6 @@ from mergelab.formats.architectures.double_stream import (
     ADDED_QKV,
     QKV,
     fused_streams,
-    has_ratio,
     is_width,
     may_be_width,
 )
@@ -78,13 +77,13 @@ def _naming(blocks: int, has_norms: bool, second: int = 0) -> Naming:
 
 def _has_second(evidence: Evidence) -> bool:
     """Whether blocks attend twice, as 3.5 medium's do: by their names, or as their modulation is wider for it."""
-    return evidence.named(r"\.attn2\.") or has_ratio(evidence, r"\.norm1\.linear$", 9, 1)
+    return evidence.named(r"\.attn2\.") or 9 in evidence.ratios(r"\.norm1\.linear$")
 
 
 def _has_single_modulation(evidence: Evidence) -> bool:
     """Whether a block that attends twice in 3.5 medium is modulated for one attention."""
     first = rf"^transformer_blocks\.({'|'.join(map(str, range(_SECOND_BLOCKS)))})\.norm1\.linear$"
-    return has_ratio(evidence, first, 6, 1)
+    return 6 in evidence.ratios(first)
 
 
 def _proves_medium(evidence: Evidence) -> bool:
@@ -115,7 +114,6 @@ def _model(
         id=id,
         title=f"Stable Diffusion {title}",
         denoiser="transformer",
-        changes="a transformer (Stable Diffusion 3)",
         naming=_naming(blocks, has_norms, second),
         text_encoders={"text_encoder": "clip", "text_encoder_2": "clip", "text_encoder_3": "t5"},
         proves=proves,
