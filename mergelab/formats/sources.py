@@ -13,10 +13,10 @@ from torch import Tensor
 
 from mergelab import miniature
 from mergelab.errors import FormatError, SourceError
+from mergelab.formats.dialects import parse
 from mergelab.formats.messages import about
 from mergelab.formats.options import ReadOptions
 from mergelab.formats.prefixes import COMPONENTS
-from mergelab.formats.reading import parse
 from mergelab.formats.scalings import config_scaling, for_all_components
 from mergelab.formats.tensor_files import PICKLES, check_tensors, read_tensors
 from mergelab.layer import AdapterData
