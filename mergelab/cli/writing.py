@@ -158,4 +158,4 @@ def _save(adapter: Adapter, output: Path, format: str | None, for_: str | None, 
     written = adapter.write(output, format=format, dtype=dtype, for_=for_)
     files = [output] if output.is_file() else [p for p in output.rglob("*") if p.is_file()]
     size = sum(p.stat().st_size for p in files) / 1e6
-    return [f"{output}: {len(adapter.layers)} layers, format {written.format}, {size:.1f} MB", *written.lines()]
+    return [f"{output}: {written.layers} layers, format {written.format}, {size:.1f} MB", *written.lines()]

@@ -32,9 +32,10 @@ def comfy(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
     layers = {name: module.layer() for name, module in modules.items() if module.layers}
     tensors = others_of(data, "comfy")
     for name, layer in layers.items():
-        written, tensors[f"{name}.alpha"] = with_alpha(layer, layout.alpha_is_rank)
+        written, alpha = with_alpha(layer, layout.alpha_is_rank)
         tensors[f"{name}.lora_A.weight"] = written.lora_A
         tensors[f"{name}.lora_B.weight"] = written.lora_B
+        tensors[f"{name}.alpha"] = alpha
     for name, module in modules.items():
         if module.biases:
             tensors[f"{name}.diff_b"] = module.bias(layers.get(name))

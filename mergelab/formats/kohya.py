@@ -27,14 +27,15 @@ def kohya(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
     tensors = others_of(data, "kohya")
     known = ARCHITECTURES.get(data.architecture or "")
     one = known is None or known.denoiser == "unet"
-    alpha = _one_alpha(layers.values()) if one and not layout.alpha_is_rank else None
+    common = _one_alpha(layers.values()) if one and not layout.alpha_is_rank else None
     for name, layer in layers.items():
-        if alpha is not None:
+        if common is not None:
             layer, _ = with_alpha(layer)
-            layer = folded_layer(layer.scaled(layer.rank / alpha)).scaled(alpha / layer.rank)
-        written, tensors[f"{name}.alpha"] = with_alpha(layer, layout.alpha_is_rank)
+            layer = folded_layer(layer.scaled(layer.rank / common)).scaled(common / layer.rank)
+        written, alpha = with_alpha(layer, layout.alpha_is_rank)
         tensors[f"{name}.lora_down.weight"] = written.lora_A
         tensors[f"{name}.lora_up.weight"] = written.lora_B
+        tensors[f"{name}.alpha"] = alpha
     for name, module in modules.items():
         if module.biases:
             tensors[f"{name}.diff_b"] = module.bias(layers.get(name))

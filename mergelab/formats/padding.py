@@ -24,6 +24,7 @@ def padded(layer: Layer, rank: int) -> Layer:
     """The same change at a higher rank, with rows and columns of zeros.
 
     Example:
+        >>> import torch
         >>> layer = padded(LoraLayer(torch.ones(2, 3), torch.ones(4, 2), scaling=0.5), 5)
         >>> layer.rank, layer.delta_weight()[0, 0].item()
         (5, 1.0)

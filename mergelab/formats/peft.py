@@ -41,7 +41,7 @@ def diffusers(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
 
 
 def without_attention(data: AdapterData) -> set[str]:
-    """CLIP text encoders without a layer in attention, by which diffusers (0.42) tells PEFT's keys from its older ones."""
+    """CLIP text encoders without a layer in attention; by such layers diffusers (0.42) tells PEFT's keys from older."""
     attention = (".q_proj", ".k_proj", ".v_proj", ".out_proj")
     return {
         component

@@ -30,12 +30,14 @@ class Written:
     Attributes:
         path: of the file, or the folder.
         format: that it is in.
+        layers: how many were written.
         notes: sentences that a user should know: what a tool has no place for, which tools read less of it.
         cast_error: `||saved - exact|| / ||exact||` over all layers, None where nothing was cast.
     """
 
     path: Path
     format: str
+    layers: int
     notes: tuple[str, ...] = ()
     cast_error: float | None = None
 
@@ -73,7 +75,7 @@ def write(plan: Fitted, path: Path, dtype: torch.dtype | None) -> Written:
         format = data.dialect or "" if layout.format == "same" else layout.format
         write_safetensors(path, tensors, header(data, format, tensors))
         error = None if dtype is None else cast_error(exact, tensors)
-    return Written(path, layout.format, plan.notes, error)
+    return Written(path, layout.format, len(data.layers), plan.notes, error)
 
 
 def _write_folder(data: AdapterData, layout: Layout, folder: Path, dtype: torch.dtype | None) -> float | None:

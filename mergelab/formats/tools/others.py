@@ -13,7 +13,7 @@ def other_tools(data: AdapterData, format: str) -> str:
     Example:
         >>> import torch
         >>> from mergelab.layer import LoraLayer
-        >>> layer = LoraLayer(torch.ones(2, 3), torch.ones(4, 2))
+        >>> layer = LoraLayer(torch.ones(1, 3), torch.ones(4, 1))
         >>> other_tools(AdapterData({"unet.conv_in": layer}, architecture="sd15"), "diffusers")
         'not read by A1111, sd-scripts, AI-toolkit, InvokeAI: everything; --for TOOL writes for one'
     """

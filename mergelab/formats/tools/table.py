@@ -16,6 +16,9 @@ _UNET_REST = Lack(
     "layers outside the attention blocks, unless its network has them", r"^unet\.(?!.*\battentions\.)", kept=True
 )
 _UNET_ATTENTION = Lack("q, k, v and out of all attention", r"^unet\..*\.attn\d\.to_(q|k|v|out)\b")
+_ALL_IF_ATTENTION = Lack("everything, if it has q, k, v or out", _UNET_ATTENTION.pattern)
+_ALL_IF_T5 = Lack("everything, if it has T5", _T5.pattern)
+_ALL_IF_TEXT = Lack("everything, if it has text encoders", _TEXT.pattern)
 _FLUX_REST = Lack("layers outside the blocks", r"^transformer\.(?!(single_)?transformer_blocks\.)")
 _FLUX_REST_IF_ASKED = Lack(f"{_FLUX_REST.what}, unless its network has them", _FLUX_REST.pattern, kept=True)
 _FLUX_LAST = Lack("the final layer", r"^transformer\.(norm_out\.linear|proj_out)\b")
@@ -27,7 +30,6 @@ _KOHYA, _COMFY, _DIFFUSERS, _PEFT = (Layout(format) for format in ("kohya", "com
 _T5_SECOND = Layout("kohya", t5="lora_te2")
 
 _UNETS = ("sd15", "sd2", "sdxl")
-_KOHYA_READ = {"kohya": ()}
 
 _COMFY_ANY = Way(_COMFY, (_EMBEDDINGS, _SAVED), {"comfy": (_EMBEDDINGS,), "kohya": (_EMBEDDINGS,)})
 _COMFYUI = Tool(
@@ -51,7 +53,7 @@ _FORGE = Tool(
             Way(
                 _KOHYA,
                 (_NORMS, _EMBEDDINGS, _SAVED),
-                {"kohya": (_EMBEDDINGS,), "comfy": (Lack("everything, if it has text encoders", r"^text_encoder"),)},
+                {"kohya": (_EMBEDDINGS,), "comfy": (_ALL_IF_TEXT,), "diffusers": (_ALL_IF_ATTENTION,)},
             ),
         ),
         "flux": Way(
@@ -59,8 +61,8 @@ _FORGE = Tool(
             (_NORMS, _EMBEDDINGS, _SAVED),
             {
                 "kohya": (_EMBEDDINGS, _NORMS),
-                "diffusers": (Lack("everything, if it has T5", _T5.pattern),),
-                "comfy": (Lack("everything, if it has text encoders", r"^text_encoder"),),
+                "diffusers": (_ALL_IF_T5,),
+                "comfy": (_ALL_IF_TEXT,),
             },
         ),
     },
@@ -68,7 +70,7 @@ _FORGE = Tool(
 _A1111 = Tool(
     "a1111",
     "A1111",
-    dict.fromkeys(_UNETS, Way(_KOHYA, (_PROJECTION, _NORMS, _SAVED), {"kohya": (_PROJECTION,)})),
+    dict.fromkeys(_UNETS, Way(_KOHYA, (_PROJECTION, _BIASES, _NORMS, _SAVED), {"kohya": (_PROJECTION, _BIASES)})),
 )
 _KOHYA_LACKS = (_PROJECTION, _BIASES, _NORMS, _EMBEDDINGS, _SAVED)
 _SD_SCRIPTS = Tool(
@@ -124,7 +126,7 @@ _ONETRAINER = Tool(
             _T5_SECOND,
             _ONE_LACKS,
             {
-                "kohya": (Lack("everything, if it has T5", _T5.pattern),),
+                "kohya": (_ALL_IF_T5,),
                 "diffusers": (),
                 "comfy": (),
             },
@@ -153,7 +155,7 @@ _INVOKEAI = Tool(
                         "everything, if it has T5 or layers outside the blocks", f"{_T5.pattern}|{_FLUX_REST.pattern}"
                     ),
                 ),
-                "diffusers": (Lack("everything, if it has text encoders", _TEXT.pattern),),
+                "diffusers": (_ALL_IF_TEXT,),
             },
         ),
     },
