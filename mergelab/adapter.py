@@ -15,7 +15,7 @@ from torch import Tensor
 from mergelab import algebra, formats
 from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
 from mergelab.errors import LayerError, OptionError
-from mergelab.formats.architectures import check_base_models
+from mergelab.formats.base_models import check_base_models
 from mergelab.layer import common_dialect, overview, short_name
 from mergelab.linalg.lowrank import inner
 from mergelab.linalg.precision import full_precision
@@ -223,13 +223,14 @@ class Adapter(formats.Savable):
         return as_html(self._title(), overview(self.layers))
 
 
-def load(source: Source, *, allow_pickle: bool = False) -> Adapter:
+def load(source: Source, *, allow_pickle: bool = False, architecture: str | None = None) -> Adapter:
     """Read a LoRA adapter in any supported dialect.
 
     Args:
         source: a path to a safetensors file or a PEFT folder; "user/repo/file.safetensors" on the Hugging Face Hub;
             an address such as "s3://..."; "miniature/sdxl/ghost"; or a state dict. Files are memory-mapped.
         allow_pickle: read `.bin`, `.pt`, `.ckpt` too (with `weights_only=True`).
+        architecture: the base model's id ("sdxl", "flux", ...), where a file does not tell; checked against the file.
 
     Returns:
         The adapter, with layers under canonical names.
@@ -237,12 +238,13 @@ def load(source: Source, *, allow_pickle: bool = False) -> Adapter:
     Raises:
         SourceError: nothing there, or it cannot be read.
         FormatError, LayerError: a damaged file, an unsupported dialect, a factor without its partner.
-        OptionError: a miniature adapter that does not exist, such as "miniature/sdxl/ghst".
+        OptionError: no such architecture, or miniature adapter ("miniature/sdxl/ghst").
+        ArchitectureError: the file is not for the architecture that is asked for.
 
     Example:
         >>> import torch
         >>> load({"unet.conv_in.lora_A.weight": torch.ones(2, 3), "unet.conv_in.lora_B.weight": torch.ones(4, 2)}).ranks
         {'unet.conv_in': 2}
     """
-    data, files = formats.read(source, formats.ReadOptions(allow_pickle=allow_pickle))
+    data, files = formats.read(source, formats.ReadOptions(allow_pickle, architecture))
     return Adapter(**vars(data), report=Report(notes=data.notes), inputs=files)

@@ -62,6 +62,22 @@ def add_layers(first: Mapping[str, Layer], second: Mapping[str, Layer], names: t
     return layers
 
 
+def widened(layer: Layer, columns: int) -> Layer:
+    """The same change of a weight that has more inputs, which it leaves as they are.
+
+    Example:
+        >>> import torch
+        >>> widened(LoraLayer(torch.ones(1, 2), torch.ones(3, 1)), 4).delta_weight()[0].tolist()
+        [1.0, 1.0, 0.0, 0.0]
+    """
+    terms = []
+    for term in terms_of(layer):
+        missing = columns - term.lora_A.shape[1]
+        pad = [0, 0] * (term.lora_A.dim() - 2) + [0, missing]
+        terms.append(LoraLayer(torch.nn.functional.pad(term.lora_A, pad), term.lora_B, term.scaling))
+    return terms[0] if len(terms) == 1 else LoraSum(tuple(terms))
+
+
 def add_extras(first: Mapping[str, Tensor], second: Mapping[str, Tensor], names: tuple[str, str]) -> dict[str, Tensor]:
     """Biases add; other tensors may stand in both only where they are equal.
 

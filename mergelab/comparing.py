@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mergelab.adapter import Adapter, Source
-from mergelab.engine.aligning import aligned_layers, load_all, unique_names
+from mergelab.engine.aligning import aligned_layers, load_all, unique_names, with_one_input
 from mergelab.linalg.lowrank import Factors, inner, svd
 from mergelab.linalg.precision import full_precision
 from mergelab.linalg.workspace import Workspace, threads
@@ -178,6 +178,7 @@ def compare(adapters: Sequence[Adapter | Source]) -> Comparison:
     """
     found = load_all(adapters, least=2)
     names = unique_names([a.name for a in found])
+    found, _ = with_one_input(found, names)
     aligned_layers(found, names)
     everywhere = dict.fromkeys(name for a in found for name in a.layers)
     with threads() as pool:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import mergelab as ml
-from mergelab.formats.architectures import ARCHITECTURES, Architecture, Evidence, detect
-from mergelab.formats.names import flatten, locate
-from mergelab.formats.prefixes import unflatten
+from mergelab import cli
+from mergelab.formats.architectures import ARCHITECTURES, Architecture, Evidence
+from mergelab.formats.names import locate
+from mergelab.formats.prefixes import flatten, unflatten
+from mergelab.formats.recognising import detect, recognise
 
 CROSS = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 DOUBLE = "transformer.transformer_blocks.{}.attn.to_q"
@@ -98,16 +100,68 @@ def test_pissa_is_refused(tmp_path: Path) -> None:
         ml.load(folder / "a")
 
 
-def test_families_with_one_denoiser_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unknown transformer may be any family's."""
-    layer = ml.LoraLayer(torch.ones(2, 3), torch.ones(4, 2))
-    first, second = (ml.Adapter({f"{part}.conv_in": layer}, source=part) for part in ("unet", "transformer"))
-    other = replace(ARCHITECTURES["flux"], id="other", changes="a transformer (Other)")
-    for families in ("a transformer (FLUX)", "a transformer (FLUX) or a transformer (Other)"):
-        with pytest.raises(ml.ArchitectureError) as caught:
-            first + second
-        assert f"unet changes a UNet (Stable Diffusion), transformer changes {families}; use" in str(caught.value)
-        monkeypatch.setitem(ARCHITECTURES, "other", other)
+STYLE = {"unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k": (640, 2048)}
+
+
+def adapter(shapes: dict[str, tuple[int, int]], source: str) -> ml.Adapter:
+    layers = {name: ml.LoraLayer(torch.ones(1, n), torch.ones(m, 1)) for name, (m, n) in shapes.items()}
+    return ml.Adapter(layers, architecture="sdxl" if source == "style" else None, source=source)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "why"),
+    [
+        ({"unet.down_blocks.1.attentions.0.proj_in": (640, 640)}, None),
+        ({"unet.down_blocks.1.attentions.1.transformer_blocks.0.attn2.to_k": (640, 2048)}, None),
+        ({"unet.down_blocks.2.attentions.1.transformer_blocks.0.attn2.to_q": (64, 64)}, None),
+        ({"text_encoder.text_model.encoder.layers.0.mlp.fc1": (3072, 768)}, None),
+        ({"unet.down_blocks.1.attentions.0.proj_on": (640, 640)}, "proj_on is none of SDXL's"),
+        ({"model.layers.0.mlp.fc1": (64, 64)}, "model.layers.0.mlp.fc1 is none of SDXL's"),
+        ({"text_encoder.encoder.block.0.layer.0.SelfAttention.q": (64, 64)}, "SelfAttention.q is none of SDXL's"),
+        (
+            {"unet.down_blocks.1.attentions.1.transformer_blocks.0.attn2.to_k": (640, 32)},
+            r"has shape \(640, 32\), where",
+        ),
+    ],
+)
+def test_an_unknown_base_model_with_a_known_one(shapes: dict[str, tuple[int, int]], why: str | None) -> None:
+    """They go together only if all layers of the one exist in the other, with fitting shapes."""
+    style, other = adapter(STYLE, "style"), adapter(shapes, "other")
+    if why is None:
+        assert ml.merge([style, other]).architecture == "sdxl"
+        return
+    for act in (lambda: ml.merge([other, style]), lambda: style + other):
+        with pytest.raises(ml.ArchitectureError, match=why):
+            act()
+
+
+def test_a_header_that_the_layers_belie_is_said() -> None:
+    """Whether they prove another model or none."""
+    for shapes, note in (
+        (STYLE, "the header names SD 1.x, the layers are those of SDXL"),
+        ({"transformer.proj": (4, 4)}, "the header names SD 1.x, which the layers do not bear out"),
+    ):
+        assert note in recognise(shapes, SD1_HEADER).notes
+
+
+def test_the_user_may_say_which(tmp_path: Path) -> None:
+    """`architecture=` decides what a file leaves open, and is held against what it does not."""
+    module = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_k"
+    layer = {f"{module}.lora_A.weight": torch.ones(1, 8), f"{module}.lora_B.weight": torch.ones(8, 1)}
+    assert ml.load(layer).architecture is None
+    assert "may be those of SD 1.x, SD 2.x or SDXL" in ml.load(layer).notes[0]
+    assert ml.load(layer, architecture="sd2").architecture == "sd2"
+    with pytest.raises(ml.OptionError, match="did you mean 'sdxl'"):
+        ml.load(layer, architecture="sdxxl")
+    with pytest.raises(ml.ArchitectureError, match=r"1 of 1 modules are none of FLUX\.1's"):
+        ml.load(layer, architecture="flux")
+    path = tmp_path / "some.safetensors"
+    save_file(layer, path)
+    out = str(tmp_path / "out.safetensors")
+    assert cli.run(["convert", str(path), "-o", out, "--format", "diffusers", "--architecture", "sd15"]) == 0
+    assert ml.load(out).architecture == "sd15"
+    assert cli.run(["merge", str(path), str(path), "-o", out, "--force", "--architecture", "sdxl"]) == 0
+    assert ml.load(out).architecture == "sdxl"
 
 
 # The tables of names, against diffusers' class on the meta device.
@@ -174,14 +228,14 @@ def test_real_modules_have_original_names(architecture: Architecture) -> None:
         assert naming.module(place.module.path) == place.module
         found.setdefault(place.module.path, set()).add(place.part)
         for name in (path, place.module.path):
-            flat = flatten(name)
+            flat = flatten(name, naming)
             assert flat is not None
-            assert unflatten(flat) == name
-    for path, where in zip(
-        layers(architecture), locate(f"{component}.{path}" for path in layers(architecture)).values()
-    ):
+            assert unflatten(flat, naming) == name
+    dotted = locate([f"{component}.{path}" for path in layers(architecture)], architecture)
+    for path, where in zip(layers(architecture), dotted.values()):
         assert (where.component, where.path, where.known) == (component, path, True)
-    for path, where in zip(found, locate(f"lora_unet_{flatten(path)}" for path in found).values()):
+    flat_names = locate([f"lora_unet_{flatten(path, naming)}" for path in found], architecture)
+    for path, where in zip(found, flat_names.values()):
         assert (where.component, where.original, where.known) == (component, naming.module(path), True)
         assert len(found[path]) == len(where.original.parts), "a part is left out"  # type: ignore[union-attr]
 

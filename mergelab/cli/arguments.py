@@ -32,6 +32,10 @@ Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; d
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output (never an input).")]
 DropExtras = Annotated[bool, typer.Option("--drop-extras", help="Leave out what is no LoRA layer (embeddings, norms).")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin, .pt and .ckpt too (tensors only).")]
+BaseModel = Annotated[
+    str | None,
+    typer.Option("--architecture", help="The base model's id (sdxl, flux, ...), where a file does not tell."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Import = Annotated[
     list[str] | None, typer.Option("--import", help="Python file or module that registers methods, metrics.")

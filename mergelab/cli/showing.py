@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from mergelab.cli.arguments import Import, Json, Pickle, import_plugins
+from mergelab.cli.arguments import BaseModel, Import, Json, Pickle, import_plugins
 
 if TYPE_CHECKING:
     from mergelab.adapter import Adapter
 
 
-def inspect(file: str, as_json: Json = False, allow_pickle: Pickle = False) -> str:
+def inspect(file: str, as_json: Json = False, allow_pickle: Pickle = False, architecture: BaseModel = None) -> str:
     """Show what a file holds: architecture, layers, ranks, alphas, header."""
     from mergelab.adapter import load
 
-    adapter = load(file, allow_pickle=allow_pickle)
+    adapter = load(file, allow_pickle=allow_pickle, architecture=architecture)
     if as_json:
         return json.dumps(_described(adapter), indent=2)
     extras = [f"  kept as it is: {key} {tuple(tensor.shape)}" for key, tensor in list(adapter.extras.items())[:10]]
@@ -26,12 +26,14 @@ def inspect(file: str, as_json: Json = False, allow_pickle: Pickle = False) -> s
     return "\n".join([str(adapter), f"norm {adapter.norm():.4g}", *extras, *adapter.report.lines(), *header])
 
 
-def compare(adapters: list[str], as_json: Json = False, allow_pickle: Pickle = False) -> str:
+def compare(
+    adapters: list[str], as_json: Json = False, allow_pickle: Pickle = False, architecture: BaseModel = None
+) -> str:
     """Show where adapters agree and where they are in each other's way, before any merge."""
     from mergelab.adapter import load
     from mergelab.comparing import compare as compare_adapters
 
-    loaded = [load(source, allow_pickle=allow_pickle) for source in adapters]
+    loaded = [load(source, allow_pickle=allow_pickle, architecture=architecture) for source in adapters]
     comparison = compare_adapters(loaded)
     if as_json:
         return json.dumps(comparison.to_dict(), indent=2)

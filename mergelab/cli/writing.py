@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mergelab.cli.arguments import (
+    BaseModel,
     DropExtras,
     Dtype,
     For,
@@ -49,6 +50,7 @@ def merge(
     drop_extras: DropExtras = False,
     force: Force = False,
     allow_pickle: Pickle = False,
+    architecture: BaseModel = None,
     plugins: Import = None,
 ) -> str:
     """Merge adapters into one. Other options of a method are given as --name value."""
@@ -63,7 +65,7 @@ def merge(
     _check_options(format, for_, dtype)
     target = None if rank is None else parse_rank(rank)
     sources, weights = zip(*[parse_weighted(text) for text in adapters])
-    loaded = [load(source, allow_pickle=allow_pickle) for source in sources]
+    loaded = [load(source, allow_pickle=allow_pickle, architecture=architecture) for source in sources]
     left_out, loaded = _without_extras(loaded) if drop_extras else ([], loaded)
     _check_writable([a for a, weight in zip(loaded, weights) if weight != 0] or loaded, output, format, for_, force)
     merged = merge_adapters(loaded, list(weights), method, rank=target, seed=seed, device=device, **options)
@@ -79,11 +81,12 @@ def convert(
     drop_extras: DropExtras = False,
     force: Force = False,
     allow_pickle: Pickle = False,
+    architecture: BaseModel = None,
 ) -> str:
     """Write an adapter in another format; every layer keeps its change exactly."""
     if format is None and for_ is None:
         raise OptionError("convert needs --for TOOL or --format FORMAT; see mergelab convert --help")
-    left_out, adapter = _open(file, output, format, for_, dtype, drop_extras, force, allow_pickle)
+    left_out, adapter = _open(file, output, format, for_, dtype, drop_extras, force, allow_pickle, architecture)
     return "\n".join([*left_out, *_save(adapter, output, format, for_, dtype), *adapter.report.lines()])
 
 
@@ -97,13 +100,14 @@ def resize(
     drop_extras: DropExtras = False,
     force: Force = False,
     allow_pickle: Pickle = False,
+    architecture: BaseModel = None,
 ) -> str:
     """Write the best approximation of an adapter at another rank, and say what it lost."""
     from mergelab.ranks import parse_rank
 
     if (target := parse_rank(rank)) in ("max", "sum"):
         raise OptionError(f"rank={rank!r}: expected a number such as 16, 0.9 (share of energy) or mean=16 (a budget)")
-    left_out, adapter = _open(file, output, format, for_, dtype, drop_extras, force, allow_pickle)
+    left_out, adapter = _open(file, output, format, for_, dtype, drop_extras, force, allow_pickle, architecture)
     resized = adapter.resize(target)
     return "\n".join([*left_out, *_save(resized, output, format, for_, dtype), *resized.report.lines()])
 
@@ -135,12 +139,13 @@ def _open(
     drop_extras: bool,
     force: bool,
     allow_pickle: bool,
+    architecture: str | None,
 ) -> tuple[list[str], Adapter]:
     """What is left out of the input of a command, and the input, once it is clear that its output can be written."""
     from mergelab.adapter import load
 
     _check_options(format, for_, dtype)
-    adapter = load(file, allow_pickle=allow_pickle)
+    adapter = load(file, allow_pickle=allow_pickle, architecture=architecture)
     left_out, (adapter,) = _without_extras([adapter]) if drop_extras else ([], [adapter])
     _check_writable([adapter], output, format, for_, force)
     return left_out, adapter

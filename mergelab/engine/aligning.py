@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from mergelab.adapter import Adapter, Source, load
+from mergelab.algebra import widened
 from mergelab.errors import LayerError, OptionError
-from mergelab.formats.architectures import check_base_models
+from mergelab.formats.architectures import ARCHITECTURES
+from mergelab.formats.base_models import check_base_models
 from mergelab.layer import same_weight
 
 
@@ -52,6 +55,38 @@ def unique_names(names: list[str]) -> list[str]:
         seen[name] = seen.get(name, 0) + 1
         unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
     return unique
+
+
+def with_one_input(adapters: Sequence[Adapter], names: Sequence[str]) -> tuple[list[Adapter], list[str]]:
+    """Adapters with input layers of one width, and notes of what was done.
+
+    A Control adapter widens the layer that reads the latents; the change of any other leaves the new inputs alone.
+    """
+    ids = {adapter.architecture for adapter in adapters} - {None} or set(ARCHITECTURES)
+    inputs = {known.input_layer for id, known in ARCHITECTURES.items() if id in ids and known.input_layer}
+    notes: list[str] = []
+    given = list(adapters)
+    for name in sorted(inputs):
+        given = _with_one_width(given, names, name, notes)
+    return given, notes
+
+
+def _with_one_width(adapters: Sequence[Adapter], names: Sequence[str], name: str, notes: list[str]) -> list[Adapter]:
+    shapes = [a.layers[name].shape for a in adapters if name in a.layers]
+    widest = max((shape[1] for shape in shapes), default=0)
+    if len({shape[0] for shape in shapes}) != 1:
+        return list(adapters)
+    given = []
+    for adapter, title in zip(adapters, names):
+        layer = adapter.layers.get(name)
+        if layer is not None and layer.shape[1] < widest:
+            notes.append(
+                f"{title}: {name} reads {layer.shape[1]} inputs, and {widest} in a Control adapter of this merge: "
+                "padded with zeros"
+            )
+            adapter = replace(adapter, layers={**adapter.layers, name: widened(layer, widest)})
+        given.append(adapter)
+    return given
 
 
 def aligned_layers(adapters: Sequence[Adapter], names: Sequence[str]) -> dict[str, list[int]]:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from mergelab.adapter import Adapter, Source
 from mergelab.checks import usable_device
-from mergelab.engine.aligning import aligned_layers, load_all, unique_names
+from mergelab.engine.aligning import aligned_layers, load_all, unique_names, with_one_input
 from mergelab.engine.extras import bias_only, merge_extras
 from mergelab.engine.job import Input, Job
 from mergelab.engine.layers import merge_layers
@@ -82,6 +82,7 @@ def merge(
         raise OptionError(f"seed={seed!r}: expected an integer")
     adapters = load_all(loras)
     names = unique_names([a.name for a in adapters])
+    adapters, padded = with_one_input(adapters, names)
     weights = list(weights) if isinstance(weights, Iterable) and not isinstance(weights, (str, Mapping)) else weights
     table = resolve(weights, [[*a.layers, *bias_only(a)] for a in adapters], names)
     aligned = {
@@ -114,7 +115,7 @@ def merge(
         architecture=next((a.architecture for a in adapters if a.architecture), None),
         metadata=merged_metadata(recipe, taking_part),
         source="merge of " + ", ".join(names),
-        report=Report(tuple(names), tuple(rows), (*notes, *_reading_notes(job))),
+        report=Report(tuple(names), tuple(rows), (*notes, *padded, *_reading_notes(job))),
         inputs=tuple(path for a in adapters for path in a.inputs),
         dialect=dialect,
         spelling=spelling,

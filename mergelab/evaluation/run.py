@@ -33,7 +33,7 @@ from mergelab.evaluation.store import Store, to_json, write
 from mergelab.evaluation.summary import summary_of
 from mergelab.evaluation.triggers import calls, triggers_of
 from mergelab.evaluation.variants import at_weights, make_variants
-from mergelab.formats.architectures import check_base_models
+from mergelab.formats.base_models import check_base_models
 from mergelab.formats.files import replacing
 from mergelab.pipelines.adapters import check_adapters, check_bare
 from mergelab.pipelines.fingerprints import fingerprint

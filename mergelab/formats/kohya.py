@@ -12,9 +12,9 @@ from mergelab.errors import ArchitectureError
 from mergelab.formats.architectures.naming import Place
 from mergelab.formats.architectures.registry import ARCHITECTURES, architecture_of
 from mergelab.formats.layout import Layout
-from mergelab.formats.names import flatten
 from mergelab.formats.original import alone, modules_of, others_of
 from mergelab.formats.padding import projection_padded
+from mergelab.formats.prefixes import flatten
 from mergelab.formats.writers import folded_layer, is_t5, most_frequent, with_alpha
 from mergelab.layer import AdapterData, Layer
 
@@ -56,7 +56,7 @@ def _place(data: AdapterData, layout: Layout, name: str) -> tuple[str, Place]:
         prefix = layout.t5
     else:
         prefix = kohya.text_encoders.get(component) if kohya else None
-    flat = flatten(place.module.path if place else path)
+    flat = flatten(place.module.path if place else path, architecture.naming)
     if flat is None or prefix is None:
         titles = [a.title for a in ARCHITECTURES.values() if a.kohya]
         raise ArchitectureError(

@@ -1,4 +1,4 @@
-"""Module names of files -> canonical names, `<component>.<diffusers module path>`.
+"""Module names of files -> canonical names, `<component>.<diffusers module path>`, by the names of one architecture.
 
 The dialects differ in prefixes (`prefixes` takes them off), a separator ("." or "_") and the model whose modules they
 name (diffusers' or the original one). The models' own names are in `architectures`.
@@ -13,18 +13,7 @@ from dataclasses import dataclass
 from mergelab.formats.architectures import text_encoders
 from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.architectures.fused import OriginalModule
-from mergelab.formats.architectures.naming import Naming
-from mergelab.formats.architectures.registry import NAMINGS
-from mergelab.formats.prefixes import is_path_of, strip, unflatten
-
-# The first step of a path -> the component, where it tells.
-_ROOTS = {root: naming.component for naming in NAMINGS for root in naming.telling_roots}
-# First steps of original paths under which every module is in a table.
-_CLOSED_ROOTS = (
-    frozenset[str]()
-    .union(*(naming.block_roots for naming in NAMINGS))
-    .difference(*(naming.canonical_roots for naming in NAMINGS))
-)
+from mergelab.formats.prefixes import T5, strip
 
 
 @dataclass(frozen=True)
@@ -49,19 +38,25 @@ class Located:
         return self.original is not None
 
 
-def locate(modules: Iterable[str]) -> dict[str, Located]:
-    """Locate all modules of one file; a name that says nothing of its component follows those that do."""
-    parsed = {module: strip(module) for module in modules}
-    # kohya numbers text encoders; the T5 of FLUX is te3, without a te2, and the second encoder of diffusers' pipeline.
-    if not any(component == "text_encoder_2" for component, _, _ in parsed.values()):
-        second = {"text_encoder_3": "text_encoder_2"}
-        parsed = {m: (second.get(c or "", c), path, known) for m, (c, path, known) in parsed.items()}
-    paths = [path for _, path, known in parsed.values() if known]
-    # Two models may have a name in common: the model counts that knows the most of the file's.
-    namings = sorted(NAMINGS, key=lambda naming: -sum(map(naming.knows, paths)))
-    strong = {_component_of(path, namings) for path in paths} - {None}
-    fallback = next(iter(strong)) if len(strong) == 1 else None
-    return {module: _located(*parts, fallback, namings) for module, parts in parsed.items()}
+def locate(
+    modules: Iterable[str], architecture: Architecture | None, component: str | None = None
+) -> dict[str, Located]:
+    """Locate all modules of one file.
+
+    Args:
+        modules: their names in the file.
+        architecture: by whose names they are read; None: no model's, so that they keep the names they have.
+        component: of names that do not say, where something else tells it.
+    """
+    naming = architecture.naming if architecture else None
+    parsed = {module: strip(module, naming) for module in modules}
+    # kohya numbers text encoders; a third without a second is the second of a pipeline.
+    second = "text_encoder_2" if all(part != "text_encoder_2" for part, _, _ in parsed.values()) else "text_encoder_3"
+    t5 = (architecture and architecture.t5) or second
+    return {
+        module: _placed(_located(t5 if _is_t5(part, path) else part, path, known, architecture), component)
+        for module, (part, path, known) in parsed.items()
+    }
 
 
 def is_module_of(architecture: Architecture, name: str) -> bool:
@@ -75,41 +70,9 @@ def is_module_of(architecture: Architecture, name: str) -> bool:
     """
     component, _, path = name.partition(".")
     if component == architecture.denoiser:
-        return architecture.naming.place(path) is not None and is_path_of(architecture.naming, path)
-    return component.startswith("text_encoder") and text_encoders.has(path)
-
-
-def _component_of(path: str, namings: Iterable[Naming]) -> str | None:
-    root = path.partition(".")[0]
-    by_path = (naming.component for naming in namings if root in naming.common_roots and naming.knows(path))
-    return text_encoders.component_of(path) or _ROOTS.get(root) or next(by_path, None)
-
-
-def _located(component: str | None, path: str, known: bool, fallback: str | None, namings: Iterable[Naming]) -> Located:
-    if not known:
-        return Located(component or "model", path, known=False)
-    # Some trainers call every denoiser a UNet.
-    fitting = (naming for naming in namings if component in (None, "unet", naming.component) and naming.knows(path))
-    if (naming := next(fitting, None)) and (module := naming.module(path)):
-        return Located(naming.component, path, module)
-    root = path.partition(".")[0]
-    if root in _CLOSED_ROOTS:
-        return Located(component or "model", path, known=False)
-    if component == "unet":
-        component = next((naming.component for naming in NAMINGS if root in naming.canonical_roots), component)
-    component = component or _component_of(path, namings) or fallback or "model"
-    if component.startswith("text_encoder"):
-        path = text_encoders.canonical(path)
-    for naming in NAMINGS:
-        path = naming.completed(path) if naming.component == component else path
-    return Located(component, path)
-
-
-def flatten(path: str) -> str | None:
-    """A path with underscores for dots, if that can be read back; else None."""
-    flat = path.replace(".", "_")
-    read = unflatten(flat)
-    return flat if read == path or (read is None and "." not in path) else None
+        return architecture.naming.place(path) is not None and architecture.naming.has(path)
+    kind = text_encoders.kind(path)
+    return kind is not None and architecture.text_encoders.get(component) == kind
 
 
 def bare(module: str) -> str:
@@ -120,3 +83,31 @@ def bare(module: str) -> str:
         'unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q'
     """
     return re.sub(r"\.processor(?=\.)", "", module)
+
+
+def _is_t5(component: str | None, path: str) -> bool:
+    return component == T5 or text_encoders.kind(path) == "t5"
+
+
+def _located(component: str | None, path: str, known: bool, architecture: Architecture | None) -> Located:
+    naming = architecture.naming if architecture else None
+    # Some trainers call every denoiser a UNet.
+    if naming and known and component in (None, "unet", naming.component):
+        if module := naming.module(path):
+            return Located(naming.component, path, module)
+        path = naming.completed(path)
+        if naming.place(path):
+            return Located(naming.component, path)
+    component = component or text_encoders.component_of(path) or "model"
+    if component.startswith("text_encoder"):
+        path = text_encoders.canonical(path)
+    elif naming and component == "unet":
+        component = naming.component
+    return Located(component, path, known=known)
+
+
+def _placed(where: Located, component: str | None) -> Located:
+    """A module at the component that something else tells, unless its own name says more."""
+    if component is None or where.is_original or where.component not in ("model", "text_encoder"):
+        return where
+    return Located(component, where.path, known=where.known)

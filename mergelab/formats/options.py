@@ -11,6 +11,8 @@ class ReadOptions:
 
     Attributes:
         allow_pickle: read `.bin`, `.pt`, `.pth` and `.ckpt` too, with `weights_only=True`.
+        architecture: the id of the base model, where the file does not tell.
     """
 
     allow_pickle: bool = False
+    architecture: str | None = None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mergelab.errors import FormatError
 from mergelab.formats.architectures.architecture import PROJECTED
-from mergelab.formats.architectures.registry import ARCHITECTURES
+from mergelab.formats.architectures.registry import ARCHITECTURES, architecture_of
 from mergelab.formats.layout import Layout
 from mergelab.formats.prefixes import COMPONENTS, unflatten
 from mergelab.formats.saved_modules import is_saved, saved_fields, written_path
@@ -25,7 +25,7 @@ def diffusers(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     older = without_attention(data)
     for name, layer in data.layers.items():
-        if not has_name_in_diffusers(name):
+        if not has_name_in_diffusers(data, name):
             raise FormatError(
                 f"layer {name} has no name in a diffusers pipeline; write it as format='peft', or as format='kohya' "
                 "if it came from there"
@@ -50,10 +50,11 @@ def without_attention(data: AdapterData) -> set[str]:
     }
 
 
-def has_name_in_diffusers(name: str) -> bool:
+def has_name_in_diffusers(data: AdapterData, name: str) -> bool:
     """Whether a layer's canonical name is one that a pipeline may have."""
     component, _, path = name.partition(".")
-    return component in COMPONENTS and not ("_" in path and "." not in path and unflatten(path) != path)
+    naming = architecture_of(data.architecture, component).naming
+    return component in COMPONENTS and not ("_" in path and "." not in path and unflatten(path, naming) != path)
 
 
 def adapter_metadata(data: AdapterData) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def plan(data: AdapterData, format: str | None = None, for_: str | None = None, 
         if for_ is not None:
             return fitted(data, check_tool(for_), measure)
         if format is None:
-            format = "diffusers" if all(map(has_name_in_diffusers, data.layers)) else "same"
+            format = "diffusers" if all(has_name_in_diffusers(data, name) for name in data.layers) else "same"
         format = same_format(data) if format == "same" else format
     note = other_tools(data, format)
     return Fitted(data, Layout(format), (note,) if note else ())

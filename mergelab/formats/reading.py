@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mergelab.errors import FormatError, LayerError
-from mergelab.formats.architectures.detecting import detect
-from mergelab.formats.architectures.registry import ARCHITECTURES, NAMINGS
+from mergelab.formats.architectures.architecture import Architecture
+from mergelab.formats.dialects import dialect_of
 from mergelab.formats.header_alphas import HeaderAlphas, Ranks, header_alphas
 from mergelab.formats.keys import group_keys
-from mergelab.formats.kinds import ModuleTensors, to_layer
+from mergelab.formats.kinds import ModuleTensors, module_shape, to_layer
 from mergelab.formats.messages import about
-from mergelab.formats.names import Located, bare, is_module_of, locate
+from mergelab.formats.names import Located, bare, is_module_of
 from mergelab.formats.prefixes import strip
+from mergelab.formats.recognising import recognise
 from mergelab.formats.saved_modules import check_own, read_saved
 from mergelab.formats.scalings import ScalingOf, header_scaling
 from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer, LoraLayer
@@ -33,6 +34,7 @@ def parse(
     scaling_of: ScalingOf | None = None,
     component: str | None = None,
     config: Mapping[str, Any] | None = None,
+    architecture: str | None = None,
 ) -> AdapterData:
     """Understand the tensors of one file.
 
@@ -43,22 +45,24 @@ def parse(
         scaling_of: from a config beside the file; by default from `lora_adapter_metadata` in the header.
         component: of names that do not say ("unet" for a PEFT folder of a UNet).
         config: of a PEFT folder, where other tensors are whole modules or trained rows of an embedding, kept as extras.
+        architecture: the base model's id, where the user says it.
 
     Raises:
         FormatError, LayerError: a key that is neither understood nor kept, a factor without its partner, ...
+        OptionError, ArchitectureError: no such architecture, or the file is not for it.
     """
     with about(source):
         groups = group_keys(tensors)
-        extras, unknown = _norms(groups.others)
+        shapes = {name: module_shape(module) for name, module in groups.modules.items()}
+        found = recognise(shapes, metadata, architecture, component)
+        located = found.located
+        extras, unknown = _norms(groups.others, found.names)
         extras |= groups.embeddings
         check_own(map(bare, unknown), groups.modules)
         if unknown and config is None:
             raise _unknown_tensors(list(unknown), len(tensors))
         if not groups.modules:
             raise FormatError("holds no LoRA layer; expected keys such as '...lora_A.weight' and '...lora_B.weight'")
-        located = locate(groups.modules)
-        if component:
-            located = {module: _placed(where, component) for module, where in located.items()}
         if config is not None:
             components = {where.component for where in located.values()}
             extras |= read_saved(unknown, config, components.pop() if len(components) == 1 else "model")
@@ -69,9 +73,23 @@ def parse(
         layers, biases, without_alpha = _layers(groups.modules, located, scaling_of or header_scaling(metadata))
         extras |= biases
         _check_extras(extras, layers)
-        architecture = detect({name: layer.shape for name, layer in layers.items()}, metadata)
-        notes = (*header.notes, *_notes(layers, architecture, without_alpha))
-        return AdapterData(layers, extras, architecture, dict(metadata), source, notes)
+        notes = (*found.notes, *header.notes, *_notes(layers, found.names, without_alpha))
+        return AdapterData(
+            layers,
+            extras,
+            found.architecture,
+            dict(metadata),
+            source,
+            notes,
+            dialect="peft" if config is not None else dialect_of(tensors),
+            spelling=_spelling(groups.modules, located, layers) if found.architecture is None else {},
+        )
+
+
+def _spelling(modules: Iterable[str], located: Mapping[str, Located], layers: Mapping[str, Layer]) -> dict[str, str]:
+    """How the file names the modules of an unknown model, those that are one layer each."""
+    names = {f"{located[module].component}.{located[module].path}": module for module in modules}
+    return {name: module for name, module in names.items() if name in layers}
 
 
 def _ranks(modules: Mapping[str, ModuleTensors], located: Mapping[str, Located]) -> dict[str, Ranks]:
@@ -134,24 +152,20 @@ def _biases_of(where: Located, module: ModuleTensors, layer: LoraLayer | None) -
     return {f"{where.component}.{path}{BIAS_SUFFIX}": part for path, part in parts.items()}
 
 
-def _placed(where: Located, component: str) -> Located:
-    """A module at the component that the folder names, unless its own name says more."""
-    if where.is_original or where.component not in ("model", "text_encoder"):
-        return where
-    return Located(component, where.path, known=where.known)
-
-
-def _norms(others: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _norms(
+    others: Mapping[str, Tensor], architecture: Architecture | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Query and key norms of a transformer (whole values, not differences), and the rest."""
-    norms, rest = {}, {}
+    if architecture is None:
+        return {}, dict(others)
+    norms, rest, naming = {}, {}, architecture.naming
     for key, tensor in others.items():
-        if any(naming.input_layer and key.endswith(f"{naming.input_layer}.reshape_weight") for naming in NAMINGS):
+        if naming.input_layer and key.endswith(f"{naming.input_layer}.reshape_weight"):
             continue  # says the shape of a layer that the file holds as well
         leaf = _NORM_LEAF.search(key)
-        path = strip(key[: leaf.start()])[1] if leaf else ""
-        names = (f"{naming.component}.{norm}.weight" for naming in NAMINGS if (norm := naming.norm(path)))
-        if name := next(names, None):
-            norms[name] = tensor
+        norm = naming.norm(strip(key[: leaf.start()], naming)[1]) if leaf else None
+        if norm:
+            norms[f"{naming.component}.{norm}.weight"] = tensor
         else:
             rest[key] = tensor
     return norms, rest
@@ -176,15 +190,13 @@ def _check_extras(extras: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> 
             )
 
 
-def _notes(layers: Mapping[str, Layer], architecture: str | None, without_alpha: int) -> tuple[str, ...]:
+def _notes(layers: Mapping[str, Layer], architecture: Architecture | None, without_alpha: int) -> tuple[str, ...]:
     notes = []
     if without_alpha:
         notes.append(f"{without_alpha} layers have no alpha: alpha = rank, as everywhere")
-    known = ARCHITECTURES.get(architecture or "")
-    models = [known] if known else ARCHITECTURES.values()
-    odd = [name for name in layers if not any(is_module_of(model, name) for model in models)]
+    odd = [name for name in layers if not (architecture and is_module_of(architecture, name))]
     if odd:
-        where = f"no module of {known.title}" if known else "no model that mergelab knows"
+        where = f"no module of {architecture.title}" if architecture else "no model that mergelab knows"
         notes.append(
             f"{len(odd)} layer names belong to {where} ({odd[0]} the first); they are kept as they are, and merge with "
             "layers of the same name"

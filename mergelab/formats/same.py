@@ -24,7 +24,7 @@ def same_format(data: AdapterData) -> str:
         return data.dialect or "diffusers"
     if data.layers and all(name in data.spelling for name in data.layers):
         return "same"
-    if all(map(has_name_in_diffusers, data.layers)):
+    if all(has_name_in_diffusers(data, name) for name in data.layers):
         return "diffusers"
     raise FormatError(
         f"layer {next(iter(data.layers), '')}: the base model is unknown, and the inputs name its modules in different "

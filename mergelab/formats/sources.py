@@ -13,10 +13,10 @@ from torch import Tensor
 
 from mergelab import miniature
 from mergelab.errors import FormatError, SourceError
-from mergelab.formats.dialects import parse
 from mergelab.formats.messages import about
 from mergelab.formats.options import ReadOptions
 from mergelab.formats.prefixes import COMPONENTS
+from mergelab.formats.reading import parse
 from mergelab.formats.scalings import config_scaling, for_all_components
 from mergelab.formats.tensor_files import PICKLES, check_tensors, read_tensors
 from mergelab.layer import AdapterData
@@ -39,7 +39,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Tensor], options: ReadOpt
     if isinstance(source, Mapping):
         with about(_STATE_DICT):
             tensors = check_tensors(source)
-        return parse(tensors, {}, _STATE_DICT), ()
+        return parse(tensors, {}, _STATE_DICT, architecture=options.architecture), ()
     if not isinstance(source, (str, os.PathLike)):
         raise SourceError(f"expected a path, a name on the Hub or a state dict, found {type(source).__name__}")
     path = _local(os.fspath(source))
@@ -50,7 +50,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Tensor], options: ReadOpt
 
 def _read_file(path: Path, options: ReadOptions) -> tuple[AdapterData, Files]:
     tensors, metadata = read_tensors(path, options)
-    return parse(tensors, metadata, str(path)), (path,)
+    return parse(tensors, metadata, str(path), architecture=options.architecture), (path,)
 
 
 def _local(source: str) -> Path:
@@ -156,7 +156,15 @@ def _read_peft(folder: Path, component: str | None, options: ReadOptions) -> tup
     with about(config_path):
         scaling_of = for_all_components(config_scaling(config))
     component = component or metadata.get("mergelab.component")
-    data = parse(tensors, metadata, str(folder), scaling_of=scaling_of, component=component, config=config)
+    data = parse(
+        tensors,
+        metadata,
+        str(folder),
+        scaling_of=scaling_of,
+        component=component,
+        config=config,
+        architecture=options.architecture,
+    )
     return data, (weights, config_path)
 
 

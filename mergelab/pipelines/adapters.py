@@ -11,7 +11,8 @@ from torch import nn
 
 from mergelab.adapter import Adapter
 from mergelab.errors import ArchitectureError, LayerError, OptionError
-from mergelab.formats.architectures import detect
+from mergelab.formats.prefixes import COMPONENTS
+from mergelab.formats.recognising import detect
 from mergelab.pipelines.opening import Pipeline, quietly
 
 
@@ -84,7 +85,7 @@ def check_adapters(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> None:
     shapes = {
         f"{component}.{name}": tuple(module.weight.shape)
         for component, model in pipeline.components.items()
-        if isinstance(model, nn.Module)
+        if component in COMPONENTS and isinstance(model, nn.Module)
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d))
     }

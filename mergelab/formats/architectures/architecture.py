@@ -39,17 +39,18 @@ class Kohya:
 class Architecture:
     """One family of base models; all that mergelab knows of it, and the only place that does.
 
-    How a file is recognised is said in three rules, asked in this order of all architectures: what `proves` it needs
-    no header; what a header says is believed where `fits` finds nothing against it; what `suggests` it decides where
-    the header is silent, too. A rule counts where one architecture alone answers yes; between two that are proven, the
-    header decides.
+    How a file is recognised: it is read by the names of every architecture, and those stay that know the most of its
+    modules. Of these, three rules are asked in this order, each with the `Evidence` of the architecture's own reading:
+    what `proves` it needs no header; what a header says is believed where `fits` finds nothing against it; what
+    `suggests` it decides where the header is silent, too. A rule counts where one architecture alone answers yes;
+    between two that are proven, the header decides.
 
     Attributes:
         id: "sd15", ...: the name in `Adapter.architecture`.
         title: as people write it.
         denoiser: the component that draws, "unet" or "transformer".
-        changes: what an adapter of the denoiser changes, for messages.
         naming: the denoiser's modules, here and in the original model.
+        text_encoders: component -> its kind, "clip" or "t5".
         proves, fits, suggests: the rules.
         header: a pattern of modelspec's architecture or kohya's base model version, in lower case.
         modelspec: `modelspec.architecture` of an adapter.
@@ -65,7 +66,6 @@ class Architecture:
     id: str
     title: str
     denoiser: str
-    changes: str
     naming: Naming
     proves: Rule
     fits: Rule
@@ -75,7 +75,19 @@ class Architecture:
     kohya: Kohya | None
     model_class: str
     model_config: Mapping[str, Any] = field(repr=False)
+    text_encoders: Mapping[str, str] = field(default_factory=dict)
     suggests: Rule = never
     v2: bool = False
     respell: Callable[[str], str] = str
     projected: frozenset[str] = PROJECTED
+
+    @property
+    def t5(self) -> str | None:
+        """The component that is a T5."""
+        return next((component for component, kind in self.text_encoders.items() if kind == "t5"), None)
+
+    @property
+    def input_layer(self) -> str | None:
+        """The canonical name of the layer that reads the latents, which a Control adapter may widen."""
+        module = self.naming.module(self.naming.input_layer) if self.naming.input_layer else None
+        return f"{self.denoiser}.{module.parts[0]}" if module else None

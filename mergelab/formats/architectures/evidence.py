@@ -60,6 +60,11 @@ class Evidence:
         """How many inputs the denoiser's modules of these names have."""
         return {shape[1] for path, shape in self.modules(self.denoiser or "").items() if re.search(pattern, path)}
 
+    def ratios(self, pattern: str) -> set[float]:
+        """Outputs over inputs of the denoiser's modules of these names."""
+        named = (shape for path, shape in self.modules(self.denoiser or "").items() if re.search(pattern, path))
+        return {shape[0] / shape[1] for shape in named}
+
     def blocks(self, name: str) -> int:
         """How many blocks of a name the denoiser has at least: one more than the highest number after it."""
         pattern = re.compile(rf"(?:^|\.){re.escape(name)}\.(\d+)\.")

@@ -31,6 +31,7 @@ _DOUBLE = Block(
         "txt_attn.norm.query_norm": "attn.norm_added_q",
         "txt_attn.norm.key_norm": "attn.norm_added_k",
     },
+    count=19,
 )
 _SINGLE = Block(
     "single_blocks.{}",
@@ -41,9 +42,10 @@ _SINGLE = Block(
         "modulation.lin": holds("norm.linear"),
     },
     norms={"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k"},
+    count=38,
 )
 # XLabs trains q, k, v of a single block by themselves.
-_SINGLE_XLABS = Block("single_blocks.{}", "single_transformer_blocks.{}", {"attn.qkv": holds(*_QKV)})
+_SINGLE_XLABS = Block("single_blocks.{}", "single_transformer_blocks.{}", {"attn.qkv": holds(*_QKV)}, count=38)
 
 _NAMING = Naming(
     component="transformer",
@@ -64,33 +66,41 @@ _NAMING = Naming(
     linear=True,
 )
 
-_BLOCK_COUNTS = {"transformer_blocks": 19, "single_transformer_blocks": 38}
-# Of Stable Diffusion 3 and of FLUX.2, whose modules have some of the names of FLUX.1's double blocks.
-_OTHER_WIDTHS = {1536, 2432, 6144}
-# Qwen-Image, HunyuanVideo, FLUX.2.
-_OTHER_NAMES = r"to_qkv_mlp_proj|\.(img|txt)_m(lp|od)\."
+# Of Stable Diffusion 3 and of FLUX.2, whose modules have some of the names of FLUX.1's.
+_OTHER_WIDTHS = {1536, 2432, 4096, 6144}
+_WIDTH = 3072
 
 
 def _contradicts(evidence: Evidence) -> bool:
-    """Other models with such names: of other modules, deeper, or of another width."""
-    return (
-        evidence.named(_OTHER_NAMES)
-        or any(evidence.blocks(name) > count for name, count in _BLOCK_COUNTS.items())
-        or bool(evidence.inputs(r"\.attn\.(to|add)_[qkv]") & _OTHER_WIDTHS)
+    """Other models with such names: of another width, or with a feed-forward part of another size."""
+    return bool(
+        evidence.inputs(r"\.attn\.(to|add)_[qkv]") & _OTHER_WIDTHS
+        or evidence.ratios(r"\.(proj_mlp|net\.0\.proj)$") - {4}
     )
 
 
 def _proves(evidence: Evidence) -> bool:
+    """What models with such names have not: modulation (Chroma), pooled text (Qwen-Image), CLIP beside a T5."""
     if evidence.denoiser is None:
         return text_encoders.has_t5(evidence)
-    attends = evidence.named(r"\.attn\.") or evidence.blocks("single_transformer_blocks") > 0
-    return evidence.denoiser == "transformer" and attends and not _contradicts(evidence)
+    own = evidence.named(r"^single_transformer_blocks\.\d+\.norm\.linear$|^time_text_embed\.text_embedder")
+    both = evidence.has("text_encoder") and evidence.has("text_encoder_2")
+    return (own or both) and not _contradicts(evidence)
 
 
 def _fits(evidence: Evidence) -> bool:
     if evidence.denoiser == "transformer":
         return not _contradicts(evidence)
     return text_encoders.alone(evidence)
+
+
+def _suggests(evidence: Evidence) -> bool:
+    """By far the most frequent of those with single blocks, or with as many double ones; alone in other widths."""
+    if evidence.denoiser is None or _contradicts(evidence):
+        return False
+    attends = evidence.inputs(r"\.attn\.(to|add)_[qkv]")
+    whole = evidence.blocks("single_transformer_blocks") > 0 or evidence.blocks("transformer_blocks") == _DOUBLE.count
+    return whole or bool(attends and _WIDTH not in attends)
 
 
 _XLABS = re.compile(r"^(.*?)(double|single)_blocks\.(\d+)\.processor\.(qkv|proj)_lora([12]?)\.(down|up)\.weight$")
@@ -116,12 +126,13 @@ def _respell(key: str) -> str:
 
 FLUX = Architecture(
     id="flux",
-    title="FLUX",
+    title="FLUX.1",
     denoiser="transformer",
-    changes="a transformer (FLUX)",
     naming=_NAMING,
+    text_encoders={"text_encoder": "clip", "text_encoder_2": "t5"},
     proves=_proves,
     fits=_fits,
+    suggests=_suggests,
     header=r"flux(?!\W?2)",
     modelspec="flux-1-dev/lora",
     base_version="flux1",

@@ -39,12 +39,14 @@ class Block:
         original, canonical: the paths.
         modules: path within the original block -> what it holds; None: the modules are named alike.
         norms: paths of norms that are no layers, original -> canonical.
+        count: how many such blocks the model has; a higher number is another model's. None: any number.
     """
 
     original: str
     canonical: str
     modules: Mapping[str, Holds] | None = None
     norms: Mapping[str, str] = field(default_factory=dict)
+    count: int | None = None
 
     @cached_property
     def places(self) -> dict[str, tuple[str, int]]:
@@ -72,7 +74,6 @@ class Naming:
         endings: last steps that older trainers cut short -> the whole.
         input_layer: the original's input layer, which a Control adapter may widen.
         linear: whether every module is a linear layer.
-        common_roots: first steps of paths that models of other kinds have, too ("layers"): they tell no component.
     """
 
     component: str
@@ -82,10 +83,21 @@ class Naming:
     endings: Mapping[str, str] = field(default_factory=dict)
     input_layer: str | None = None
     linear: bool = False
-    common_roots: frozenset[str] = frozenset()
 
     def module(self, path: str) -> OriginalModule | None:
-        """The module of the original model at a path; None if there is none."""
+        """The module of the original model at a path; None if there is none.
+
+        A number behind a module that holds several is one of them alone ("qkv.0").
+        """
+        if whole := self._whole(path):
+            return whole
+        outer, _, number = path.rpartition(".")
+        several = self._whole(outer) if number.isdecimal() else None
+        if several is None or not int(number) < len(several.parts) > 1:
+            return None
+        return OriginalModule(path, (several.parts[int(number)],), linear=self.linear)
+
+    def _whole(self, path: str) -> OriginalModule | None:
         if path in self.top:
             return self._module(path, self.top[path], "")
         for block, number, rest in _within(path, self._by_original):
@@ -112,6 +124,10 @@ class Naming:
         """Whether a path is that of a module, by either name."""
         return self.module(path) is not None or self.place(path) is not None
 
+    def has(self, path: str) -> bool:
+        """Whether a path is that of a module, by either name, and has no step that the model has not."""
+        return self.knows(path) and all(step in self.steps or step.isdecimal() for step in path.split("."))
+
     def norm(self, path: str) -> str | None:
         """The canonical name of a norm that is no layer, from either name; None if it is none."""
         for block, number, rest in _within(path, self._by_original):
@@ -134,25 +150,14 @@ class Naming:
 
     @cached_property
     def block_roots(self) -> frozenset[str]:
-        """First steps of original paths that no other kind of module has."""
-        return frozenset(_root(block.original) for block in self.blocks)
+        """First steps of the paths of blocks, by either name."""
+        return frozenset(_root(path) for block in self.blocks for path in (block.original, block.canonical))
 
     @cached_property
-    def original_roots(self) -> frozenset[str]:
-        """First steps of all original paths."""
-        return self.block_roots | {_root(path) for path in self.top}
-
-    @cached_property
-    def canonical_roots(self) -> frozenset[str]:
-        """First steps of all canonical paths."""
-        paths = [part for held in self.top.values() for part in held.parts]
-        return frozenset(map(_root, paths)).union(_root(block.canonical) for block in self.blocks)
-
-    @cached_property
-    def telling_roots(self) -> frozenset[str]:
-        """First steps of paths that tell the component."""
-        blocks = frozenset(_root(block.canonical) for block in self.blocks)
-        return (blocks | self.original_roots) - self.common_roots
+    def roots(self) -> frozenset[str]:
+        """First steps of all paths, by either name."""
+        paths = [*self.top, *(part for held in self.top.values() for part in held.parts)]
+        return self.block_roots.union(map(_root, paths))
 
     @cached_property
     def steps(self) -> frozenset[str]:
@@ -199,4 +204,6 @@ def _within(path: str, index: Mapping[str, list[tuple[re.Pattern[str], Block]]])
     """The blocks that a path may lie in, with the block's number and the path within it."""
     for pattern, block in index.get(_root(path), ()):
         if match := pattern.fullmatch(path):
-            yield block, match.groupdict().get("number", ""), match["rest"]
+            number = match.groupdict().get("number", "")
+            if block.count is None or int(number or 0) < block.count:
+                yield block, number, match["rest"]

@@ -31,6 +31,20 @@ def has(path: str) -> bool:
     return all(step in STEPS or step.isdecimal() for step in path.split("."))
 
 
+def kind(path: str) -> str | None:
+    """Whose module a canonical path is: "clip", "t5", or None for neither's.
+
+    Example:
+        >>> kind("text_model.encoder.layers.0.mlp.fc1"), kind("encoder.block.0.layer.0.SelfAttention.q"), kind("proj")
+        ('clip', 't5', None)
+    """
+    if not has(path):
+        return None
+    if path.startswith("encoder.block.") or path == "shared":
+        return "t5"
+    return "clip" if path.startswith("text_model.") or path == "text_projection" else None
+
+
 def canonical(path: str) -> str:
     """A path with CLIP's `text_model`, which transformers 5 has dropped and files have."""
     return f"text_model.{path}" if path.startswith("encoder.layers.") else path

@@ -7,7 +7,7 @@ from mergelab.formats.kinds.lora import LORA
 from mergelab.formats.kinds.refused import refused_kind
 from mergelab.layer import LoraLayer
 
-__all__ = ["KINDS", "Kind", "ModuleTensors", "module_and_role", "refused_kind", "to_layer"]
+__all__ = ["KINDS", "Kind", "ModuleTensors", "module_and_role", "module_shape", "refused_kind", "to_layer"]
 
 KINDS: tuple[Kind, ...] = (LORA,)
 """Where a module's tensors are marks of two kinds, the first counts; the last is what a lone `alpha` is taken for."""
@@ -26,6 +26,17 @@ def module_and_role(key: str) -> tuple[str, str] | None:
         if match := pattern.search(key):
             return key[: match.start()], role
     return None
+
+
+def module_shape(module: ModuleTensors) -> tuple[int, ...]:
+    """The shape of the weight that a module changes, `(out, in[, kh, kw])`, before anything is checked.
+
+    () where its tensors do not tell.
+    """
+    down, up = module.tensors.get("down"), module.tensors.get("up")
+    if down is None or up is None or down.dim() < 2 or not up.dim():
+        return ()
+    return (up.shape[0], *down.shape[1:])
 
 
 def to_layer(module: ModuleTensors, scaling: float | None) -> LoraLayer | None:

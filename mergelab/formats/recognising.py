@@ -1,0 +1,217 @@
+"""Which base model a file is for, decided on the whole file before a name is changed or a module split.
+
+The file is read by the names of every architecture; those that know the most of its modules stay, and their rules
+decide (see `Architecture`). Structure proves, then the header, then nothing, unless the user says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+
+from mergelab.checks import did_you_mean
+from mergelab.errors import ArchitectureError, LayerError, OptionError
+from mergelab.formats.architectures.architecture import Architecture
+from mergelab.formats.architectures.evidence import Evidence
+from mergelab.formats.architectures.registry import ARCHITECTURES
+from mergelab.formats.names import Located, is_module_of, locate
+
+Shape = tuple[int, ...]
+
+# How many modules of a file are looked at to see which architectures are worth a look at all of them.
+_SAMPLE = 24
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A file by the names of one architecture."""
+
+    architecture: Architecture
+    located: Mapping[str, Located]
+    shapes: Mapping[str, Shape]
+    metadata: Mapping[str, str]
+
+    @cached_property
+    def known(self) -> int:
+        """How many modules of the file the architecture has."""
+        return sum(self._knows(where) for where in self.located.values())
+
+    def first_unknown(self) -> str:
+        return next(module for module, where in self.located.items() if not self._knows(where))
+
+    def _knows(self, where: Located) -> bool:
+        if where.original:
+            return self.architecture.naming.has(where.path)
+        return where.known and is_module_of(self.architecture, f"{where.component}.{where.path}")
+
+    @cached_property
+    def evidence(self) -> Evidence | None:
+        """What the rules are asked with; None where a module does not hold what it should."""
+        canonical: dict[str, Shape] = {}
+        try:
+            for module, where in self.located.items():
+                if shape := self.shapes[module]:
+                    canonical |= _canonical(where, shape)
+        except LayerError:
+            return None
+        return Evidence.of(canonical, self.metadata)
+
+    @property
+    def fits(self) -> bool:
+        return self.evidence is not None and self.architecture.fits(self.evidence)
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """How a file is to be read.
+
+    Attributes:
+        architecture: the base model's id; None where it cannot be told.
+        located: its modules.
+        names: the architecture by whose names it was read; None: they stand as they are in the file.
+        notes: what of it a user should know.
+    """
+
+    architecture: str | None
+    located: Mapping[str, Located]
+    names: Architecture | None
+    notes: tuple[str, ...] = ()
+
+
+def check_architecture(id: str) -> Architecture:
+    """The architecture of an id, or raise `OptionError`."""
+    if not isinstance(id, str) or id not in ARCHITECTURES:
+        raise OptionError(
+            f"architecture={id!r}: expected one of {', '.join(ARCHITECTURES)}{did_you_mean(str(id), ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[id]
+
+
+def recognise(
+    shapes: Mapping[str, Shape],
+    metadata: Mapping[str, str],
+    architecture: str | None = None,
+    component: str | None = None,
+) -> Recognised:
+    """Decide for which base model a file is.
+
+    Args:
+        shapes: a module's name in the file -> shape of the weight that it changes, `(out, in[, kh, kw])`; () where
+            that cannot be told.
+        metadata: the header's strings.
+        architecture: where the user says it; the file is held against it.
+        component: of names that do not say.
+
+    Raises:
+        OptionError: there is no such architecture.
+        ArchitectureError: the file's modules are not those of the architecture that the user names.
+    """
+    if architecture is not None:
+        return _as_told(_candidate(check_architecture(architecture), shapes, metadata, component))
+    best = _best(shapes, metadata, component)
+    chosen = _chosen(best)
+    said = _declared(metadata)
+    if chosen:
+        odd = said and not Evidence.of({}, metadata).says(chosen.architecture.header)
+        notes = (f"the header names {said}, the layers are those of {chosen.architecture.title}",) if odd else ()
+        return Recognised(chosen.architecture.id, chosen.located, chosen.architecture, notes)
+    # Where no module holds what it should, the split says what is wrong.
+    possible = [candidate for candidate in best if candidate.fits or candidate.evidence is None]
+    alike = bool(possible) and all(candidate.located == possible[0].located for candidate in possible)
+    first = possible[0] if alike else None
+    located = first.located if first else locate(shapes, None, component)
+    return Recognised(None, located, first.architecture if first else None, tuple(_open_notes(possible, said)))
+
+
+def detect(shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> str | None:
+    """The id of the architecture that layers belong to; None where it cannot be told.
+
+    Args:
+        shapes: layer name -> shape of the weight, `(out, in[, kh, kw])`.
+        metadata: the header's strings.
+
+    Example:
+        >>> detect({"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k": (1280, 2048)}, {})
+        'sdxl'
+    """
+    return recognise(shapes, metadata).architecture
+
+
+def fitting(shapes: Mapping[str, Shape]) -> list[Architecture]:
+    """The architectures that layers may belong to, by their names and shapes alone.
+
+    Example:
+        >>> [known.id for known in fitting({"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_k": (640, 640)})]
+        ['sd15', 'sd2', 'sdxl']
+    """
+    return [candidate.architecture for candidate in _best(shapes, {}, None) if candidate.fits]
+
+
+def _candidate(
+    architecture: Architecture, shapes: Mapping[str, Shape], metadata: Mapping[str, str], component: str | None
+) -> _Candidate:
+    return _Candidate(architecture, locate(shapes, architecture, component), shapes, metadata)
+
+
+def _best(shapes: Mapping[str, Shape], metadata: Mapping[str, str], component: str | None) -> list[_Candidate]:
+    """The readings that know the most of the file's modules, and at least half of them."""
+    sample = dict(islice(shapes.items(), 0, None, max(1, len(shapes) // _SAMPLE)))
+    looks = [_candidate(architecture, sample, metadata, component) for architecture in ARCHITECTURES.values()]
+    worth = [_candidate(look.architecture, shapes, metadata, component) for look in looks if look.known]
+    most = max((candidate.known for candidate in worth), default=0)
+    best = [candidate for candidate in worth if candidate.known == most and 2 * most >= len(shapes) > 0]
+    return [candidate for candidate in best if candidate.evidence is not None] or best
+
+
+def _chosen(best: list[_Candidate]) -> _Candidate | None:
+    """The one reading that is proven, or else declared, or else suggested."""
+    asked = [(candidate, candidate.architecture, candidate.evidence) for candidate in best if candidate.evidence]
+    proven = [candidate for candidate, a, evidence in asked if a.proves(evidence)]
+    of = proven or best
+    declared = [c for c, a, evidence in asked if c in of and evidence.says(a.header) and a.fits(evidence)]
+    suggested = [] if proven else [candidate for candidate, a, evidence in asked if a.suggests(evidence)]
+    return next((some[0] for some in (proven, declared, suggested) if len(some) == 1), None)
+
+
+def _as_told(candidate: _Candidate) -> Recognised:
+    """The reading that the user asks for, unless the file speaks against it."""
+    architecture = candidate.architecture
+    if 2 * candidate.known < len(candidate.shapes):
+        raise ArchitectureError(
+            f"architecture={architecture.id!r}: {len(candidate.shapes) - candidate.known} of {len(candidate.shapes)} "
+            f"modules are none of {architecture.title}'s ({candidate.first_unknown()} the first)"
+        )
+    if candidate.evidence is not None and not candidate.fits:
+        raise ArchitectureError(
+            f"architecture={architecture.id!r}: the layers are named as {architecture.title}'s, and their number or "
+            "their shapes are another model's"
+        )
+    return Recognised(architecture.id, candidate.located, architecture)
+
+
+def _open_notes(possible: list[_Candidate], said: str) -> Iterator[str]:
+    titles = list(dict.fromkeys(candidate.architecture.title for candidate in possible))
+    denoisers = any(where.component in ("unet", "transformer") for c in possible[:1] for where in c.located.values())
+    if said:
+        yield f"the header names {said}, which the layers do not bear out"
+    if len(titles) > 1 and denoisers:
+        yield (
+            f"the layers may be those of {', '.join(titles[:-1])} or {titles[-1]}, and nothing in the file tells: say "
+            "architecture= (on the command line --architecture) where it matters"
+        )
+
+
+def _declared(metadata: Mapping[str, str]) -> str:
+    """The titles of the base models that the header names."""
+    evidence = Evidence.of({}, metadata)
+    return " and ".join(dict.fromkeys(a.title for a in ARCHITECTURES.values() if evidence.says(a.header)))
+
+
+def _canonical(where: Located, shape: Shape) -> dict[str, Shape]:
+    """The shapes of diffusers' modules that a module is or holds."""
+    if where.original is None:
+        return {f"{where.component}.{where.path}": shape}
+    sizes = where.original.sizes(*shape[:2])
+    return {f"{where.component}.{part}": (n, *shape[1:]) for part, n in zip(where.original.parts, sizes)}
