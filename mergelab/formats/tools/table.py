@@ -7,7 +7,7 @@ from mergelab.formats.layout import Layout
 from mergelab.formats.tools.tool import Lack, Tool, Way
 
 # What tools have no place for. Names of layers are canonical, and so are those of extras.
-_T5 = Lack("T5", r"^text_encoder_\d\.encoder\.block\.")
+_T5 = Lack("T5", r"^text_encoder(_\d)?\.(encoder\.block\.|shared\b)")
 _TEXT = Lack("text encoders", r"^text_encoder")
 _TEXT_IF_TRAINED = Lack("text encoders, unless its network trains them", r"^text_encoder", kept=True)
 _PROJECTION = Lack("the text projection", r"^text_encoder(_\d)?\.text_projection\b")
@@ -25,46 +25,40 @@ _FLUX_LAST = Lack("the final layer", r"^transformer\.(norm_out\.linear|proj_out)
 _BIASES = Lack("biases", r"\.lora_B\.bias$")
 _NORMS = Lack("norms", r"^transformer\..*\bnorm_(added_)?[qk]\.weight$")
 _EMBEDDINGS = Lack("embeddings", r"^bundle_emb\.")
+_ALPHAS = Lack("alphas other than the rank", r"^unet\.")
 _SAVED = Lack("whole modules and rows of tokens", r"\.(modules_to_save|token_adapter)\.")
 _KOHYA, _COMFY, _DIFFUSERS, _PEFT = (Layout(format) for format in ("kohya", "comfy", "diffusers", "peft"))
 _T5_SECOND = Layout("kohya", t5="lora_te2")
 
 _UNETS = ("sd15", "sd2", "sdxl")
+_SD3 = ("sd3", "sd35-medium", "sd35-large")
+_FLUX2 = ("flux2-dev", "flux2-klein-9b", "flux2-klein-4b")
+_WAN = ("wan-1.3b", "wan-5b", "wan-14b")
 
-_COMFY_ANY = Way(_COMFY, (_EMBEDDINGS, _SAVED), {"comfy": (_EMBEDDINGS,), "kohya": (_EMBEDDINGS,)})
+_COMFY_READ = {"comfy": (_EMBEDDINGS,), "kohya": (_EMBEDDINGS,)}
+_COMFY_ANY = Way(_COMFY, (_EMBEDDINGS, _SAVED), _COMFY_READ | {"diffusers": ()})
+_COMFY_OWN_NAMES = Way(_COMFY, _COMFY_ANY.lacks, _COMFY_READ)
+_COMFY_WITH_T5 = Way(_COMFY, _COMFY_ANY.lacks, _COMFY_READ | {"diffusers": (_T5,)})
+_COMFY_UNET = Way(_COMFY, _COMFY_ANY.lacks, _COMFY_READ | {"diffusers": (_UNET_ATTENTION, _PROJECTION)})
 _COMFYUI = Tool(
     "comfyui",
     "ComfyUI",
     {
-        **dict.fromkeys(
-            _UNETS, Way(_COMFY, _COMFY_ANY.lacks, {**_COMFY_ANY.reads, "diffusers": (_UNET_ATTENTION, _PROJECTION)})
-        ),
-        "flux": Way(_COMFY, _COMFY_ANY.lacks, {**_COMFY_ANY.reads, "diffusers": (_T5,)}),
+        **dict.fromkeys(_UNETS, _COMFY_UNET),
+        **dict.fromkeys(("flux", *_SD3), _COMFY_WITH_T5),
+        **dict.fromkeys((*_WAN, "hunyuan-video", "ltx-video", "ltx-2"), _COMFY_OWN_NAMES),
     },
     others=_COMFY_ANY,
 )
 # Forge leaves a file with more than twelve tensors of no use aside as a whole.
+_FORGE_LACKS = (_NORMS, _EMBEDDINGS, _SAVED)
+_FORGE_READS = {"kohya": (_EMBEDDINGS, _NORMS), "comfy": (_ALL_IF_TEXT,)}
 _FORGE = Tool(
     "forge",
     "Forge",
     {
-        **dict.fromkeys(
-            _UNETS,
-            Way(
-                _KOHYA,
-                (_NORMS, _EMBEDDINGS, _SAVED),
-                {"kohya": (_EMBEDDINGS,), "comfy": (_ALL_IF_TEXT,), "diffusers": (_ALL_IF_ATTENTION,)},
-            ),
-        ),
-        "flux": Way(
-            _KOHYA,
-            (_NORMS, _EMBEDDINGS, _SAVED),
-            {
-                "kohya": (_EMBEDDINGS, _NORMS),
-                "diffusers": (_ALL_IF_T5,),
-                "comfy": (_ALL_IF_TEXT,),
-            },
-        ),
+        **dict.fromkeys(_UNETS, Way(_KOHYA, _FORGE_LACKS, _FORGE_READS | {"diffusers": (_ALL_IF_ATTENTION,)})),
+        "flux": Way(_KOHYA, _FORGE_LACKS, _FORGE_READS | {"diffusers": (_ALL_IF_T5,)}),
     },
 )
 _A1111 = Tool(
@@ -81,6 +75,7 @@ _SD_SCRIPTS = Tool(
             _UNETS, Way(_KOHYA, (_UNET_ENDS, *_KOHYA_LACKS), {"kohya": (_UNET_ENDS, _PROJECTION, _BIASES, _EMBEDDINGS)})
         ),
         "flux": Way(_KOHYA, (_FLUX_LAST, *_KOHYA_LACKS), {"kohya": (_FLUX_LAST, _BIASES, _NORMS, _EMBEDDINGS)}),
+        **dict.fromkeys((*_SD3, "chroma", "lumina2", "anima"), Way(_KOHYA, _KOHYA_LACKS, {"kohya": (_PROJECTION,)})),
     },
 )
 _NETWORK = "its network needs rank {rank} at least, it cuts off what is above its own"
@@ -91,7 +86,7 @@ _NAMED_ALIKE = Way(
     Layout("comfy", original_names=False, alpha_is_rank=True), (_TEXT, *_NO_EXTRAS), {"comfy": (_TEXT,)}, _NETWORK
 )
 _UNET_IN_AITOOLKIT = Way(
-    _AS_DIFFUSERS_NAMES, (_UNET_REST, _TEXT_IF_TRAINED, *_NO_EXTRAS), {"kohya": (_UNET_REST,)}, _NETWORK
+    _AS_DIFFUSERS_NAMES, (_UNET_REST, _TEXT_IF_TRAINED, *_NO_EXTRAS), {"kohya": (_UNET_REST, _ALPHAS)}, _NETWORK
 )
 _AITOOLKIT = Tool(
     "aitoolkit",
@@ -106,11 +101,10 @@ _AITOOLKIT = Tool(
             {"diffusers": (_TEXT, _FLUX_REST)},
             _NETWORK,
         ),
-        **dict.fromkeys(("chroma", "flux2-dev", "flux2-klein-9b", "flux2-klein-4b", "krea2"), _ORIGINAL),
-        **dict.fromkeys(("wan-1.3b", "wan-5b", "wan-14b", "ltx-2", "anima"), _ORIGINAL),
+        **dict.fromkeys(("chroma", *_FLUX2, "krea2", *_WAN, "ltx-2", "anima"), _ORIGINAL),
         **dict.fromkeys(("qwen-image", "z-image", "hidream"), _NAMED_ALIKE),
         **dict.fromkeys(
-            ("sd3", "sd35-medium", "sd35-large", "lumina2"),
+            (*_SD3, "lumina2"),
             Way(_DIFFUSERS, (_TEXT, *_NO_EXTRAS), {"diffusers": (_TEXT,)}, _NETWORK),
         ),
     },
@@ -121,25 +115,15 @@ _ONETRAINER = Tool(
     "onetrainer",
     "OneTrainer",
     {
-        **dict.fromkeys(_UNETS, Way(_KOHYA, _ONE_LACKS, {"kohya": (), "diffusers": (), "comfy": (_PROJECTION,)})),
-        "flux": Way(
-            _T5_SECOND,
-            _ONE_LACKS,
-            {
-                "kohya": (_ALL_IF_T5,),
-                "diffusers": (),
-                "comfy": (),
-            },
-        ),
+        **dict.fromkeys(_UNETS, Way(_KOHYA, _ONE_LACKS, {"kohya": (), "diffusers": (), "comfy": ()})),
+        "flux": Way(_T5_SECOND, _ONE_LACKS, {"kohya": (_ALL_IF_T5,), "diffusers": (), "comfy": ()}),
         **dict.fromkeys(
-            (
-                *("sd3", "sd35-medium", "sd35-large", "chroma", "flux2-dev", "flux2-klein-9b", "flux2-klein-4b"),
-                *("qwen-image", "z-image", "krea2", "hunyuan-video", "hidream", "anima"),
-            ),
+            (*_SD3, "chroma", *_FLUX2, "qwen-image", "z-image", "krea2", "hunyuan-video", "hidream", "anima"),
             Way(_DIFFUSERS, (*_ONE_LACKS, _EMBEDDINGS), {"diffusers": ()}),
         ),
     },
 )
+_ALL_IF_MORE = Lack("everything, if it has T5 or layers outside the blocks", f"{_T5.pattern}|{_FLUX_REST.pattern}")
 # InvokeAI does not recognise a FLUX file with any other layer, and no UNet's with another tensor.
 _INVOKEAI = Tool(
     "invokeai",
@@ -150,11 +134,7 @@ _INVOKEAI = Tool(
             _T5_SECOND,
             (_FLUX_REST, *_NO_EXTRAS),
             {
-                "kohya": (
-                    Lack(
-                        "everything, if it has T5 or layers outside the blocks", f"{_T5.pattern}|{_FLUX_REST.pattern}"
-                    ),
-                ),
+                "kohya": (_ALL_IF_MORE,),
                 "diffusers": (_ALL_IF_TEXT,),
             },
         ),
