@@ -91,10 +91,8 @@ def clip(component: str, layers: int, projected: bool) -> dict[str, tuple[int, .
 def t5(component: str) -> dict[str, tuple[int, ...]]:
     """The modules of the T5 of FLUX, of small width."""
     with torch.device("meta"):
-        config = T5Config(
-            vocab_size=8, d_model=4, d_kv=4, d_ff=8, num_layers=24, num_heads=1, feed_forward_proj="gated-gelu"
-        )
-        model = T5EncoderModel(config)
+        sizes = {"vocab_size": 8, "d_model": 4, "d_kv": 4, "d_ff": 8, "num_layers": 24, "num_heads": 1}
+        model = T5EncoderModel(T5Config(**sizes, feed_forward_proj="gated-gelu"))
     modules = model.named_modules()
     return {f"{component}.{path}": tuple(m.weight.shape) for path, m in modules if isinstance(m, torch.nn.Linear)}
 
