@@ -76,8 +76,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def clip(component: str, layers: int, projected: bool) -> dict[str, tuple[int, ...]]:
     """The modules of a CLIP text model, from the class, of small width."""
-    config = CLIPTextConfig(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=layers,
-                            num_attention_heads=1, projection_dim=4, bos_token_id=0, eos_token_id=1, pad_token_id=1)  # fmt: skip
+    sizes = {"vocab_size": 8, "hidden_size": 4, "intermediate_size": 8, "num_attention_heads": 1, "projection_dim": 4}
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    config = CLIPTextConfig(**sizes, **ends, num_hidden_layers=layers)
     with torch.device("meta"):
         model = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
     found = {}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mergelab.errors import FormatError
@@ -124,6 +125,15 @@ def peft(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
                 tensor if scaling == 1.0 else tensor.float() / scaling
             )
     return tensors
+
+
+def folder_alphas(data: AdapterData) -> dict[str, Tensor]:
+    """The alphas of layers in the PEFT folder of one component, which stand in its config, as a file would have them."""
+    layers = _without_zero_scalings(data).layers
+    return {
+        f"base_model.model.{_live_path(data, name)}.alpha": torch.tensor(layer.scaling * layer.rank)
+        for name, layer in layers.items()
+    }
 
 
 def _live_path(data: AdapterData, name: str) -> str:

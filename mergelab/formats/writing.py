@@ -15,7 +15,7 @@ from mergelab.formats.files import replacing_folder
 from mergelab.formats.headers import header
 from mergelab.formats.layout import Layout
 from mergelab.formats.messages import about
-from mergelab.formats.peft import folder_config, split_components
+from mergelab.formats.peft import folder_alphas, folder_config, split_components
 from mergelab.formats.planning import tensors_of
 from mergelab.formats.sources import PEFT_CONFIG, PEFT_WEIGHTS
 from mergelab.formats.tensor_files import write_safetensors
@@ -95,6 +95,7 @@ def _write_folder(data: AdapterData, layout: Layout, folder: Path, dtype: torch.
             write_safetensors(target / PEFT_WEIGHTS[0], after, strings)
             text = json.dumps(folder_config(part, component), indent=2, sort_keys=True)
             (target / PEFT_CONFIG).write_text(text + "\n", encoding="utf-8")
-            exact |= {f"{component}.{key}": tensor for key, tensor in before.items()}
-            saved |= {f"{component}.{key}": tensor for key, tensor in after.items()}
+            alphas = folder_alphas(part)
+            exact |= {f"{component}.{key}": tensor for key, tensor in {**before, **alphas}.items()}
+            saved |= {f"{component}.{key}": tensor for key, tensor in {**after, **alphas}.items()}
     return None if dtype is None else cast_error(exact, saved)
