@@ -128,7 +128,7 @@ def peft(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
 
 
 def folder_alphas(data: AdapterData) -> dict[str, Tensor]:
-    """The alphas of layers in the PEFT folder of one component, which stand in its config, as a file would have them."""
+    """The alphas of a PEFT folder, which stand in its config, as a file would have them."""
     layers = _without_zero_scalings(data).layers
     return {
         f"base_model.model.{_live_path(data, name)}.alpha": torch.tensor(layer.scaling * layer.rank)
