@@ -16,8 +16,8 @@ from mergelab.formats.headers import header
 from mergelab.formats.layout import Layout
 from mergelab.formats.messages import about
 from mergelab.formats.peft import folder_alphas, folder_config, split_components
+from mergelab.formats.peft_config import PEFT_CONFIG, PEFT_WEIGHTS
 from mergelab.formats.planning import tensors_of
-from mergelab.formats.sources import PEFT_CONFIG, PEFT_WEIGHTS
 from mergelab.formats.tensor_files import write_safetensors
 from mergelab.formats.tools import Fitted
 from mergelab.layer import AdapterData
