@@ -36,7 +36,7 @@ def whole(id: str) -> ml.Adapter:
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
     }
     layers = {}
-    for name, shape in {**shapes, **TEXT[id]}.items():
+    for name, shape in {**shapes, **TEXT.get(id, {})}.items():
         down = torch.zeros(1).expand(1, *shape[1:])
         layers[name] = ml.LoraLayer(down, torch.zeros(1).expand(shape[0], 1, *[1] * (len(shape) - 2)), 0.5)
     return ml.Adapter(layers, architecture=id, source=id)
@@ -153,6 +153,26 @@ def test_invokeai_knows_every_name(id: str) -> None:
 def test_nunchaku_knows_every_name() -> None:
     """The transformer in diffusers' names."""
     assert modules("flux", "nunchaku") == {f"transformer.{name}" for name in diffusers_names("flux")}
+
+
+@pytest.mark.parametrize("id", ARCHITECTURES)
+@pytest.mark.parametrize("format", ["comfy", "kohya"])
+def test_every_base_model_has_names_that_lead_back(id: str, format: str) -> None:
+    """Every layer of every model that mergelab knows, written and read again; fused modules are split as before."""
+    if format == "kohya" and ARCHITECTURES[id].kohya is None:
+        pytest.skip("kohya's tools do not know it")
+    tensors = whole(id).state_dict(format)
+    prefixes = ("diffusion_model.", "text_encoders.") if format == "comfy" else ("lora_unet_", "lora_te")
+    assert all(key.startswith(prefixes) for key in tensors)
+    assert set(ml.load(tensors, architecture=id).layers) == set(whole(id).layers)
+
+
+@pytest.mark.parametrize("id", ARCHITECTURES)
+def test_every_tool_can_be_written_for(id: str) -> None:
+    """Where the table has a way for a base model, its writer has a name for each of the layers."""
+    for tool in TOOLS.values():
+        if tool.name != "peft" and tool.way(id):
+            assert len(whole(id).state_dict(for_=tool.name)) > 100
 
 
 # Small adapters, with values.
