@@ -110,6 +110,15 @@ def test_comfy_fuses_exactly(rank: int) -> None:
     assert f"{BFL}.norm.query_norm.set_weight" in tensors
 
 
+def test_comfy_of_sd2() -> None:
+    """Its text encoder is an OpenCLIP-H there, and the first of the pipeline here."""
+    name = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+    adapter = ml.Adapter({name: ml.LoraLayer(torch.ones(1, 4), torch.ones(4, 1))}, architecture="sd2")
+    tensors = adapter.state_dict("comfy")
+    assert all(key.startswith("text_encoders.clip_h.transformer.text_model.") for key in tensors)
+    assert list(ml.load(tensors).layers) == [name]
+
+
 def test_comfy_needs_a_base_model() -> None:
     """Its names are those of the original model, and an embedding has none there."""
     layer = ml.LoraLayer(torch.ones(1, 4), torch.ones(4, 1))

@@ -151,7 +151,7 @@ _PIPELINES = Tool(
             {"kohya": (_T5, _FLUX_REST), "diffusers": (_T5,)},
         ),
     },
-    others=Way(_DIFFUSERS, (_T5, _EMBEDDINGS, _SAVED), {"diffusers": (_T5,)}),
+    others=Way(_DIFFUSERS, (_T5, _EMBEDDINGS, _SAVED), {"diffusers": (_T5,), "comfy": (), "kohya": ()}),
     unknown=Way(_DIFFUSERS, (_EMBEDDINGS, _SAVED), {"diffusers": ()}),
 )
 _NUNCHAKU = Tool(
