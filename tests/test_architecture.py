@@ -167,7 +167,9 @@ def test_the_user_may_say_which(tmp_path: Path) -> None:
 # The tables of names, against diffusers' class on the meta device.
 
 KNOWN = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda a: a.id)
-LAYERS = (nn.Linear, nn.Conv2d)
+# Of the blocks of LTX-Video 13B, LTX-2 has all.
+UNPROVEN = {("ltx-video-13b", "attention")}
+LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
 @cache
@@ -244,24 +246,28 @@ def test_real_modules_have_original_names(architecture: Architecture) -> None:
 def test_norms_have_two_names(architecture: Architecture) -> None:
     """A norm that some adapters hold whole is a module of diffusers', under either name."""
     naming, modules = architecture.naming, dict(model(architecture).named_modules())
-    norms = [path for path in modules if naming.norm(path)]
+    norms = [path for path, m in modules.items() if naming.norm(path) and any(True for _ in m.parameters())]
     for path in norms:
         assert naming.norm(naming.original_norm(path) or "") == path
         assert not isinstance(modules[path], LAYERS)
-    kinds = {re.sub(r"\d+", "{}", path, count=1) for path in norms}
+    kinds = {re.sub(r"\.\d+\.", ".{}.", path, count=1) for path in norms}
     assert kinds == {f"{block.canonical}.{norm}" for block in naming.blocks for norm in block.norms.values()}
 
 
 @KNOWN
 @pytest.mark.parametrize("part", ["all", "attention"])
 def test_a_real_model_is_recognised(architecture: Architecture, part: str) -> None:
-    """From the shapes of all its layers, or of those of attention alone, without a header and against a wrong one."""
+    """From the shapes of all its layers, or of those of attention alone, without a header and against wrong ones."""
     shapes = {
         f"{architecture.denoiser}.{path}": shape
         for path, shape in layers(architecture).items()
         if part == "all" or "attn" in path or "attention" in path
     }
-    for header in ("", *(other.modelspec for other in ARCHITECTURES.values())):
+    if (architecture.id, part) in UNPROVEN:
+        assert detect(shapes, {}) is None
+        assert detect(shapes, {"modelspec.architecture": architecture.modelspec}) == architecture.id
+        return
+    for header in ("", " ".join(other.modelspec for other in ARCHITECTURES.values())):
         assert detect(shapes, {"modelspec.architecture": header}) == architecture.id
 
 

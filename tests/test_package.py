@@ -59,7 +59,7 @@ LAYERS = {
     "mergelab.formats.architectures": (
         "registry",
         "sd2",
-        "flux | sd15 | sdxl",
+        "anima | flux | hidream | krea2 | ltx | lumina2 | sd15 | sdxl | wan | z_image",
         "architecture | unet",
         "naming | text_encoders",
         "evidence | fused",

@@ -44,9 +44,8 @@ def comfy(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
 
 def _place(architecture: Architecture, layout: Layout, name: str) -> tuple[str, Place]:
     component, _, path = name.partition(".")
-    if component == architecture.denoiser:
-        place = architecture.naming.place(path)
-        if place:
+    if naming := architecture.naming_of(component):
+        if place := naming.place(path):
             place = place if layout.original_names else alone(path)
             return f"diffusion_model.{place.module.path}", place
     elif encoder := _encoder(architecture, component, path):

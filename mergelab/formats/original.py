@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mergelab.formats.architectures.fused import OriginalModule
 from mergelab.formats.architectures.naming import Naming, Place
-from mergelab.formats.architectures.registry import NAMINGS
+from mergelab.formats.architectures.registry import ARCHITECTURES, NAMINGS
 from mergelab.formats.writers import EMBEDDING_PREFIX, no_place
 from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer
 
@@ -62,6 +62,8 @@ def modules_of(data: AdapterData, place_of: PlaceOf) -> dict[str, FileModule]:
 def others_of(data: AdapterData, format: str) -> dict[str, Tensor]:
     """Norms under ComfyUI's keys, in kohya's format also embeddings under those of A1111 and OneTrainer."""
     others: dict[str, Tensor] = {}
+    known = ARCHITECTURES.get(data.architecture or "")
+    candidates = (known.naming, *known.companions) if known else NAMINGS
     for key, tensor in data.extras.items():
         if key.endswith(BIAS_SUFFIX):
             continue
@@ -69,7 +71,7 @@ def others_of(data: AdapterData, format: str) -> dict[str, Tensor]:
             others[key] = tensor
             continue
         component, _, path = key.removesuffix(".weight").partition(".")
-        namings = [naming for naming in NAMINGS if naming.component == component and naming.original_norm(path)]
+        namings = [naming for naming in candidates if naming.component == component and naming.original_norm(path)]
         if not namings:
             raise no_place(key, format)
         others[f"diffusion_model.{namings[0].original_norm(path)}.set_weight"] = tensor

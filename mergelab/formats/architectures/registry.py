@@ -12,6 +12,17 @@ _TABLE = (
     "mergelab.formats.architectures.sd2:SD2",
     "mergelab.formats.architectures.sdxl:SDXL",
     "mergelab.formats.architectures.flux:FLUX",
+    "mergelab.formats.architectures.z_image:Z_IMAGE",
+    "mergelab.formats.architectures.lumina2:LUMINA2",
+    "mergelab.formats.architectures.krea2:KREA2",
+    "mergelab.formats.architectures.wan:WAN_14B",
+    "mergelab.formats.architectures.wan:WAN_5B",
+    "mergelab.formats.architectures.wan:WAN_1_3B",
+    "mergelab.formats.architectures.ltx:LTX2",
+    "mergelab.formats.architectures.ltx:LTX_VIDEO",
+    "mergelab.formats.architectures.ltx:LTX_VIDEO_13B",
+    "mergelab.formats.architectures.hidream:HIDREAM",
+    "mergelab.formats.architectures.anima:ANIMA",
 )
 ARCHITECTURES: dict[str, Architecture] = {known.id: known for known in map(resolve_name, _TABLE)}
 

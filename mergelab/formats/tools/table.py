@@ -46,7 +46,7 @@ _COMFYUI = Tool(
     {
         **dict.fromkeys(_UNETS, _COMFY_UNET),
         **dict.fromkeys(("flux", *_SD3), _COMFY_WITH_T5),
-        **dict.fromkeys((*_WAN, "hunyuan-video", "ltx-video", "ltx-2"), _COMFY_OWN_NAMES),
+        **dict.fromkeys((*_WAN, "hunyuan-video", "ltx-video", "ltx-video-13b", "ltx-2"), _COMFY_OWN_NAMES),
     },
     others=_COMFY_ANY,
 )
