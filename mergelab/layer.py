@@ -191,6 +191,8 @@ class AdapterData:
         metadata: the header's strings, as they were.
         source: where it came from, for messages.
         notes: what a reader should know about how the file was understood.
+        dialect: the format its file is in, None where that is none of those that are written, or several.
+        spelling: canonical layer name -> the module's name in the file, kept where the architecture is unknown.
     """
 
     layers: Mapping[str, Layer]
@@ -199,6 +201,8 @@ class AdapterData:
     metadata: Mapping[str, str] = field(default_factory=dict)
     source: str = "<memory>"
     notes: tuple[str, ...] = ()
+    dialect: str | None = None
+    spelling: Mapping[str, str] = field(default_factory=dict)
 
     def matrices(self, name: str, device: torch.device | str | None = None) -> Factors:
         """The float32 factors of one layer; the one door through which values enter any arithmetic.
@@ -211,6 +215,23 @@ class AdapterData:
         if not (math.prod(sizes) <= LARGEST_ENTRY and max(sizes) <= LARGEST_ENTRY**1.5):
             raise LayerError(f"{self.source}: layer {name}: {_what_is_wrong(factors)}")
         return factors
+
+
+def common_dialect(adapters: Sequence[AdapterData]) -> tuple[str | None, dict[str, str]]:
+    """Dialect and spelling that several adapters agree in, for what is made of them.
+
+    Example:
+        >>> a, b = AdapterData({}, dialect="kohya", spelling={"x": "lora_x"}), AdapterData({}, dialect="comfy")
+        >>> common_dialect([a, a]), common_dialect([a, b])
+        (('kohya', {'x': 'lora_x'}), (None, {'x': 'lora_x'}))
+    """
+    dialects = {adapter.dialect for adapter in adapters}
+    spellings: dict[str, set[str]] = {}
+    for adapter in adapters:
+        for name, spelt in adapter.spelling.items():
+            spellings.setdefault(name, set()).add(spelt)
+    agreed = {name: spelt.pop() for name, spelt in spellings.items() if len(spelt) == 1}
+    return dialects.pop() if len(dialects) == 1 else None, agreed
 
 
 def _what_is_wrong(factors: Factors) -> str:

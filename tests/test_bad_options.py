@@ -52,7 +52,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cat with a rank": (("--method", "cat", "--rank", "8"), ("cat", "rank=8", "method='svd'")),
     "unknown device": (("--device", "toaster"), ("device", "toaster")),
     "seed no number": (("--seed", "x"), ("--seed",)),
-    "unknown format": (("--format", "onnx"), ("'onnx'", "'diffusers', 'kohya', 'peft'")),
+    "unknown format": (("--format", "onnx"), ("'onnx'", "'diffusers', 'kohya', 'comfy', 'peft', 'same'")),
     "unknown dtype": (("--dtype", "float99"), ("'float99'", "'float16'")),
     "integer dtype": (("--dtype", "int8"), ("'int8'", "'float16'")),
     "no dtype": (("--dtype", "nn"), ("'nn'", "'float16'")),

@@ -21,7 +21,18 @@ _HELP = SOURCES[0].upper() + SOURCES[1:]
 File = Annotated[str, typer.Argument(help=_HELP)]
 Files = Annotated[list[str], typer.Argument(help=_HELP)]
 Out = Annotated[Path, typer.Option("-o", "--output", help="File to write; for format peft a folder.")]
-Format = Annotated[str, typer.Option(help="diffusers (also for nunchaku), kohya (also ComfyUI, A1111, Forge), peft.")]
+Format = Annotated[
+    str | None,
+    typer.Option(help="diffusers, kohya, comfy, peft or same (as the inputs); default: diffusers where it has names."),
+]
+For = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        metavar="TOOL",
+        help="Instead: comfyui, forge, a1111, sd-scripts, aitoolkit, onetrainer, invokeai, diffusers, nunchaku, peft.",
+    ),
+]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: exact, as it is.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output (never an input).")]
 DropExtras = Annotated[bool, typer.Option("--drop-extras", help="Leave out what is no LoRA layer (embeddings, norms).")]

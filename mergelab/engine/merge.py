@@ -19,6 +19,7 @@ from mergelab.engine.provenance import Recipe, input_record, merged_metadata
 from mergelab.engine.results import store
 from mergelab.engine.weights import Weight, resolve
 from mergelab.errors import OptionError
+from mergelab.layer import common_dialect
 from mergelab.linalg.precision import full_precision
 from mergelab.linalg.workspace import Workspace, threads
 from mergelab.methods.method import Strategy
@@ -107,6 +108,7 @@ def merge(
         options={**options_record(strategy), "rank": rank_record(rank), "seed": job.seed},
         inputs=_input_records(adapters, weights),
     )
+    dialect, spelling = common_dialect(taking_part)
     return Adapter(
         layers=layers,
         extras=extras,
@@ -115,6 +117,8 @@ def merge(
         source="merge of " + ", ".join(names),
         report=Report(tuple(names), tuple(rows), (*notes, *padded, *_reading_notes(job))),
         inputs=tuple(path for a in adapters for path in a.inputs),
+        dialect=dialect,
+        spelling=spelling,
     )
 
 

@@ -35,6 +35,7 @@ _DOTTED = {
     "model.diffusion_model.": None,
     "diffusion_model.": None,
     "text_encoders.clip_l.transformer.": "text_encoder",
+    "text_encoders.clip_h.transformer.": "text_encoder",
     "text_encoders.clip_g.transformer.": "text_encoder_2",
     "text_encoders.t5xxl.transformer.": T5,
     "cond_stage_model.transformer.": "text_encoder",

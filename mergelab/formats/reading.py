@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mergelab.errors import FormatError, LayerError
 from mergelab.formats.architectures.architecture import Architecture
+from mergelab.formats.dialects import dialect_of
 from mergelab.formats.header_alphas import HeaderAlphas, Ranks, header_alphas
 from mergelab.formats.keys import group_keys
 from mergelab.formats.kinds import ModuleTensors, module_shape, to_layer
@@ -73,7 +74,22 @@ def parse(
         extras |= biases
         _check_extras(extras, layers)
         notes = (*found.notes, *header.notes, *_notes(layers, found.names, without_alpha))
-        return AdapterData(layers, extras, found.architecture, dict(metadata), source, notes)
+        return AdapterData(
+            layers,
+            extras,
+            found.architecture,
+            dict(metadata),
+            source,
+            notes,
+            dialect="peft" if config is not None else dialect_of(tensors),
+            spelling=_spelling(groups.modules, located, layers) if found.architecture is None else {},
+        )
+
+
+def _spelling(modules: Iterable[str], located: Mapping[str, Located], layers: Mapping[str, Layer]) -> dict[str, str]:
+    """How the file names the modules of an unknown model, those that are one layer each."""
+    names = {f"{located[module].component}.{located[module].path}": module for module in modules}
+    return {name: module for name, module in names.items() if name in layers}
 
 
 def _ranks(modules: Mapping[str, ModuleTensors], located: Mapping[str, Located]) -> dict[str, Ranks]:
