@@ -23,7 +23,8 @@ def diffusers(data: AdapterData) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, layer in data.layers.items():
         component, _, path = name.partition(".")
-        naming = architecture_of(data.architecture, component).naming
+        architecture = architecture_of(data.architecture, component)
+        naming = architecture.naming_of(component) or architecture.naming
         if component not in COMPONENTS or ("_" in path and "." not in path and unflatten(path, naming) != path):
             raise FormatError(
                 f"layer {name} has no name in a diffusers pipeline; write it as format='peft', or as format='kohya' "
