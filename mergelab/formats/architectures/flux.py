@@ -6,50 +6,53 @@ import re
 
 from mergelab.formats.architectures import text_encoders
 from mergelab.formats.architectures.architecture import Architecture, Kohya
+from mergelab.formats.architectures.double_stream import (
+    ATTENTION,
+    DOUBLE_NORMS,
+    FLUX1_WIDTH,
+    MLP,
+    QKV,
+    SINGLE,
+    SINGLE_NORMS,
+    fused_stream,
+    fused_streams,
+    has_flux2_ratio,
+    may_be_width,
+)
 from mergelab.formats.architectures.evidence import Evidence
 from mergelab.formats.architectures.naming import Block, Naming, holds
 
-_QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
+_DOUBLES, _SINGLES = 19, 38
 _DOUBLE = Block(
     "double_blocks.{}",
     "transformer_blocks.{}",
     {
-        "img_attn.qkv": holds(*_QKV),
-        "txt_attn.qkv": holds("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-        "img_attn.proj": holds("attn.to_out.0"),
-        "txt_attn.proj": holds("attn.to_add_out"),
-        "img_mlp.0": holds("ff.net.0.proj"),
-        "img_mlp.2": holds("ff.net.2"),
-        "txt_mlp.0": holds("ff_context.net.0.proj"),
-        "txt_mlp.2": holds("ff_context.net.2"),
+        **ATTENTION,
+        **MLP,
         "img_mod.lin": holds("norm1.linear"),
         "txt_mod.lin": holds("norm1_context.linear"),
     },
-    norms={
-        "img_attn.norm.query_norm": "attn.norm_q",
-        "img_attn.norm.key_norm": "attn.norm_k",
-        "txt_attn.norm.query_norm": "attn.norm_added_q",
-        "txt_attn.norm.key_norm": "attn.norm_added_k",
-    },
-    count=19,
+    norms=DOUBLE_NORMS,
+    count=_DOUBLES,
 )
 _SINGLE = Block(
     "single_blocks.{}",
     "single_transformer_blocks.{}",
-    {
-        "linear1": holds(*_QKV, "proj_mlp", rest=4),
-        "linear2": holds("proj_out"),
-        "modulation.lin": holds("norm.linear"),
-    },
-    norms={"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k"},
-    count=38,
+    {**SINGLE, "modulation.lin": holds("norm.linear")},
+    norms=SINGLE_NORMS,
+    count=_SINGLES,
 )
-# XLabs trains q, k, v of a single block by themselves.
-_SINGLE_XLABS = Block("single_blocks.{}", "single_transformer_blocks.{}", {"attn.qkv": holds(*_QKV)}, count=38)
+# XLabs trains q, k, v of a single block by themselves; ComfyUI has a name of its own for them.
+_SINGLE_QKV = Block(
+    "single_blocks.{}",
+    "single_transformer_blocks.{}",
+    {"attn.qkv": holds(*QKV), "linear1_qkv": holds(*QKV)},
+    count=_SINGLES,
+)
 
 _NAMING = Naming(
     component="transformer",
-    blocks=(_DOUBLE, _SINGLE, _SINGLE_XLABS),
+    blocks=(_DOUBLE, _SINGLE, _SINGLE_QKV, fused_streams(_DOUBLES), fused_stream(_SINGLES)),
     top={
         "img_in": holds("x_embedder"),
         "txt_in": holds("context_embedder"),
@@ -66,41 +69,41 @@ _NAMING = Naming(
     linear=True,
 )
 
-# Of Stable Diffusion 3 and of FLUX.2, whose modules have some of the names of FLUX.1's.
-_OTHER_WIDTHS = {1536, 2432, 4096, 6144}
-_WIDTH = 3072
+# Chroma, whose blocks are named alike, has none of them.
+_MODULATION = r"\.norm1?(_context)?\.linear$|^(time_text_embed|norm_out)\."
 
 
-def _contradicts(evidence: Evidence) -> bool:
-    """Other models with such names: of another width, or with a feed-forward part of another size."""
-    return bool(
-        evidence.inputs(r"\.attn\.(to|add)_[qkv]") & _OTHER_WIDTHS
-        or evidence.ratios(r"\.(proj_mlp|net\.0\.proj)$") - {4}
-    )
+def _may_be(evidence: Evidence) -> bool:
+    return may_be_width(evidence, FLUX1_WIDTH) and not has_flux2_ratio(evidence)
+
+
+def _is_deep(evidence: Evidence) -> bool:
+    """Whether the last block is there. HunyuanVideo has one more of either kind, Qwen-Image has many more."""
+    return evidence.blocks("transformer_blocks") == _DOUBLES or evidence.blocks("single_transformer_blocks") == _SINGLES
 
 
 def _proves(evidence: Evidence) -> bool:
-    """What models with such names have not: modulation (Chroma), pooled text (Qwen-Image), CLIP beside a T5."""
+    """What models with such names have not, together: modulation, as many blocks; or CLIP beside a T5."""
     if evidence.denoiser is None:
         return text_encoders.has_t5(evidence)
-    own = evidence.named(r"^single_transformer_blocks\.\d+\.norm\.linear$|^time_text_embed\.text_embedder")
     both = evidence.has("text_encoder") and evidence.has("text_encoder_2")
-    return (own or both) and not _contradicts(evidence)
+    return (both or (_is_deep(evidence) and evidence.named(_MODULATION))) and _may_be(evidence)
 
 
 def _fits(evidence: Evidence) -> bool:
-    if evidence.denoiser == "transformer":
-        return not _contradicts(evidence)
-    return text_encoders.alone(evidence)
+    return _may_be(evidence) or text_encoders.alone(evidence)
 
 
 def _suggests(evidence: Evidence) -> bool:
-    """By far the most frequent of those with single blocks, or with as many double ones; alone in other widths."""
-    if evidence.denoiser is None or _contradicts(evidence):
-        return False
+    """By far the most frequent of those with such blocks, or with so many of them; and of miniatures."""
     attends = evidence.inputs(r"\.attn\.(to|add)_[qkv]")
-    whole = evidence.blocks("single_transformer_blocks") > 0 or evidence.blocks("transformer_blocks") == _DOUBLE.count
-    return whole or bool(attends and _WIDTH not in attends)
+    frequent = (
+        evidence.blocks("single_transformer_blocks") > 0
+        or _is_deep(evidence)
+        or evidence.named(_MODULATION)
+        or (attends and FLUX1_WIDTH not in attends)
+    )
+    return bool(frequent) and _may_be(evidence)
 
 
 _XLABS = re.compile(r"^(.*?)(double|single)_blocks\.(\d+)\.processor\.(qkv|proj)_lora([12]?)\.(down|up)\.weight$")
@@ -129,11 +132,10 @@ FLUX = Architecture(
     title="FLUX.1",
     denoiser="transformer",
     naming=_NAMING,
-    text_encoders={"text_encoder": "clip", "text_encoder_2": "t5"},
     proves=_proves,
     fits=_fits,
     suggests=_suggests,
-    header=r"flux(?!\W?2)",
+    header=r"flux(?![._-]?[23])",
     modelspec="flux-1-dev/lora",
     base_version="flux1",
     kohya=Kohya(
@@ -141,6 +143,7 @@ FLUX = Architecture(
         network_module="networks.lora_flux",
         original_names=True,
     ),
+    text_encoders={"text_encoder": "clip", "text_encoder_2": "t5"},
     respell=_respell,
     model_class="FluxTransformer2DModel",
     model_config={

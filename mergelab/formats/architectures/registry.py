@@ -23,6 +23,15 @@ _TABLE = (
     "mergelab.formats.architectures.ltx:LTX_VIDEO_13B",
     "mergelab.formats.architectures.hidream:HIDREAM",
     "mergelab.formats.architectures.anima:ANIMA",
+    "mergelab.formats.architectures.chroma:CHROMA",
+    "mergelab.formats.architectures.flux2:FLUX2_DEV",
+    "mergelab.formats.architectures.flux2:FLUX2_KLEIN_9B",
+    "mergelab.formats.architectures.flux2:FLUX2_KLEIN_4B",
+    "mergelab.formats.architectures.qwen_image:QWEN_IMAGE",
+    "mergelab.formats.architectures.sd3:SD3",
+    "mergelab.formats.architectures.sd3:SD35_MEDIUM",
+    "mergelab.formats.architectures.sd3:SD35_LARGE",
+    "mergelab.formats.architectures.hunyuan_video:HUNYUAN_VIDEO",
 )
 ARCHITECTURES: dict[str, Architecture] = {known.id: known for known in map(resolve_name, _TABLE)}
 
