@@ -54,7 +54,8 @@ def without_attention(data: AdapterData) -> set[str]:
 def has_name_in_diffusers(data: AdapterData, name: str) -> bool:
     """Whether a layer's canonical name is one that a pipeline may have."""
     component, _, path = name.partition(".")
-    naming = architecture_of(data.architecture, component).naming
+    architecture = architecture_of(data.architecture, component)
+    naming = architecture.naming_of(component) or architecture.naming
     return component in COMPONENTS and not ("_" in path and "." not in path and unflatten(path, naming) != path)
 
 
