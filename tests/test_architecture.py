@@ -260,7 +260,7 @@ ALIKE = {"chroma": "flux", "sd3": None}
 @KNOWN
 @pytest.mark.parametrize("part", ["all", "attention"])
 def test_a_real_model_is_recognised(architecture: Architecture, part: str) -> None:
-    """All layers tell it against a wrong header, those of attention with the right one, and alone if no model is alike."""
+    """All layers tell it against a wrong header, those of attention with the right one, or alone if none is alike."""
     shapes = {
         f"{architecture.denoiser}.{path}": shape
         for path, shape in layers(architecture).items()
