@@ -279,8 +279,8 @@ def load(source: Source, *, allow_pickle: bool = False, architecture: str | None
     """Read a LoRA adapter in any supported dialect.
 
     Args:
-        source: a path to a safetensors file or a PEFT folder; "user/repo/file.safetensors" on the Hugging Face Hub;
-            an address such as "s3://..."; "miniature/sdxl/ghost"; or a state dict. Files are memory-mapped.
+        source: a safetensors file or a PEFT folder here, on the Hugging Face Hub ("user/repo@v2/style.safetensors") or
+            at an address (https, s3, ...); "miniature/sdxl/ghost"; or a state dict. Files are memory-mapped.
         allow_pickle: read `.bin`, `.pt`, `.ckpt` too (with `weights_only=True`).
         architecture: the base model's id ("sdxl", "flux", ...), where a file does not tell; checked against the file.
 

@@ -160,13 +160,15 @@ def overview(layers: Mapping[str, Layer]) -> list[tuple[str, str, str, str]]:
 
 
 def short_name(source: str) -> str:
-    """A file's name without its folder and its ending; any other source as it is.
+    """A file's name without its folder and its ending, of an address without its query; any other source as it is.
 
     Example:
         >>> short_name("loras/style.v2.safetensors"), short_name("0.5 * style.v2")
         ('style.v2', '0.5 * style.v2')
+        >>> short_name("https://example.org/style.safetensors?download=true")
+        'style'
     """
-    name = Path(source).name
+    name = Path(source.partition("?")[0] if "://" in source else source).name
     for ending in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
         name = name.removesuffix(ending)
     return name

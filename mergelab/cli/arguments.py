@@ -15,6 +15,11 @@ import typer
 
 from mergelab.errors import MergelabError, OptionError, SourceError
 
+# Where adapters can come from.
+SOURCES = "a path, a PEFT folder, user/repo or user/repo@revision/file on the Hugging Face Hub, https://... or s3://..."
+_HELP = SOURCES[0].upper() + SOURCES[1:]
+File = Annotated[str, typer.Argument(help=_HELP)]
+Files = Annotated[list[str], typer.Argument(help=_HELP)]
 Out = Annotated[Path, typer.Option("-o", "--output", help="File to write; for format peft a folder.")]
 Format = Annotated[str, typer.Option(help="diffusers (also for nunchaku), kohya (also ComfyUI, A1111, Forge), peft.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: exact, as it is.")]
@@ -37,13 +42,16 @@ def parse_weighted(text: str) -> tuple[str, float | dict[str, float]]:
     Example:
         >>> parse_weighted("style.safetensors:0.7"), parse_weighted("user/repo/style.safetensors")
         (('style.safetensors', 0.7), ('user/repo/style.safetensors', 1.0))
+        >>> parse_weighted("https://example.org/style?type=1"), parse_weighted("s3://bucket/style.safetensors:0.7")
+        (('https://example.org/style?type=1', 1.0), ('s3://bucket/style.safetensors', 0.7))
         >>> parse_weighted("style.safetensors:unet=0.7,unet.mid_block.*=1")
         ('style.safetensors', {'unet': 0.7, 'unet.mid_block.*': 1.0})
     """
     from mergelab.checks import plain_number
 
     source, colon, tail = text.rpartition(":")
-    if not colon or Path(text).exists():
+    # The colon of "https://..." is before no weight.
+    if not colon or "/" in tail or ("://" not in text and Path(text).exists()):
         return text, 1.0
     try:
         if "=" in tail:
@@ -51,7 +59,7 @@ def parse_weighted(text: str) -> tuple[str, float | dict[str, float]]:
             return source, {key: plain_number(value) for key, _, value in parts}
         return source, plain_number(tail)
     except ValueError:
-        if Path(source).exists() or source.endswith(".safetensors"):
+        if source.endswith(".safetensors") or Path(source).exists():
             raise OptionError(f"{text}: weight {tail!r}: expected a number, or COMPONENT=NUMBER,...") from None
         return text, 1.0
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from mergelab.cli.arguments import BaseModel, Import, Json, Pickle, import_plugins
+from mergelab.cli.arguments import BaseModel, File, Files, Import, Json, Pickle, import_plugins
 
 if TYPE_CHECKING:
     from mergelab.adapter import Adapter
 
 
-def inspect(file: str, as_json: Json = False, allow_pickle: Pickle = False, architecture: BaseModel = None) -> str:
+def inspect(file: File, as_json: Json = False, allow_pickle: Pickle = False, architecture: BaseModel = None) -> str:
     """Show what a file holds: architecture, layers, ranks, alphas, header."""
     from mergelab.adapter import load
 
@@ -27,7 +27,7 @@ def inspect(file: str, as_json: Json = False, allow_pickle: Pickle = False, arch
 
 
 def compare(
-    adapters: list[str], as_json: Json = False, allow_pickle: Pickle = False, architecture: BaseModel = None
+    adapters: Files, as_json: Json = False, allow_pickle: Pickle = False, architecture: BaseModel = None
 ) -> str:
     """Show where adapters agree and where they are in each other's way, before any merge."""
     from mergelab.adapter import load

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mergelab.cli.arguments import (
+    SOURCES,
     BaseModel,
     DropExtras,
     Dtype,
+    File,
     Force,
     Format,
     Import,
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 
 def merge(
     context: typer.Context,
-    adapters: Annotated[list[str], typer.Argument(help="FILE, FILE:WEIGHT or FILE:COMPONENT=WEIGHT,...")],
+    adapters: Annotated[
+        list[str], typer.Argument(help=f"{SOURCES} Each alone, as FILE:WEIGHT or FILE:COMPONENT=WEIGHT,...")
+    ],
     output: Out,
     method: Annotated[str, typer.Option(help="See `mergelab methods`.")] = "svd",
     rank: Annotated[str | None, typer.Option(help="8, max, sum, 0.9 (share of energy) or mean=32 (a budget).")] = None,
@@ -71,7 +75,7 @@ def merge(
 
 
 def convert(
-    file: str,
+    file: File,
     output: Out,
     format: Format,
     dtype: Dtype = None,
@@ -87,7 +91,7 @@ def convert(
 
 
 def resize(
-    file: str,
+    file: File,
     rank: Annotated[str, typer.Option(help="8, 0.9 (share of energy) or mean=32 (a budget).")],
     output: Out,
     format: Format = "diffusers",

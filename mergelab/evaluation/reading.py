@@ -14,6 +14,7 @@ from mergelab import miniature
 from mergelab.checks import did_you_mean, short_repr
 from mergelab.errors import OptionError, SourceError
 from mergelab.evaluation.config import Clip, Config, Generation, Lora, Memory, expanded_merges
+from mergelab.formats.fetching import is_address
 from mergelab.layer import short_name
 from mergelab.pipelines.opening import shipped_name
 from mergelab.ranks import RankBudget, rank_record
@@ -168,6 +169,8 @@ def _named(loras: list[Lora], folder: Path) -> list[Lora]:
 
 def _here(path: str, folder: Path) -> Path | None:
     """What lies at a path: in the folder of the file or, as `mergelab.load` looks for it, in the working directory."""
+    if is_address(path):
+        return None
     return next(((start / path).resolve() for start in (folder, Path()) if (start / path).exists()), None)
 
 

@@ -60,8 +60,9 @@ def _check_unknown(adapter: AdapterData, name: str, architecture: Architecture, 
     others = [other.title for other in (fitting(own) if own else []) if other is not architecture]
     if others:
         raise ArchitectureError(
-            f"{name} may be for {architecture.title}, as the others are, or for {', '.join(others)}, and nothing in the "
-            f"file tells: load it with architecture= (on the command line --architecture); here {architecture.id!r}"
+            f"{name} may be for {architecture.title}, as the others are, or for {', '.join(others)}, and nothing in "
+            f"the file tells: load it with architecture={architecture.id!r} (on the command line --architecture) if it "
+            "is"
         )
     for layer, change in adapter.layers.items():
         there = shapes.get(layer) or shapes.get(_kind(layer)) or [change.shape]

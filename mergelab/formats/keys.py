@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,9 +12,9 @@ from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.kinds import KINDS, ModuleTensors, module_and_role, refused_kind
 from mergelab.formats.names import bare
 from mergelab.formats.prefixes import without_wrapping_steps
+from mergelab.formats.strangers import EMBEDDING
 
 _LONGEST_KEY = 500
-_EMBEDDING = re.compile(r"^(bundle_emb\..+|emb_params|string_to_param\..+|<[^<>]+>|clip_[lg]|t5xxl)$")
 
 
 @dataclass
@@ -40,7 +39,7 @@ def group_keys(tensors: Mapping[str, Tensor]) -> KeyGroups:
             raise FormatError(f"a key of {len(key)} characters ({key[:40]!r}...), expected names of layers")
         if name := refused_kind(key):
             refused.setdefault(name, []).append(key)
-        elif _EMBEDDING.match(key):
+        elif EMBEDDING.match(key):
             groups.embeddings[key] = tensor
         elif named := module_and_role(_usual(key)):
             _add(groups.modules.setdefault(bare(named[0]), ModuleTensors()), named[1], key, tensor)

@@ -78,14 +78,13 @@ def _place(data: AdapterData, name: str) -> tuple[str, Place]:
     component, _, path = name.partition(".")
     architecture = architecture_of(data.architecture, component)
     kohya = architecture.kohya
-    place = None
-    if kohya and kohya.original_names and component == architecture.denoiser:
-        place = architecture.naming.place(path)
+    naming = architecture.naming_of(component)
+    place = naming.place(path) if naming and kohya and kohya.original_names else None
     if place or component == "unet":
         prefix: str | None = "lora_unet"  # as kohya calls every denoiser
     else:
         prefix = kohya.text_encoders.get(component) if kohya else None
-    flat = flatten(place.module.path if place else path, architecture.naming)
+    flat = flatten(place.module.path if place else path, naming or architecture.naming)
     if flat is None or prefix is None:
         titles = [a.title for a in ARCHITECTURES.values() if a.kohya]
         raise ArchitectureError(

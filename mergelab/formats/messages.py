@@ -25,3 +25,8 @@ def about(what: object) -> Iterator[None]:
     except MergelabError as error:
         error.args = (f"{what}: {error}",)
         raise
+
+
+def one_line(error: BaseException) -> str:
+    """The text of another package's error, short and without line breaks."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

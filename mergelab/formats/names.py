@@ -48,8 +48,7 @@ def locate(
         architecture: by whose names they are read; None: no model's, so that they keep the names they have.
         component: of names that do not say, where something else tells it.
     """
-    naming = architecture.naming if architecture else None
-    parsed = {module: strip(module, naming) for module in modules}
+    parsed = {module: _stripped(module, architecture) for module in modules}
     # kohya numbers text encoders; a third without a second is the second of a pipeline.
     second = "text_encoder_2" if all(part != "text_encoder_2" for part, _, _ in parsed.values()) else "text_encoder_3"
     t5 = (architecture and architecture.t5) or second
@@ -69,8 +68,8 @@ def is_module_of(architecture: Architecture, name: str) -> bool:
         [True, False]
     """
     component, _, path = name.partition(".")
-    if component == architecture.denoiser:
-        return architecture.naming.place(path) is not None and architecture.naming.has(path)
+    if naming := architecture.naming_of(component):
+        return naming.place(path) is not None and naming.has(path)
     kind = text_encoders.kind(path)
     return kind is not None and architecture.text_encoders.get(component) == kind
 
@@ -89,8 +88,17 @@ def _is_t5(component: str | None, path: str) -> bool:
     return component == T5 or text_encoders.kind(path) == "t5"
 
 
+def _stripped(module: str, architecture: Architecture | None) -> tuple[str | None, str, bool]:
+    """A name without prefixes, by the denoiser's names unless it is a module of something beside it."""
+    for companion in architecture.companions if architecture else ():
+        component, path, known = strip(module, companion)
+        if companion.module(path) or (component == companion.component and companion.place(path)):
+            return companion.component, path, known
+    return strip(module, architecture.naming if architecture else None)
+
+
 def _located(component: str | None, path: str, known: bool, architecture: Architecture | None) -> Located:
-    naming = architecture.naming if architecture else None
+    naming = (architecture.naming_of(component or "") or architecture.naming) if architecture else None
     # Some trainers call every denoiser a UNet.
     if naming and known and component in (None, "unet", naming.component):
         if module := naming.module(path):

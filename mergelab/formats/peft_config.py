@@ -1,4 +1,4 @@
-"""The fields of a PEFT config: those that are honoured or change nothing, and those that make it another adapter."""
+"""PEFT's files and the fields of its config: those honoured or harmless, and those that make it another adapter."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from typing import Any
 
 from mergelab.checks import short_repr
 from mergelab.errors import FormatError
+
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+DEFAULT_ALPHA = 8
+"""PEFT's `lora_alpha` where a config leaves it out. (Its default for `r` is 8 too, but the tensors say their rank.)"""
 
 HONOURED = frozenset(
     """

@@ -14,7 +14,7 @@ from functools import cache
 from mergelab.formats.architectures import text_encoders
 from mergelab.formats.architectures.naming import Naming
 
-COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "text_conditioner")
 T5 = "t5"
 """Stands for the component that the T5 is, which differs between base models."""
 
@@ -48,6 +48,7 @@ _DOTTED = {
     "text_encoder.": "text_encoder",
     "text_encoder_2.": "text_encoder_2",
     "text_encoder_3.": "text_encoder_3",
+    "text_conditioner.": "text_conditioner",
 }
 # What wraps a model and has no other meaning, at any depth (torch.compile, FSDP, checkpointing), ...
 _STEP = "(?:_orig_mod|_fsdp_wrapped_module|_fpw_module|_checkpoint_wrapped_module)"

@@ -43,7 +43,8 @@ class _Candidate:
 
     def _knows(self, where: Located) -> bool:
         if where.original:
-            return self.architecture.naming.has(where.path)
+            naming = self.architecture.naming_of(where.component)
+            return naming is not None and naming.has(where.path)
         return where.known and is_module_of(self.architecture, f"{where.component}.{where.path}")
 
     @cached_property

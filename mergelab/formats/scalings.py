@@ -12,7 +12,7 @@ from typing import Any
 from mergelab.checks import is_number, short_repr
 from mergelab.errors import FormatError
 from mergelab.formats.messages import about
-from mergelab.formats.peft_config import check_config
+from mergelab.formats.peft_config import DEFAULT_ALPHA, check_config
 
 # The scaling of a module by its component, path and rank; None: alpha is the rank.
 ScalingOf = Callable[[str, str, int], float | None]
@@ -28,11 +28,11 @@ def config_scaling(config: Mapping[str, Any]) -> Callable[[str, int], float]:
         FormatError: a field that makes it another adapter, or an alpha that is no number.
     """
     check_config(config)
-    default = config.get("lora_alpha")
+    default = config.get("lora_alpha", DEFAULT_ALPHA)
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise FormatError(f"alpha_pattern is a {type(patterns).__name__}, expected patterns with numbers")
-    for value in (default if default is not None else 1, *patterns.values()):
+    for value in (default, *patterns.values()):
         if not is_number(value):
             raise FormatError(f"lora_alpha or alpha_pattern holds {short_repr(value)}, expected finite numbers")
 
@@ -40,8 +40,6 @@ def config_scaling(config: Mapping[str, Any]) -> Callable[[str, int], float]:
 
     def scaling(path: str, rank: int) -> float:
         alpha = next((alpha for pattern, alpha in compiled if pattern.match(path)), default)
-        if alpha is None:
-            return 1.0
         return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
     return scaling

@@ -1,10 +1,10 @@
-"""From what a user gives (a path, a name on the Hub, an s3 address, a state dict) to `AdapterData`."""
+"""From what a user gives (a path, a name on the Hub, an address, a state dict) to `AdapterData`."""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,17 @@ from torch import Tensor
 
 from mergelab import miniature
 from mergelab.errors import FormatError, SourceError
+from mergelab.formats.fetching import fetch, is_address
 from mergelab.formats.messages import about
 from mergelab.formats.options import ReadOptions
+from mergelab.formats.peft_config import PEFT_CONFIG, PEFT_WEIGHTS
 from mergelab.formats.prefixes import COMPONENTS
 from mergelab.formats.reading import parse
 from mergelab.formats.scalings import config_scaling, for_all_components
-from mergelab.formats.tensor_files import PICKLES, check_tensors, read_tensors
+from mergelab.formats.strangers import check_adapter
+from mergelab.formats.tensor_files import check_tensors, read_tensors
 from mergelab.layer import AdapterData
 
-PEFT_CONFIG = "adapter_config.json"
-PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _STATE_DICT = "<state dict>"
 
 Files = tuple[Path, ...]
@@ -39,6 +40,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Tensor], options: ReadOpt
     if isinstance(source, Mapping):
         with about(_STATE_DICT):
             tensors = check_tensors(source)
+            check_adapter(tensors)
         return parse(tensors, {}, _STATE_DICT, architecture=options.architecture), ()
     if not isinstance(source, (str, os.PathLike)):
         raise SourceError(f"expected a path, a name on the Hub or a state dict, found {type(source).__name__}")
@@ -49,77 +51,39 @@ def read(source: str | os.PathLike[str] | Mapping[str, Tensor], options: ReadOpt
 
 
 def _read_file(path: Path, options: ReadOptions) -> tuple[AdapterData, Files]:
+    if path.name in PEFT_WEIGHTS and path.with_name(PEFT_CONFIG).is_file():
+        return _read_peft(path, None, options, source=path)
     tensors, metadata = read_tensors(path, options)
+    with about(path):
+        check_adapter(tensors)
     return parse(tensors, metadata, str(path), architecture=options.architecture), (path,)
 
 
 def _local(source: str) -> Path:
     """A local path; what is elsewhere is fetched first."""
-    if "://" in source:
-        return _fetch(source)
+    if is_address(source):
+        return fetch(source)
     try:
         path = Path(source).expanduser()
         if path.exists():
             return path
+        # "loras/style/x.safetensors" beside a folder "loras" is a slip of the pen, and nothing to ask the Hub for.
+        here = source.startswith((".", "/", "~")) or Path(source.split("/")[0]).exists()
     except (OSError, ValueError, RuntimeError) as error:
         raise SourceError(f"{source}: there is no such file or folder: {error}") from None
     if source.startswith(miniature.PREFIX):
         return miniature.adapter(source).path
-    parts = source.split("/")
-    # "loras/style/x.safetensors" beside a folder "loras" is a slip of the pen, and nothing to ask the Hub for.
-    here = source.startswith((".", "/", "~")) or "\\" in source or Path(parts[0]).exists()
-    looks_remote = len(parts) >= 2 and not here
-    if looks_remote and (len(parts) == 2) == (Path(source).suffix not in (".safetensors", *PICKLES)):
-        return _from_hub(parts, source)
-    raise SourceError(f"{source}: there is no such file or folder")
-
-
-def _from_hub(parts: list[str], source: str) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download
-
-    repo, filename = "/".join(parts[:2]), "/".join(parts[2:])
-    try:
-        if not filename:
-            files = [f for f in HfApi().list_repo_files(repo) if f.endswith(".safetensors")]
-            if len(files) != 1:
-                raise SourceError(
-                    f"{source}: the repository holds {len(files)} safetensors files, name one of them: "
-                    + ", ".join(f"{repo}/{f}" for f in files[:5])
-                )
-            filename = files[0]
-        return Path(hf_hub_download(repo, filename))
-    except SourceError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise SourceError(
-            f"{source}: there is no such file here, and it could not be fetched from the Hugging Face Hub: "
-            f"{type(error).__name__}: {reason}"
-        ) from None
-
-
-def _fetch(url: str) -> Path:
-    """Download an address of any file system that fsspec knows ("s3://", "https://", "gs://", ...)."""
-    import fsspec
-
-    name = url.rstrip("/").rsplit("/", 1)[-1]
-    target = Path(tempfile.mkdtemp(prefix="mergelab-")) / name
-    try:
-        with fsspec.open(url, "rb") as remote, target.open("wb") as local:
-            while block := remote.read(1 << 22):
-                local.write(block)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise SourceError(f"{url}: could not be fetched: {type(error).__name__}: {reason}") from None
-    return target
+    if here:
+        raise SourceError(f"{source}: there is no such file or folder")
+    return fetch(source)
 
 
 def _read_folder(folder: Path, options: ReadOptions) -> tuple[AdapterData, Files]:
     if (folder / PEFT_CONFIG).is_file():
-        return _read_peft(folder, None, options)
+        return _read_peft(_weights_in(folder), None, options, source=folder)
     parts = [c for c in (*COMPONENTS, "model") if (folder / c / PEFT_CONFIG).is_file()]
     if parts:
-        return _joined(folder, [_read_peft(folder / c, c, options) for c in parts])
+        return _joined(folder, [_read_peft(_weights_in(folder / c), c, options, source=folder / c) for c in parts])
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         names = ", ".join(f.name for f in files[:5]) or "none"
@@ -133,6 +97,9 @@ def _read_folder(folder: Path, options: ReadOptions) -> tuple[AdapterData, Files
 def _joined(folder: Path, parts: list[tuple[AdapterData, Files]]) -> tuple[AdapterData, Files]:
     """One adapter from the PEFT folders of its components."""
     datas = [data for data, _ in parts]
+    counts = Counter(name for data in datas for name in (*data.layers, *data.extras))
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise FormatError(f"{folder}: two of its folders hold {twice[0]}; expected one for each component")
     known = [data.architecture for data in datas if data.architecture]
     joined = AdapterData(
         layers={name: layer for data in datas for name, layer in data.layers.items()},
@@ -145,21 +112,27 @@ def _joined(folder: Path, parts: list[tuple[AdapterData, Files]]) -> tuple[Adapt
     return joined, tuple(path for _, paths in parts for path in paths)
 
 
-def _read_peft(folder: Path, component: str | None, options: ReadOptions) -> tuple[AdapterData, Files]:
-    config_path = folder / PEFT_CONFIG
+def _weights_in(folder: Path) -> Path:
+    for name in PEFT_WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise SourceError(f"{folder}: there is no {' or '.join(PEFT_WEIGHTS)} beside {PEFT_CONFIG}")
+
+
+def _read_peft(
+    weights: Path, component: str | None, options: ReadOptions, *, source: Path
+) -> tuple[AdapterData, Files]:
+    """PEFT's weights with the config beside them; `source` is what was asked for, the folder or the file."""
+    config_path = weights.with_name(PEFT_CONFIG)
     with about(config_path):
         config = _read_config(config_path)
-    weights = next((folder / name for name in PEFT_WEIGHTS if (folder / name).is_file()), None)
-    if weights is None:
-        raise SourceError(f"{folder}: there is no {' or '.join(PEFT_WEIGHTS)} beside {PEFT_CONFIG}")
-    tensors, metadata = read_tensors(weights, options)
-    with about(config_path):
         scaling_of = for_all_components(config_scaling(config))
+    tensors, metadata = read_tensors(weights, options)
     component = component or metadata.get("mergelab.component")
     data = parse(
         tensors,
         metadata,
-        str(folder),
+        str(source),
         scaling_of=scaling_of,
         component=component,
         config=config,

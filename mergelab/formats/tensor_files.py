@@ -16,8 +16,9 @@ from torch import Tensor
 
 from mergelab.errors import FormatError, OutputError, SourceError
 from mergelab.formats.files import replacing
-from mergelab.formats.messages import about
+from mergelab.formats.messages import about, one_line
 from mergelab.formats.options import ReadOptions
+from mergelab.formats.strangers import other_file
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 HASH = "modelspec.hash_sha256"
@@ -61,7 +62,7 @@ def read_tensors(path: Path, options: ReadOptions) -> tuple[dict[str, Tensor], d
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with path.open("rb") as file:
-            start = file.read(8)
+            start = file.read(4096)
     except OSError as error:
         raise SourceError(f"cannot be read: {error.strerror}") from None
     try:
@@ -72,13 +73,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FormatError:
         raise
     except Exception as error:  # a damaged file makes the package raise a dozen different things
-        reason = _one_line(error)
+        reason = one_line(error)
     # Looked at only now: a header of 640 bytes begins as a pickle does.
     if start[:4] == b"PK\x03\x04" or start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
         raise FormatError(
             "is a PyTorch pickle, expected safetensors; give it its name (.pt) and pass allow_pickle=True "
             "(--allow-pickle) if you trust it"
         )
+    if what := other_file(start, path.suffix):
+        raise FormatError(what)
     raise FormatError(f"is no whole safetensors file: {reason}; download or save it again")
 
 
@@ -86,7 +89,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise FormatError(f"cannot be read with weights_only=True: {_one_line(error)}") from None
+        raise FormatError(f"cannot be read with weights_only=True: {one_line(error)}") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
@@ -108,10 +111,6 @@ def check_tensors(tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
         except (RuntimeError, NotImplementedError):
             raise FormatError(f"{key!r} is {value.dtype}, which cannot be converted to float32") from None
     return plain
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def file_order(tensors: Mapping[str, Tensor]) -> list[str]:

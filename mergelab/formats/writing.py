@@ -18,7 +18,7 @@ from mergelab.formats.header_alphas import stale_fields
 from mergelab.formats.kohya import kohya
 from mergelab.formats.messages import about
 from mergelab.formats.peft import adapter_metadata, diffusers, folder_config, peft, split_components
-from mergelab.formats.sources import PEFT_CONFIG, PEFT_WEIGHTS
+from mergelab.formats.peft_config import PEFT_CONFIG, PEFT_WEIGHTS
 from mergelab.formats.tensor_files import HASH, write_safetensors
 from mergelab.formats.writers import most_frequent
 from mergelab.layer import AdapterData, short_name

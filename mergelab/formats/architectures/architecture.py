@@ -48,6 +48,7 @@ class Architecture:
         denoiser: the component that draws, "unet" or "transformer".
         naming: the denoiser's modules, here and in the original model.
         text_encoders: component -> its kind, "clip" or "t5".
+        companions: the modules of what diffusers has as a component of its own and the original model within.
         proves, fits, suggests: the rules.
         header: a pattern of modelspec's architecture or kohya's base model version, in lower case.
         modelspec: `modelspec.architecture` of an adapter.
@@ -74,7 +75,12 @@ class Architecture:
     text_encoders: Mapping[str, str] = field(default_factory=dict)
     suggests: Rule = never
     v2: bool = False
+    companions: tuple[Naming, ...] = ()
     respell: Callable[[str], str] = str
+
+    def naming_of(self, component: str) -> Naming | None:
+        """The names of a component's modules; None for text encoders, which have one name in all models."""
+        return next((naming for naming in (self.naming, *self.companions) if naming.component == component), None)
 
     @property
     def t5(self) -> str | None:

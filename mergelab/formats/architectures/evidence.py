@@ -56,9 +56,13 @@ class Evidence:
         """Whether some module of a component, by default of the denoiser, is named so."""
         return any(re.search(pattern, path) for path in self.modules(component or self.denoiser or ""))
 
+    def weights(self, pattern: str) -> set[Shape]:
+        """Shapes of the weights of the denoiser's modules of these names."""
+        return {shape for path, shape in self.modules(self.denoiser or "").items() if re.search(pattern, path)}
+
     def inputs(self, pattern: str) -> set[int]:
         """How many inputs the denoiser's modules of these names have."""
-        return {shape[1] for path, shape in self.modules(self.denoiser or "").items() if re.search(pattern, path)}
+        return {shape[1] for shape in self.weights(pattern)}
 
     def ratios(self, pattern: str) -> set[float]:
         """Outputs over inputs of the denoiser's modules of these names."""

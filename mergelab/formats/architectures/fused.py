@@ -26,6 +26,7 @@ class OriginalModule:
             usually so many times the inputs.
         swapped: its halves are (shift, scale), diffusers' (scale, shift).
         linear: whether it must be a linear layer.
+        shares: the rows of the parts in proportion, where they are unequal; the first has as many as there are inputs.
     """
 
     path: str
@@ -33,6 +34,7 @@ class OriginalModule:
     rest: int = 0
     swapped: bool = False
     linear: bool = False
+    shares: tuple[int, ...] = ()
 
     def sizes(self, rows: int, columns: int) -> list[int]:
         """Rows of each part, for a weight of this shape.
@@ -40,15 +42,16 @@ class OriginalModule:
         Raises:
             LayerError: the shape does not hold the parts.
         """
-        count = len(self.parts)
-        if count == 1:
+        if len(self.parts) == 1:
             return [rows]
-        equal = count - bool(self.rest)
-        sizes = [columns] * equal + [rows - equal * columns] * bool(self.rest)
+        sizes = self._usual_sizes(columns)
+        known = sum(sizes[:-1]) if self.rest else sum(sizes)
+        if self.rest:
+            sizes[-1] = rows - known
         if sum(sizes) != rows or sizes[-1] < 1:
             raise LayerError(
-                f"layer {self.path}: a change of shape ({rows}, {columns}) does not hold {count} parts, expected "
-                f"{f'more than {equal * columns}' if self.rest else equal * columns} rows"
+                f"layer {self.path}: a change of shape ({rows}, {columns}) does not hold {len(self.parts)} parts, "
+                f"expected {f'more than {known}' if self.rest else known} rows"
             )
         return sizes
 
@@ -79,7 +82,7 @@ class OriginalModule:
         if len(self.parts) == 1:
             return {self.parts[0]: self._swapped_rows(vector)}
         if columns is None:
-            columns = len(vector) // (len(self.parts) - bool(self.rest) + self.rest)
+            columns = len(vector) * self._shares[0] // sum(self._shares)
         return dict(zip(self.parts, torch.split(vector, self.sizes(len(vector), columns))))
 
     def join(self, layers: Mapping[int, Layer], rest: int | None = None) -> Layer:
@@ -122,16 +125,25 @@ class OriginalModule:
         if shape is not None:
             sizes = self.sizes(shape[0], shape[1])
         elif not self.rest:
-            sizes = [len(next(iter(vectors.values())))] * len(self.parts)
+            index, some = next(iter(vectors.items()))
+            sizes = self._usual_sizes(len(some) * self._shares[0] // self._shares[index])
         else:
             width = next((len(v) for i, v in vectors.items() if i < last), 0) or len(vectors[last]) // self.rest
             sizes = [width] * last + [len(vectors[last]) if last in vectors else self.rest * width]
         some = next(iter(vectors.values()))
         return torch.cat([vectors.get(i, some.new_zeros(size)) for i, size in enumerate(sizes)])
 
+    @property
+    def _shares(self) -> tuple[int, ...]:
+        """Rows of the parts in proportion, as they usually are."""
+        return self.shares or (1,) * (len(self.parts) - bool(self.rest)) + (self.rest,) * bool(self.rest)
+
+    def _usual_sizes(self, columns: int) -> list[int]:
+        return [columns * share // self._shares[0] for share in self._shares]
+
     def _sizes_of(self, layers: Mapping[int, Layer], rest: int | None) -> list[int]:
         last, columns = len(self.parts) - 1, next(iter(layers.values())).lora_A.shape[1]
-        sizes = [columns] * len(self.parts)
+        sizes = self._usual_sizes(columns)
         if self.rest:
             sizes[last] = layers[last].lora_B.shape[0] if last in layers else rest or self.rest * columns
         for index, layer in layers.items():

@@ -19,16 +19,19 @@ class Holds:
         parts: diffusers' modules, in the order of its rows, each with as many outputs as the module has inputs.
         rest: 0; or the last part takes all rows that are left, usually so many times the inputs.
         swapped: its two halves are (shift, scale), diffusers' are (scale, shift).
+        shares: how the rows are shared out where that is unequal (grouped-query attention): the first part has as many
+            outputs as the module has inputs, the others in proportion.
     """
 
     parts: tuple[str, ...]
     rest: int = 0
     swapped: bool = False
+    shares: tuple[int, ...] = ()
 
 
-def holds(*parts: str, rest: int = 0, swapped: bool = False) -> Holds:
+def holds(*parts: str, rest: int = 0, swapped: bool = False, shares: tuple[int, ...] = ()) -> Holds:
     """A row of the tables: what a module holds."""
-    return Holds(parts, rest, swapped)
+    return Holds(parts, rest, swapped, shares)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Naming:
     Attributes:
         component: of the canonical names.
         blocks: where two fit, the first counts; in writing, too.
-        top: modules beside the blocks, original path -> what it holds.
+        top: modules beside the blocks, original path -> what it holds; where two hold one, the first is written.
         inside: steps of paths that the tables above do not spell out.
         endings: last steps that older trainers cut short -> the whole.
         input_layer: the original's input layer, which a Control adapter may widen.
@@ -180,11 +183,12 @@ class Naming:
 
     @cached_property
     def _top_places(self) -> dict[str, tuple[str, int]]:
-        return {part: (path, index) for path, held in self.top.items() for index, part in enumerate(held.parts)}
+        last_first = reversed(list(self.top.items()))
+        return {part: (path, index) for path, held in last_first for index, part in enumerate(held.parts)}
 
     def _module(self, path: str, held: Holds, prefix: str) -> OriginalModule:
         parts = tuple(prefix + part for part in held.parts)
-        return OriginalModule(path, parts, held.rest, held.swapped, self.linear)
+        return OriginalModule(path, parts, held.rest, held.swapped, self.linear, held.shares)
 
 
 def _root(path: str) -> str:

@@ -21,6 +21,17 @@ _TABLE = (
     "mergelab.formats.architectures.sd3:SD35_MEDIUM",
     "mergelab.formats.architectures.sd3:SD35_LARGE",
     "mergelab.formats.architectures.hunyuan_video:HUNYUAN_VIDEO",
+    "mergelab.formats.architectures.z_image:Z_IMAGE",
+    "mergelab.formats.architectures.lumina2:LUMINA2",
+    "mergelab.formats.architectures.krea2:KREA2",
+    "mergelab.formats.architectures.wan:WAN_14B",
+    "mergelab.formats.architectures.wan:WAN_5B",
+    "mergelab.formats.architectures.wan:WAN_1_3B",
+    "mergelab.formats.architectures.ltx:LTX2",
+    "mergelab.formats.architectures.ltx:LTX_VIDEO",
+    "mergelab.formats.architectures.ltx:LTX_VIDEO_13B",
+    "mergelab.formats.architectures.hidream:HIDREAM",
+    "mergelab.formats.architectures.anima:ANIMA",
 )
 ARCHITECTURES: dict[str, Architecture] = {known.id: known for known in map(resolve_name, _TABLE)}
 

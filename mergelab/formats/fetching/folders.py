@@ -1,0 +1,86 @@
+"""What to take from a folder elsewhere: PEFT's two files, or the one file of tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from mergelab.errors import SourceError
+from mergelab.formats.peft_config import PEFT_CONFIG, PEFT_WEIGHTS
+from mergelab.formats.prefixes import COMPONENTS
+
+_SHOWN = 8
+
+
+class MissingError(SourceError):
+    """There is a folder elsewhere, and no such file in it."""
+
+
+def shown(address: str) -> str:
+    """An address as a message may show it: without a password, and on the web without a query, which may hold a token.
+
+    Example:
+        >>> shown("https://me:secret@example.org/x.safetensors?token=secret"), shown("s3://bucket/what?.safetensors")
+        ('https://example.org/x.safetensors', 's3://bucket/what?.safetensors')
+    """
+    plain = re.sub(r"(?<=://)[^/@]+@", "", address)
+    return plain.partition("?")[0] if plain.lower().startswith(("http://", "https://")) else plain
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """A folder elsewhere.
+
+    Attributes:
+        address: as messages show it, which each begins with.
+        get: fetches the file of a name (`/` between its parts) and keeps the folder's layout; raises `MissingError`.
+        names: all files in it and in its folders; None where a folder cannot be listed.
+    """
+
+    address: str
+    get: Callable[[str], Path]
+    names: Callable[[], list[str]] | None = None
+
+    def fetch_file(self, name: str) -> Path:
+        """One file; beside PEFT's weights the config that belongs to them, if there is one."""
+        path = self.get(name)
+        if PurePosixPath(name).name in PEFT_WEIGHTS:
+            with suppress(MissingError):
+                self.get(str(PurePosixPath(name).with_name(PEFT_CONFIG)))
+        return path
+
+    def fetch(self) -> Path:
+        """The folder, if it is one of PEFT's (with or without a folder for each component), or its one file.
+
+        Raises:
+            SourceError: it holds several files, or none.
+        """
+        if self.names is None:
+            return self._get_peft("", PEFT_WEIGHTS).parent
+        names = self.names()
+        for prefixes in ([""], [f"{component}/" for component in (*COMPONENTS, "model")]):
+            if found := [prefix for prefix in prefixes if f"{prefix}{PEFT_CONFIG}" in names]:
+                configs = [self._get_peft(prefix, [n for n in PEFT_WEIGHTS if prefix + n in names]) for prefix in found]
+                return configs[0].parents[1 if found[0] else 0]
+        files = sorted(name for name in names if name.endswith(".safetensors"))
+        if len(files) == 1:
+            return self.fetch_file(files[0])
+        some = ", ".join(files[:_SHOWN]) + (", ..." if len(files) > _SHOWN else "")
+        raise SourceError(
+            f"{self.address}: holds {len(files)} safetensors files, name one of them: {some}"
+            if files
+            else f"{self.address}: expected a PEFT folder ({PEFT_CONFIG} and {PEFT_WEIGHTS[0]}) or one safetensors "
+            "file, found neither"
+        )
+
+    def _get_peft(self, prefix: str, weights: list[str] | tuple[str, ...]) -> Path:
+        """Fetch a config and the first of the weights that is there; the config's path."""
+        config = self.get(f"{prefix}{PEFT_CONFIG}")
+        for name in weights:
+            with suppress(MissingError):
+                self.get(f"{prefix}{name}")
+                return config
+        raise MissingError(f"{self.address}: there is no {' or '.join(PEFT_WEIGHTS)} beside {prefix}{PEFT_CONFIG}")

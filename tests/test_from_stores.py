@@ -1,0 +1,189 @@
+"""Adapters from S3, of which a server runs here, and from other places that fsspec knows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from safetensors.torch import save
+
+import mergelab as ml
+from mergelab import cli
+from tests.files import LAYER, lora, write
+from tests.peft_folders import component_folders, peft_folder
+from tests.refusing import one_sentence
+
+FILE = save(lora(rank=4))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of an S3 server."""
+    pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache."""
+    monkeypatch.setenv("MERGELAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def bucket(server: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A file system with a bucket and adapters in it."""
+    for name, value in {"ENDPOINT_URL": server, "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    system = fsspec.filesystem("s3", skip_instance_cache=True)
+    system.mkdir("loras")
+    files = {
+        "style.safetensors": FILE,
+        "many/a.safetensors": FILE,
+        "many/b.safetensors": FILE,
+        "single/x.safetensors": FILE,
+    }
+    files |= {f"peft/{name}": body for name, body in peft_folder().items()}
+    files |= {f"parts/{name}": body for name, body in component_folders().items()}
+    for path, body in files.items():
+        system.pipe(f"loras/{path}", body)
+    yield system
+    system.rm("loras", recursive=True)
+
+
+def test_a_file(bucket: Any, cache: Path) -> None:
+    """As the same file here; fetched once, and again when it is another."""
+    adapter = ml.load("s3://loras/style.safetensors")
+    assert adapter.ranks == {LAYER: 4} and adapter.name == "style" and adapter.inputs[0].read_bytes() == FILE
+    before = adapter.inputs[0].stat().st_mtime_ns
+    assert ml.load("s3://loras/style.safetensors").inputs[0].stat().st_mtime_ns == before
+    bucket.pipe("loras/style.safetensors", save(lora(rank=2)))
+    assert ml.load("s3://loras/style.safetensors").ranks == {LAYER: 2}
+    assert len(list(cache.rglob("*.safetensors"))) == 1 and not list(cache.rglob("*.part"))
+
+
+@pytest.mark.parametrize("path", ["peft", "peft/", "peft/adapter_model.safetensors"])
+def test_peft(path: str, bucket: Any) -> None:
+    """A folder, or its weights: the config counts."""
+    assert [layer.scaling for layer in ml.load(f"s3://loras/{path}").layers.values()] == [3.0]
+
+
+def test_other_folders(bucket: Any) -> None:
+    """A folder for each component; one file."""
+    assert {name.partition(".")[0] for name in ml.load("s3://loras/parts").layers} == {"unet", "text_encoder"}
+    assert ml.load("s3://loras/single").name == "x"
+
+
+@pytest.mark.parametrize(
+    ("path", "needles"),
+    [
+        ("loras/none.safetensors", ["no such file"]),
+        ("nowhere/none.safetensors", ["nowhere"]),
+        ("loras/many", ["2 safetensors files", "a.safetensors, b.safetensors"]),
+    ],
+)
+def test_refusals(path: str, needles: list[str], bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is one sentence."""
+    assert cli.run(["inspect", f"s3://{path}"]) == 2
+    sentence = one_sentence(capsys.readouterr().err)
+    assert all(needle in sentence for needle in [f"s3://{path}", *needles])
+
+
+def test_on_the_command_line(bucket: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a weight, and nothing on standard error."""
+    out = tmp_path / "out.safetensors"
+    line = [
+        "merge",
+        "s3://loras/style.safetensors:0.5",
+        "s3://loras/style.safetensors",
+        "--method",
+        "cat",
+        "-o",
+        str(out),
+    ]
+    assert cli.run(line) == 0 and not capsys.readouterr().err
+    expected = 1.5 * ml.load("s3://loras/style.safetensors")
+    assert (ml.load(out) - expected).norm() / expected.norm() < 1e-6
+
+
+class Flaky(MemoryFileSystem):
+    """A store in memory whose connections break off after so many bytes."""
+
+    protocol = "flaky"
+    store: dict[str, Any] = {}  # noqa: RUF012
+    pseudo_dirs = [""]  # noqa: RUF012
+    breaks: list[int] = []  # noqa: RUF012
+    starts: list[int] = []  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.replace("flaky://", "memory://"))
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        file = super()._open(path, mode, **options)
+        if mode == "rb":
+            read = file.read
+
+            def broken(size: int = -1) -> bytes:
+                self.starts.append(file.tell())
+                if not self.breaks:
+                    return read(size)
+                if (left := self.breaks.pop(0)) == 0:
+                    raise ConnectionResetError("reset by peer")
+                return read(left)
+
+            file.read = broken
+        return file
+
+
+def test_a_connection_that_breaks_off(cache: Path) -> None:
+    """It goes on from there, in the same run or a later one; no file appears before it is whole."""
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    system = fsspec.filesystem("flaky")
+    system.pipe("/style.safetensors", FILE)
+    Flaky.breaks[:] = [100, 0]
+    assert ml.load("flaky://style.safetensors").inputs[0].read_bytes() == FILE
+    assert Flaky.starts[:3] == [0, 100, 100]
+    system.pipe("/other.safetensors", FILE)
+    Flaky.breaks[:] = [100, 0, 0]
+    with pytest.raises(
+        ml.SourceError, match=r"flaky://other\.safetensors: the connection broke off.*goes on after 100"
+    ):
+        ml.load("flaky://other.safetensors")
+    assert len(list(cache.rglob("*.safetensors"))) == 1
+    assert ml.load("flaky://other.safetensors").inputs[0].read_bytes() == FILE
+
+
+def test_a_file_of_this_machine(tmp_path: Path) -> None:
+    """`file://` copies nothing."""
+    path = write(tmp_path / "style.safetensors", lora())
+    assert ml.load(f"file://{path}").inputs == (path,)
+
+
+def test_unknown_protocols() -> None:
+    """One sentence."""
+    with pytest.raises(ml.SourceError, match=r"nonsense://x.*cannot be opened.*nonsense"):
+        ml.load("nonsense://x")
+
+
+def test_without_s3fs(tmp_path: Path) -> None:
+    """The command that installs it is named."""
+    (tmp_path / "s3fs.py").write_text("raise ImportError")
+    code = "from mergelab.cli import run; run(['inspect', 's3://loras/x.safetensors'])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    sentence = one_sentence(done.stderr)
+    assert "python -m pip install 'mergelab[s3]'" in sentence
