@@ -85,15 +85,22 @@ def miniature(id: str) -> nn.Module:
     return getattr(diffusers, name).from_config(config)
 
 
+# Blocks of a deep miniature that adapters change: the first, one after those that attend twice, the last.
+_BLOCKS = {0, 13, 23, 37}
+
+
 def layers_of(model: nn.Module, original: Original, seed: int = 0) -> Layers:
-    """An adapter of every linear layer."""
+    """An adapter of every linear layer, in some blocks of a deep model."""
     draws = torch.Generator().manual_seed(seed)
     shared: dict[str, Tensor] = {}
     layers: Layers = {}
     for path, module in model.named_modules():
-        if isinstance(module, nn.Linear):
+        number = re.match(r"transformer_blocks\.(\d+)\.", path)
+        if isinstance(module, nn.Linear) and (number is None or int(number[1]) in _BLOCKS | {1}):
             rows, columns = module.weight.shape
-            down = shared.setdefault(original(path).module, torch.randn(RANK, columns, generator=draws))
+            alone = original(path).module == path
+            name = re.sub("_[qkv](?=_|$)", "", path) if alone else original(path).module
+            down = shared.setdefault(name, torch.randn(RANK, columns, generator=draws))
             layers[path] = down, torch.randn(rows, RANK, generator=draws)
     return layers
 
