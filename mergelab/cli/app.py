@@ -59,8 +59,10 @@ def run(arguments: list[str]) -> int:
         answer = get_command(app).main(args=arguments, prog_name="mergelab", standalone_mode=False)
     except typer.Exit as stop:
         answer = stop.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        answer = INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        said = str(stop.__cause__ or stop) or "nothing was written"
+        streams.complain(f"\nmergelab: interrupted; {said}")
+        return INTERRUPTED
     except BrokenPipeError:
         answer = 0
     except SystemExit as stop:  # what rich and typer make of a broken pipe
@@ -77,10 +79,6 @@ def run(arguments: list[str]) -> int:
     if isinstance(answer, str):
         obstacle = streams.show(answer)
         return _fail(f"{obstacle}; the command is done, and the files it writes are written") if obstacle else 0
-    if answer == INTERRUPTED:
-        resumes = arguments[:1] in (["evaluate"], ["demo"])
-        kept = "what is finished is kept; run it again to go on" if resumes else "nothing was written"
-        streams.complain(f"\nmergelab: interrupted; {kept}")
     return int(answer or 0)
 
 
