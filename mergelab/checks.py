@@ -14,21 +14,24 @@ if TYPE_CHECKING:
     import torch
 
 # Weights, alphas and strengths are of order one; what is above this is a mistake, and would overflow float32.
-LARGEST_NUMBER = 1e9
-EXPECTED_NUMBER = "expected a finite number that float32 arithmetic can work with, of magnitude at most 1e9"
+# Of what is below, float32 arithmetic leaves nothing: squares of changes of order 1e-2 would underflow.
+LARGEST_NUMBER, SMALLEST_NUMBER = 1e9, 1e-20
+EXPECTED_NUMBER = "expected 0 or a finite number that float32 arithmetic can work with, of magnitude 1e-20 to 1e9"
 
 
 def is_number(value: object) -> bool:
-    """A real number (no truth value) of magnitude at most 1e9; NaN is none.
+    """A real number (no truth value), 0 or of magnitude 1e-20 to 1e9; NaN is none.
 
     Example:
         >>> is_number(0.5), is_number(True), is_number("0.5"), is_number(float("nan")), is_number(10**400)
         (True, False, False, False, False)
+        >>> is_number(0), is_number(1e-45)
+        (True, False)
     """
     if isinstance(value, (bool, complex)) or not hasattr(value, "__float__"):
         return False
     try:
-        return bool(abs(float(value)) <= LARGEST_NUMBER)
+        return float(value) == 0 or SMALLEST_NUMBER <= abs(float(value)) <= LARGEST_NUMBER
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return False
 

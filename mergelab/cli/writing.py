@@ -33,14 +33,21 @@ def merge(
     adapters: Annotated[list[str], typer.Argument(help="FILE, FILE:WEIGHT or FILE:COMPONENT=WEIGHT,...")],
     output: Out,
     method: Annotated[str, typer.Option(help="See `mergelab methods`.")] = "svd",
-    rank: Annotated[str | None, typer.Option(help="8, max, sum, 0.9 (share of energy) or mean=32 (a budget).")] = None,
-    space: Annotated[str | None, typer.Option(help="delta, core, knots or factors.")] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            help="8, max, sum, 0.9 (share of energy) or mean=32 (a budget); default: max of the inputs, sum for cat."
+        ),
+    ] = None,
+    space: Annotated[str | None, typer.Option(help="delta (default), core, knots or factors.")] = None,
     density: Annotated[
         float | None,
-        typer.Option(help="Share of entries kept, of ties, dare, magnitude_prune.", parser=number, metavar="FLOAT"),
+        typer.Option(
+            help="Share of entries kept, of ties, dare, magnitude_prune; default: 0.5.", parser=number, metavar="FLOAT"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of random methods.", parser=integer, metavar="INTEGER")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu (default) or cuda.")] = None,
     format: Format = "diffusers",
     dtype: Dtype = None,
     drop_extras: DropExtras = False,

@@ -89,7 +89,7 @@ def register_metric(
     if ends is None:
         raise OptionError(
             f"metric {name!r}: range={short_repr(range)}: expected the lowest and the highest value, two numbers of "
-            "magnitude at most 1e9, or infinite"
+            "magnitude 1e-20 to 1e9, or 0, or infinite"
         )
     description = Description(name, compares_with or "images", higher_is_better, ends)
 
