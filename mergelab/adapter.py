@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergelab import algebra, formats
+from mergelab import algebra, formats, miniature
 from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
 from mergelab.errors import LayerError, OptionError
 from mergelab.formats.architectures import check_base_models
@@ -22,7 +22,7 @@ from mergelab.linalg.lowrank import inner
 from mergelab.linalg.precision import full_precision
 from mergelab.ranks import Rank
 from mergelab.report import Report
-from mergelab.tables import as_html, as_text
+from mergelab.tables import as_html, as_text, counted
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 
@@ -263,12 +263,14 @@ class Adapter(AdapterData):
     # What a person sees.
 
     def _title(self) -> str:
+        if len(shipped := {miniature.pipeline_of(path) for path in self.inputs}) == 1 and (small := shipped.pop()):
+            return f"Adapter {self.name} ({miniature.PREFIX}{small})"
         components = {name.partition(".")[0] for name in self.layers}
         model = next((f"{part} of an " for part in ("unet", "transformer") if part in components), "")
         return f"Adapter {self.name} ({self.architecture or f'{model}unknown base model'})"
 
     def __repr__(self) -> str:
-        extras = [f"and {len(self.extras)} tensors that are no layers"] if self.extras else []
+        extras = [f"and {counted(len(self.extras), 'tensor')} beside the layers"] if self.extras else []
         return "\n".join([self._title(), as_text(overview(self.layers)), *extras])
 
     def _repr_html_(self) -> str:

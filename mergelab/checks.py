@@ -85,6 +85,19 @@ def takes(function: Callable[..., Any], count: int) -> bool:
     return True
 
 
+def readable(text: str) -> str:
+    r"""A text from outside as UTF-8 has it: bytes of a file name that the locale could not read are read all the same.
+
+    Example: what Python makes of a u with two dots where the locale knows ASCII alone; and half a character.
+        >>> readable("\udcc3\udcbc") == "\u00fc", readable("\ud800")
+        (True, '?')
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # half a character, from no file name
+        return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def usable_device(device: torch.device | str | None) -> torch.device:
     """A device that tensors can be put on; the CPU for None.
 

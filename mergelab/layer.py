@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergelab.checks import readable
 from mergelab.errors import LayerError
 from mergelab.linalg.lowrank import Factors
 
@@ -166,7 +167,7 @@ def short_name(source: str) -> str:
         >>> short_name("loras/style.v2.safetensors"), short_name("0.5 * style.v2")
         ('style.v2', '0.5 * style.v2')
     """
-    name = Path(source).name
+    name = readable(Path(source).name)
     for ending in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
         name = name.removesuffix(ending)
     return name

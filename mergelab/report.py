@@ -83,7 +83,7 @@ class Report:
         >>> report.retained_energy, report.relative_error, report.shares
         (0.64, 0.6, {'style': 0.8})
         >>> print(report)
-        1 layers, ranks 4 to 4 (sum 4); retained energy 64.00%, relative error 60.00% from truncation
+        1 layer, ranks 4 to 4 (sum 4); retained energy 64.00%, relative error 60.00% from truncation
           share of style still present: 80.0%
     """
 

@@ -140,7 +140,7 @@ def test_consoles_of_any_encoding(console: dict[str, str], tmp_path: Path) -> No
         env=PLAIN | {"LC_ALL": "C.UTF-8"} | console,
     )
     merged, inspected, described, usage, nothing, *_ = done.stdout.split(b"CODE ")
-    assert b".safetensors: 1 layers, format diffusers" in merged
+    assert b".safetensors: 1 layer, format diffusers" in merged
     assert inspected.startswith(b"0\n") and b"note: " in inspected
     assert json.loads(described.removeprefix(b"0\n"))["metadata"]["note"] == "\u65e5\u672c"
     assert usage.startswith(b"0\n") and b"Usage" in usage

@@ -23,6 +23,7 @@ from mergelab.cli.arguments import (
     split_options,
 )
 from mergelab.errors import OptionError
+from mergelab.tables import counted
 
 if TYPE_CHECKING:
     from mergelab.adapter import Adapter
@@ -141,4 +142,4 @@ def _save(adapter: Adapter, output: Path, format: str, dtype: str | None) -> str
     adapter.save(output, format=format, dtype=dtype)
     files = [output] if output.is_file() else [p for p in output.rglob("*") if p.is_file()]
     size = sum(p.stat().st_size for p in files) / 1e6
-    return f"{output}: {len(adapter.layers)} layers, format {format}, {size:.1f} MB"
+    return f"{output}: {counted(len(adapter.layers), 'layer')}, format {format}, {size:.1f} MB"

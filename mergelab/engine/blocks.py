@@ -84,7 +84,7 @@ def merge_stack(
     if method.acts_in.acts_on_factors:
         return ruled(_as_peft(method, stacked, chance))
     workspace = workspace or Workspace()
-    states = sparsifier_states(method, stacked, prepared, chance.layer, workspace)
+    states = sparsifier_states(method, stacked, prepared, workspace, chance.layer)
     result = workspace.dense(*stacked.shape, stacked.device)
 
     def merge_block(rows: slice) -> None:
@@ -99,7 +99,7 @@ def merge_stack(
 
 
 def sparsifier_states(
-    method: MatrixWise, stacked: ChangeStack, prepared: Sequence[Any] | None, layer: str, workspace: Workspace
+    method: MatrixWise, stacked: ChangeStack, prepared: Sequence[Any] | None, workspace: Workspace, layer: str = ""
 ) -> Sequence[Any]:
     """What the sparsifier must know of each matrix: given, or found in the stack."""
     if prepared is None and method.sparsifier is not None:

@@ -64,7 +64,7 @@ def _energy_seen(
     """Squared norm of all that the sparsifier leaves for the rule."""
     (stacked,) = coordinates_of(method, parts).stacks
     energy = 0.0
-    for i, state in enumerate(sparsifier_states(method, stacked, prepared, chance.layer, workspace)):
+    for i, state in enumerate(sparsifier_states(method, stacked, prepared, workspace, chance.layer)):
         for rows in stacked.blocks():
             memory = workspace.scratch(rows.stop - rows.start, stacked.shape[1], device=stacked.device)
             seen = seen_rows(method, stacked, i, rows, state, chance, out=memory)

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
+from mergelab.checks import readable
 from mergelab.errors import OutputError
 from mergelab.formats.files import replacing
 
@@ -41,7 +42,7 @@ def hash_of(request: Mapping[str, Any]) -> str:
 def write(path: Path, content: str | bytes) -> None:
     """Writes a file, whole or not at all."""
     with replacing(path) as partial:
-        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        partial.write_bytes(readable(content).encode("utf-8") if isinstance(content, str) else content)
 
 
 def to_json(content: Any) -> str:

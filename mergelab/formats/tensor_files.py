@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from mergelab.checks import readable
 from mergelab.errors import FormatError, OutputError, SourceError
 from mergelab.formats.files import replacing
 from mergelab.formats.messages import about
@@ -137,7 +138,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         offset = end
 
     def head(digest: str) -> bytes:
-        strings = dict(sorted({**metadata, HASH: f"0x{digest}"}.items()))
+        given = {readable(key): readable(value) for key, value in metadata.items()}
+        strings = dict(sorted({**given, HASH: f"0x{digest}"}.items()))
         content = {"__metadata__": strings, **entries}
         text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
         text += b" " * (-len(text) % 8)

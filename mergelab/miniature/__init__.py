@@ -157,6 +157,17 @@ def adapter(name: str) -> MiniatureAdapter:
     return known[own]
 
 
+def pipeline_of(path: Path) -> str | None:
+    """The pipeline that a file which ships is an adapter for; None for any other file.
+
+    Example:
+        >>> pipeline_of(adapter("miniature/sdxl/ghost").path), pipeline_of(Path("ghost.safetensors"))
+        ('sdxl', None)
+    """
+    folders = path.parents
+    return next((name for name in PIPELINES if WEIGHTS / "adapters" / name in folders), None)
+
+
 def clip() -> str:
     """The name by which open_clip loads the small CLIP: `open_clip.create_model_and_transforms(miniature.clip())`.
 
