@@ -6,41 +6,51 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import mergelab as ml
 from tests.files import lora, write
+from tests.refusing import one_sentence
 
-LOCALES = {
-    "UTF-8": {"LC_ALL": "C.UTF-8"},
-    "ASCII": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-}
+LOCALES = ({"LC_ALL": "C.UTF-8"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
 MERGE = "from mergelab.cli import main; main()"
 
 
-@pytest.mark.parametrize("name", [b"st\xc3\xbcl.safetensors", b"st\xfcl.safetensors"], ids=["UTF-8", "Latin-1"])
-def test_the_header_of_a_merge(name: bytes, tmp_path: Path) -> None:
-    """The same bytes under any locale, with the name as UTF-8 reads it."""
-    source = tmp_path / os.fsdecode(name)
+def merged(source: Path, out: Path) -> Iterator[subprocess.CompletedProcess[bytes]]:
+    """The same command under each locale."""
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG"))}
+    command = [sys.executable, "-c", MERGE, "merge", source, source, "--force", "-o", out]
+    for locale in LOCALES:
+        yield subprocess.run(command, env=plain | locale, capture_output=True, check=False, timeout=120)
+
+
+def named(folder: Path, name: bytes) -> Path:
+    """A good file of this name."""
     try:
-        write(tmp_path / "plain.safetensors", lora()).rename(source)
+        return write(folder / "plain.safetensors", lora()).rename(folder / os.fsdecode(name))
     except OSError:
         pytest.skip("this file system knows no such name")
-    plain = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG"))}
-    files = []
-    for label, locale in LOCALES.items():
-        out = tmp_path / f"{label}.safetensors"
-        command = [sys.executable, "-c", MERGE, "merge", source, source, "-o", out]
-        done = subprocess.run(command, env=plain | locale, capture_output=True, check=False, timeout=120)
+
+
+def test_the_header_of_a_merge(tmp_path: Path) -> None:
+    """The same bytes under any locale, with the name as UTF-8 reads it."""
+    source, out, files = named(tmp_path, "st\u00fcl.safetensors".encode()), tmp_path / "out.safetensors", set()
+    for done in merged(source, out):
         assert done.returncode == 0, done.stderr
-        files.append(out.read_bytes())
-    assert files[0] == files[1]
-    expected = name.decode("utf-8", "replace").removesuffix(".safetensors")
-    metadata = ml.load(tmp_path / "UTF-8.safetensors").metadata
-    assert json.loads(metadata["mergelab"])["inputs"][0]["name"] == expected
-    assert metadata["modelspec.merged_from"].startswith(expected)
+        files.add(out.read_bytes())
+    assert len(files) == 1
+    metadata = ml.load(out).metadata
+    assert json.loads(metadata["mergelab"])["inputs"][0]["name"] == "st\u00fcl"
+    assert metadata["modelspec.merged_from"] == "st\u00fcl, st\u00fcl"
+
+
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    """One sentence, under any locale."""
+    for done in merged(named(tmp_path, b"st\xfcl.safetensors"), tmp_path / "out.safetensors"):
+        assert done.returncode == 2 and "its name is no UTF-8; rename it" in one_sentence(done.stderr.decode())
 
 
 def test_half_a_character_in_a_header(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with path.open("rb") as file:
             start = file.read(8)
+        os.fsencode(path).decode("utf-8")  # of other names the package that reads it says nothing sensible
+    except UnicodeDecodeError:
+        raise SourceError("cannot be read: its name is no UTF-8; rename it") from None
     except OSError as error:
         raise SourceError(f"cannot be read: {error.strerror}") from None
     try:
