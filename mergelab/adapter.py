@@ -17,7 +17,7 @@ from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
 from mergelab.errors import LayerError, OptionError
 from mergelab.formats.architectures import check_base_models
 from mergelab.formats.targets import check_target
-from mergelab.layer import AdapterData, overview, short_name
+from mergelab.layer import AdapterData, base_model_of, overview, short_name
 from mergelab.linalg.lowrank import inner
 from mergelab.linalg.precision import full_precision
 from mergelab.ranks import Rank
@@ -263,11 +263,7 @@ class Adapter(AdapterData):
     # What a person sees.
 
     def _title(self) -> str:
-        if len(shipped := {miniature.pipeline_of(path) for path in self.inputs}) == 1 and (small := shipped.pop()):
-            return f"Adapter {self.name} ({miniature.PREFIX}{small})"
-        components = {name.partition(".")[0] for name in self.layers}
-        model = next((f"{part} of an " for part in ("unet", "transformer") if part in components), "")
-        return f"Adapter {self.name} ({self.architecture or f'{model}unknown base model'})"
+        return f"Adapter {self.name} ({miniature.pipeline_of(self.inputs) or base_model_of(self)})"
 
     def __repr__(self) -> str:
         extras = [f"and {counted(len(self.extras), 'tensor')} beside the layers"] if self.extras else []

@@ -212,6 +212,18 @@ class AdapterData:
         return factors
 
 
+def base_model_of(data: AdapterData) -> str:
+    """The base model of an adapter in words, as far as it is known.
+
+    Example:
+        >>> base_model_of(AdapterData({"unet.conv_in": LoraLayer(torch.ones(2, 3), torch.ones(4, 2))}))
+        'unet of an unknown base model'
+    """
+    components = {name.partition(".")[0] for name in data.layers}
+    part = next((f"{part} of an " for part in ("unet", "transformer") if part in components), "")
+    return data.architecture or f"{part}unknown base model"
+
+
 def _what_is_wrong(factors: Factors) -> str:
     for matrix, label in ((factors.A, "lora_A"), (factors.B, "lora_B")):
         if count := int((~torch.isfinite(matrix)).sum()):

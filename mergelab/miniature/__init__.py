@@ -12,6 +12,7 @@ Examples:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,15 +158,15 @@ def adapter(name: str) -> MiniatureAdapter:
     return known[own]
 
 
-def pipeline_of(path: Path) -> str | None:
-    """The pipeline that a file which ships is an adapter for; None for any other file.
+def pipeline_of(files: Sequence[Path]) -> str | None:
+    """The pipeline that files which ship are adapters for; None where that is none, or not the same.
 
     Example:
-        >>> pipeline_of(adapter("miniature/sdxl/ghost").path), pipeline_of(Path("ghost.safetensors"))
-        ('sdxl', None)
+        >>> pipeline_of([adapter("miniature/sdxl/ghost").path]), pipeline_of([Path("ghost.safetensors")])
+        ('miniature/sdxl', None)
     """
-    folders = path.parents
-    return next((name for name in PIPELINES if WEIGHTS / "adapters" / name in folders), None)
+    known = (name for name in PIPELINES if all(WEIGHTS / "adapters" / name in file.parents for file in files))
+    return next((f"{PREFIX}{name}" for name in known if files), None)
 
 
 def clip() -> str:
