@@ -194,6 +194,16 @@ def rank_text(rank: Rank) -> str:
     return f"{_MEAN}{rank.mean}" + (f",max={rank.max}" if rank.max is not None else "")
 
 
+def rank_repr(rank: Rank) -> str:
+    """A rank as one writes it in Python.
+
+    Example:
+        >>> rank_repr(8), rank_repr("sum"), rank_repr(RankBudget(mean=8))
+        ('8', "'sum'", "'mean=8'")
+    """
+    return rank_text(rank) if isinstance(rank, (int, float)) else repr(rank_text(rank))
+
+
 def rank_note(rank: Rank, found: int, known: int | None = None) -> str:
     """What the report says of a layer that did not get the rank that was asked for.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,7 @@ from mergelab.cli.arguments import (
     split_options,
 )
 from mergelab.errors import OptionError
+from mergelab.report import carried
 from mergelab.tables import counted
 
 if TYPE_CHECKING:
@@ -88,7 +90,8 @@ def convert(
     """Write an adapter in another format; every layer keeps its change exactly."""
     adapter = _open(file, output, format, dtype, force, allow_pickle)
     left_out, (adapter,) = _without_extras([adapter]) if drop_extras else ([], [adapter])
-    return "\n".join([*left_out, _save(adapter, output, format, dtype), *adapter.report.lines()])
+    said = replace(adapter.report, notes=carried(adapter.report.notes)).lines()
+    return "\n".join([*left_out, _save(adapter, output, format, dtype), *said])
 
 
 def resize(

@@ -19,7 +19,7 @@ from torch import Tensor
 from mergelab.errors import OptionError
 from mergelab.linalg.lowrank import Factors
 from mergelab.methods.sparsify import Sparsifier
-from mergelab.ranks import Rank, rank_text
+from mergelab.ranks import Rank, rank_repr
 from mergelab.spaces import BASES, PLAIN_SPACE, SPACES, Merged, Space, checked_space
 
 
@@ -120,7 +120,7 @@ class Strategy(ABC):
         if self.stores_factors and rank != self.default_rank:
             raise OptionError(
                 f"{type(self).__name__} stores its factors at the rank that they have, "
-                f"rank={self.default_rank!r}: found {rank_text(rank)}"
+                f"rank={self.default_rank!r}: found rank={rank_repr(rank)}"
             )
         return rank
 
