@@ -78,10 +78,10 @@ def run(arguments: list[str]) -> int:
         answer = get_command(app).main(args=arguments, prog_name="mergelab", standalone_mode=False)
     except typer.Exit as stop:
         answer = stop.exit_code
-    except (KeyboardInterrupt, typer.Abort) as stop:
-        said = str(stop.__cause__ or stop) or "nothing was written"
-        streams.complain(f"\nmergelab: interrupted; {said}")
-        return INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort):
+        answer = INTERRUPTED
+    except streams.Interrupted as stop:
+        return _interrupted(str(stop))
     except BrokenPipeError:
         answer = 0
     except SystemExit as stop:  # what rich and typer make of a broken pipe
@@ -101,7 +101,12 @@ def run(arguments: list[str]) -> int:
         obstacle = streams.show(answer)
         done = "; the command is done, and the files it writes are written" if arguments[0] in _WRITING else ""
         return _fail(f"{obstacle}{done}") if obstacle else 0
-    return int(answer or 0)
+    return _interrupted("nothing was written") if answer == INTERRUPTED else int(answer or 0)
+
+
+def _interrupted(kept: str) -> int:
+    streams.complain(f"\nmergelab: interrupted; {kept}")
+    return INTERRUPTED
 
 
 def _of_the_system(error: OSError, arguments: list[str]) -> str:

@@ -54,4 +54,4 @@ def interruptible(output: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         kept = f"what is finished is kept in {output}; run it again to go on"
-        raise KeyboardInterrupt(kept if output.is_dir() else "nothing was written") from None
+        raise streams.Interrupted(kept if output.is_dir() else "nothing was written") from None

@@ -65,3 +65,21 @@ def test_configurations_with_slips(tmp_path: Path) -> None:
     with pytest.raises(ml.OptionError, match=r"overrides='seeds=2': expected a list, such as \['seeds=2'\]"):
         ml.evaluate(ONE, tmp_path / "run", overrides="seeds=2")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_is_said_after_an_interruption(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That the run goes on is said where there is one."""
+
+    def interrupted(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(ONE))
+    if there:
+        (tmp_path / "run").mkdir()
+    monkeypatch.setattr("mergelab.evaluation.run._run", interrupted)
+    assert cli.run(["evaluate", str(tmp_path / "config.yaml"), "-o", str(tmp_path / "run")]) == 130
+    said = capsys.readouterr().err
+    assert ("run it again to go on" in said) == there and ("nothing was written" in said) != there
