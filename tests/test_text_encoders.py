@@ -87,11 +87,16 @@ def test_an_mlp_without_attention(
 # PEFT asks transformers 5 for a property under its old name.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
-    ("component", "kind"), {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}.items()
+    ("id", "component", "kind"),
+    [
+        ("sdxl", "text_encoder", CLIPTextModel),
+        ("sdxl", "text_encoder_2", CLIPTextModelWithProjection),
+        ("sd3", "text_encoder", CLIPTextModelWithProjection),
+    ],
 )
-def test_a_folder_loads_in_the_live_class(component: str, kind: type[CLIPTextModel], tmp_path: Path) -> None:
+def test_a_folder_loads_in_the_live_class(id: str, component: str, kind: type[CLIPTextModel], tmp_path: Path) -> None:
     """With or without `text_model.`, as the class has it; in PEFT, in transformers, and read again."""
-    adapter = random_adapter(text_weights(component, clip(kind)), "sdxl")
+    adapter = random_adapter(text_weights(component, clip(kind)), id)
     folder = adapter.save(tmp_path / "folder", format="peft")
     loaded = PeftModel.from_pretrained(clip(kind), str(folder))
     assert_deltas(peft_deltas(loaded, component), adapter)

@@ -175,6 +175,11 @@ def test_every_tool_can_be_written_for(id: str) -> None:
             assert len(whole(id).state_dict(for_=tool.name)) > 100
 
 
+def test_the_table_names_base_models_that_there_are() -> None:
+    """An id that is none would never be asked for."""
+    assert {id for tool in TOOLS.values() for id in tool.ways} <= set(ARCHITECTURES)
+
+
 # Small adapters, with values.
 
 FLUX_SHAPES: dict[str, tuple[int, ...]] = {

@@ -121,6 +121,7 @@ def _model(
         header=_header(number, size),
         modelspec=f"stable-diffusion-v{number}-{size}/lora",
         base_version=f"{number.removeprefix('3.')}-{size}" if "." in number else size,
+        projected=frozenset({"text_encoder", "text_encoder_2"}),
         kohya=Kohya(
             {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2", "text_encoder_3": "lora_te3"},
             network_module="networks.lora_sd3",
