@@ -110,7 +110,8 @@ def recognise(
         ArchitectureError: the file's modules are not those of the architecture that the user names.
     """
     if architecture is not None:
-        return _as_told(_candidate(check_architecture(architecture), shapes, metadata, component))
+        told = check_architecture(architecture)
+        return _as_told(_candidate(told, shapes, {"modelspec.architecture": told.modelspec}, component))
     best = _best(shapes, metadata, component)
     chosen = _chosen(best)
     said = _declared(metadata)

@@ -15,6 +15,7 @@ from mergelab.formats.architectures.double_stream import (
     fused_streams,
     has_flux2_ratio,
     may_be_width,
+    widths,
 )
 from mergelab.formats.architectures.evidence import Evidence
 from mergelab.formats.architectures.naming import Block, Naming, holds
@@ -83,6 +84,7 @@ _NAMING = Naming(
         "final_layer.adaLN_modulation.1": holds("norm_out.linear", swapped=True),
     },
 )
+_HEADER = r"hunyuan[_-]?video(?![_-]?1[._]5)"
 _OTHER_HEADERS = r"framepack|hunyuan[_-]?(image|video[_-]?1[._]5)"
 _OTHER_DOUBLES, _OTHER_SINGLES = 19, 38
 """FLUX.1 has so many blocks, with the same names in diffusers."""
@@ -96,9 +98,10 @@ def _proves(evidence: Evidence) -> bool:
 
 
 def _fits(evidence: Evidence) -> bool:
-    """FramePack has HunyuanVideo's modules, but is another model."""
+    """FramePack has HunyuanVideo's modules, but is another model; one of another width has to say that it is this."""
     other = evidence.says(_OTHER_HEADERS) or has_flux2_ratio(evidence)
-    return may_be_width(evidence, FLUX1_WIDTH) and not other
+    told = evidence.says(_HEADER) or widths(evidence) <= {FLUX1_WIDTH}
+    return told and may_be_width(evidence, FLUX1_WIDTH) and not other
 
 
 HUNYUAN_VIDEO = Architecture(
@@ -108,7 +111,7 @@ HUNYUAN_VIDEO = Architecture(
     naming=_NAMING,
     proves=_proves,
     fits=_fits,
-    header=r"hunyuan[_-]?video(?![_-]?1[._]5)",
+    header=_HEADER,
     modelspec="hunyuan-video/lora",
     base_version="hunyuan_video",
     kohya=Kohya({}, original_names=True),
