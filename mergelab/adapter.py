@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergelab import algebra, formats
+from mergelab import algebra, formats, miniature
 from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
 from mergelab.errors import LayerError, OptionError
 from mergelab.formats.base_models import check_base_models
-from mergelab.layer import common_dialect, overview, short_name
+from mergelab.layer import base_model_of, common_dialect, overview, short_name
 from mergelab.linalg.lowrank import inner
 from mergelab.linalg.precision import full_precision
 from mergelab.ranks import Rank
 from mergelab.report import Report
-from mergelab.tables import as_html, as_text
+from mergelab.tables import as_html, as_text, counted
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 
@@ -211,12 +211,10 @@ class Adapter(formats.Savable):
     # What a person sees.
 
     def _title(self) -> str:
-        components = {name.partition(".")[0] for name in self.layers}
-        model = next((f"{part} of an " for part in ("unet", "transformer") if part in components), "")
-        return f"Adapter {self.name} ({self.architecture or f'{model}unknown base model'})"
+        return f"Adapter {self.name} ({miniature.pipeline_of(self.inputs) or base_model_of(self)})"
 
     def __repr__(self) -> str:
-        extras = [f"and {len(self.extras)} tensors that are no layers"] if self.extras else []
+        extras = [f"and {counted(len(self.extras), 'tensor')} beside the layers"] if self.extras else []
         return "\n".join([self._title(), as_text(overview(self.layers)), *extras])
 
     def _repr_html_(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergelab.checks import readable
 from mergelab.errors import LayerError
 from mergelab.linalg.lowrank import Factors
 
@@ -168,7 +169,7 @@ def short_name(source: str) -> str:
         >>> short_name("https://example.org/style.safetensors?download=true")
         'style'
     """
-    name = Path(source.partition("?")[0] if "://" in source else source).name
+    name = readable(Path(source.partition("?")[0] if "://" in source else source).name)
     for ending in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
         name = name.removesuffix(ending)
     return name
@@ -232,6 +233,18 @@ def common_dialect(adapters: Sequence[AdapterData]) -> tuple[str | None, dict[st
             spellings.setdefault(name, set()).add(spelt)
     agreed = {name: spelt.pop() for name, spelt in spellings.items() if len(spelt) == 1}
     return dialects.pop() if len(dialects) == 1 else None, agreed
+
+
+def base_model_of(data: AdapterData) -> str:
+    """The base model of an adapter in words, as far as it is known.
+
+    Example:
+        >>> base_model_of(AdapterData({"unet.conv_in": LoraLayer(torch.ones(2, 3), torch.ones(4, 2))}))
+        'unet of an unknown base model'
+    """
+    components = {name.partition(".")[0] for name in data.layers}
+    part = next((f"{part} of an " for part in ("unet", "transformer") if part in components), "")
+    return data.architecture or f"{part}unknown base model"
 
 
 def _what_is_wrong(factors: Factors) -> str:

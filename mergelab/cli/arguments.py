@@ -33,7 +33,7 @@ For = Annotated[
         help="Instead: comfyui, forge, a1111, sd-scripts, aitoolkit, onetrainer, invokeai, diffusers, nunchaku, peft.",
     ),
 ]
-Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: exact, as it is.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or float64; default: exact, as it is.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output (never an input).")]
 DropExtras = Annotated[bool, typer.Option("--drop-extras", help="Leave out what is no LoRA layer (embeddings, norms).")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin, .pt and .ckpt too (tensors only).")]
@@ -170,5 +170,10 @@ def import_plugins(plugins: Sequence[str] | None) -> None:
                 importlib.import_module(plugin)
         except MergelabError:
             raise
+        except FileNotFoundError as error:
+            missing = Path(str(error.filename))
+            raise SourceError(
+                f"--import {plugin}: there is no such file{'' if missing == Path(plugin) else f': {missing}'}"
+            ) from None
         except (Exception, SystemExit) as error:
             raise SourceError(f"--import {plugin}: {type(error).__name__}: {error}") from None

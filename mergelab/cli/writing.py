@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,7 @@ from mergelab.cli.arguments import (
     split_options,
 )
 from mergelab.errors import OptionError
+from mergelab.report import carried
 
 if TYPE_CHECKING:
     from mergelab.adapter import Adapter
@@ -40,14 +42,21 @@ def merge(
     ],
     output: Out,
     method: Annotated[str, typer.Option(help="See `mergelab methods`.")] = "svd",
-    rank: Annotated[str | None, typer.Option(help="8, max, sum, 0.9 (share of energy) or mean=32 (a budget).")] = None,
-    space: Annotated[str | None, typer.Option(help="delta, core, knots or factors.")] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            help="8, max, sum, 0.9 (share of energy) or mean=32 (a budget); default: max of the inputs, sum for cat."
+        ),
+    ] = None,
+    space: Annotated[str | None, typer.Option(help="delta (default), core, knots or factors.")] = None,
     density: Annotated[
         float | None,
-        typer.Option(help="Share of entries kept, of ties, dare, magnitude_prune.", parser=number, metavar="FLOAT"),
+        typer.Option(
+            help="Share of entries kept, of ties, dare, magnitude_prune; default: 0.5.", parser=number, metavar="FLOAT"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of random methods.", parser=integer, metavar="INTEGER")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu (default) or cuda.")] = None,
     format: Format = None,
     for_: For = None,
     dtype: Dtype = None,
@@ -91,7 +100,8 @@ def convert(
     if format is None and for_ is None:
         raise OptionError("convert needs --for TOOL or --format FORMAT; see mergelab convert --help")
     left_out, adapter = _open(file, output, format, for_, dtype, drop_extras, force, allow_pickle, architecture)
-    return "\n".join([*left_out, *_save(adapter, output, format, for_, dtype), *adapter.report.lines()])
+    said = replace(adapter.report, notes=carried(adapter.report.notes)).lines()
+    return "\n".join([*left_out, *_save(adapter, output, format, for_, dtype), *said])
 
 
 def resize(

@@ -22,6 +22,7 @@ from mergelab.formats.recognising import recognise
 from mergelab.formats.saved_modules import check_own, read_saved
 from mergelab.formats.scalings import ScalingOf, header_scaling
 from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer, LoraLayer
+from mergelab.report import USUAL_ALPHA
 
 _NORM_LEAF = re.compile(r"\.(scale|weight|set_weight|scale\.set_weight)$")
 
@@ -193,7 +194,7 @@ def _check_extras(extras: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> 
 def _notes(layers: Mapping[str, Layer], architecture: Architecture | None, without_alpha: int) -> tuple[str, ...]:
     notes = []
     if without_alpha:
-        notes.append(f"{without_alpha} layers have no alpha: alpha = rank, as everywhere")
+        notes.append(f"{without_alpha} layers have no alpha: {USUAL_ALPHA}")
     odd = [name for name in layers if not (architecture and is_module_of(architecture, name))]
     if odd:
         where = f"no module of {architecture.title}" if architecture else "no model that mergelab knows"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from mergelab.checks import readable
 from mergelab.errors import FormatError, OutputError, SourceError
 from mergelab.formats.files import replacing
 from mergelab.formats.messages import about, one_line
@@ -67,6 +69,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with path.open("rb") as file:
             start = file.read(4096)
+        os.fsencode(path).decode("utf-8")  # of other names the package that reads it says nothing sensible
+    except UnicodeDecodeError:
+        raise SourceError("cannot be read: its name is no UTF-8; rename it") from None
     except OSError as error:
         raise SourceError(f"cannot be read: {error.strerror}") from None
     try:
@@ -142,7 +147,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
 
     def head(digest: str, legacy: str) -> bytes:
         hashes = {HASH: f"0x{digest}", _MODEL_HASH: digest, _LEGACY_HASH: legacy}
-        strings = dict(sorted({**metadata, **{key: value for key, value in hashes.items() if value}}.items()))
+        given = {readable(key): readable(value) for key, value in metadata.items()}
+        strings = dict(sorted({**given, **{key: value for key, value in hashes.items() if value}}.items()))
         content = {"__metadata__": strings, **entries}
         text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
         text += b" " * (-len(text) % 8)
