@@ -250,6 +250,7 @@ ltx_original = renaming(
     (r"^proj_in$", "patchify_proj"),
     (r"^audio_proj_in$", "audio_patchify_proj"),
     (r"^(audio_)?time_embed\.", r"\1adaln_single."),
+    (r"^(audio_)?prompt_adaln\.", r"\1prompt_adaln_single."),
     (r"^av_cross_attn_(video|audio)_scale_shift\.", r"av_ca_\1_scale_shift_adaln_single."),
     (r"^av_cross_attn_video_a2v_gate\.", "av_ca_a2v_gate_adaln_single."),
     (r"^av_cross_attn_audio_v2a_gate\.", "av_ca_v2a_gate_adaln_single."),

@@ -124,6 +124,20 @@ def test_kohyas_format_is_read_back(id: str, tmp_path: Path) -> None:
     assert written.keys() == DIALECTS[id]["kohya" if "kohya" in DIALECTS[id] else "musubi"](layers(id)).keys()
 
 
+@pytest.mark.parametrize("id", DIALECTS)
+def test_comfyuis_format_is_read_back(id: str, tmp_path: Path) -> None:
+    """By the names that trainers write for it."""
+    dialects = DIALECTS[id]
+    read = ml.load(saved(dialects["diffusers"](layers(id)), tmp_path / "a.safetensors", ARCHITECTURES[id].modelspec))
+    read.save(tmp_path / "b.safetensors", format="comfy")
+    again = ml.load(tmp_path / "b.safetensors")
+    assert again.architecture == id
+    assert_same(changes(again), layers(id))
+    written = {key for key in load_file(tmp_path / "b.safetensors") if key.endswith(".lora_A.weight")}
+    trained = dialects["AI-toolkit" if "AI-toolkit" in dialects else "diffusion-pipe"](layers(id))
+    assert written == {key for key in trained if key.endswith(".lora_A.weight")}
+
+
 def test_two_models_do_not_go_together(tmp_path: Path) -> None:
     """Said in one sentence, with their names."""
     paths = [
@@ -186,7 +200,7 @@ def test_what_is_trained_beside_the_denoiser(id: str, write: str, tmp_path: Path
     read = ml.load(file)
     assert read.architecture == id
     assert_same(changes(read), dict(change.layers))
-    for format in ("diffusers", "kohya") if ARCHITECTURES[id].kohya else ("diffusers",):
+    for format in ("diffusers", "comfy", *["kohya"] * (ARCHITECTURES[id].kohya is not None)):
         again = ml.load(read.save(tmp_path / f"{format}.safetensors", format=format))
         assert_same(changes(again), dict(change.layers))
     names = {key.removesuffix(".lora_B.weight") for key in load_file(tmp_path / "diffusers.safetensors")}

@@ -59,8 +59,14 @@ def test_wrappers_of_dotted_names(name: str, count: int) -> None:
             "transformer._fsdp_wrapped_module.transformer_blocks.0._checkpoint_wrapped_module.attn.to_q",
             f"transformer.{Q}",
         ),
-        ("diffusion_model._orig_mod.single_blocks.3.linear2", "transformer.single_transformer_blocks.3.proj_out"),
-        ("module.diffusion_model.single_blocks.3.linear2", "transformer.single_transformer_blocks.3.proj_out"),
+        (
+            "diffusion_model._orig_mod.single_blocks.3.modulation.lin",
+            "transformer.single_transformer_blocks.3.norm.linear",
+        ),
+        (
+            "module.diffusion_model.single_blocks.3.modulation.lin",
+            "transformer.single_transformer_blocks.3.norm.linear",
+        ),
         # flat names
         ("lora_te_transformer_text_model_encoder_layers_0_mlp_fc1", f"text_encoder.{CLIP}"),
         ("lora_te_0_transformer_text_model_encoder_layers_0_mlp_fc1", f"text_encoder.{CLIP}"),
@@ -72,7 +78,7 @@ def test_wrappers_of_dotted_names(name: str, count: int) -> None:
         ("lora_unet_transformer_blocks_0__orig_mod_attn_to_q", f"transformer.{Q}"),
         ("lora_unet_transformer_blocks_0_module_attn_to_q", f"transformer.{Q}"),
         ("lora_unet_base_model_model_transformer_transformer_blocks_0_attn_to_q", f"transformer.{Q}"),
-        ("lora_unet_module_single_blocks_3_linear2", "transformer.single_transformer_blocks.3.proj_out"),
+        ("lora_unet_module_single_blocks_3_modulation_lin", "transformer.single_transformer_blocks.3.norm.linear"),
         ("lycoris_unet_mid_block_attentions_0_proj_in", "unet.mid_block.attentions.0.proj_in"),
         ("lycoris_text_encoder_2_text_model_encoder_layers_0_mlp_fc1", f"text_encoder_2.{CLIP}"),
     ],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mergelab.formats.architectures import text_encoders
 from mergelab.formats.architectures.architecture import Architecture
@@ -36,6 +36,12 @@ class Located:
     def is_original(self) -> bool:
         """Whether the file has the names of the original model."""
         return self.original is not None
+
+    @property
+    def reading(self) -> tuple[str, OriginalModule, bool]:
+        """What two architectures that read a name alike have in common, whatever their original models call it."""
+        whole = self.original or OriginalModule(self.path, (self.path,))
+        return self.component, replace(whole, path="", linear=False), self.known
 
 
 def locate(

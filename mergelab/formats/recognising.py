@@ -121,7 +121,7 @@ def recognise(
         return Recognised(chosen.architecture.id, chosen.located, chosen.architecture, notes)
     # Where no module holds what it should, the split says what is wrong.
     possible = [candidate for candidate in best if candidate.fits or candidate.evidence is None]
-    alike = bool(possible) and all(candidate.located == possible[0].located for candidate in possible)
+    alike = len({tuple(where.reading for where in candidate.located.values()) for candidate in possible}) == 1
     first = possible[0] if alike else None
     located = first.located if first else locate(shapes, None, component)
     return Recognised(None, located, first.architecture if first else None, tuple(_open_notes(possible, said)))
