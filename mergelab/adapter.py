@@ -12,23 +12,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergelab import algebra, formats
+from mergelab import algebra, formats, miniature
 from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
 from mergelab.errors import LayerError, OptionError
 from mergelab.formats.base_models import check_base_models
-from mergelab.formats.targets import check_target
-from mergelab.layer import AdapterData, overview, short_name
+from mergelab.layer import base_model_of, common_dialect, overview, short_name
 from mergelab.linalg.lowrank import inner
 from mergelab.linalg.precision import full_precision
 from mergelab.ranks import Rank
 from mergelab.report import Report
-from mergelab.tables import as_html, as_text
+from mergelab.tables import as_html, as_text, counted
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Adapter(AdapterData):
+class Adapter(formats.Savable):
     """A LoRA adapter: layers by canonical name, and everything else its file held.
 
     Adapters form a vector space: `0.8 * a + 0.6 * b - c` is an adapter whose change is exactly that, at the sum of
@@ -54,7 +53,6 @@ class Adapter(AdapterData):
     """
 
     report: Report = field(default_factory=Report)
-    inputs: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.layers:
@@ -111,6 +109,7 @@ class Adapter(AdapterData):
             return NotImplemented
         names = self.name, other.name
         check_base_models([self, other], names)
+        dialect, spelling = common_dialect([self, other])
         return replace(
             self,
             layers=algebra.add_layers(self.layers, other.layers, names),
@@ -118,6 +117,8 @@ class Adapter(AdapterData):
             architecture=self.architecture or other.architecture,
             source=f"{self.name} + {other.name}",
             inputs=(*self.inputs, *other.inputs),
+            dialect=dialect,
+            spelling=spelling,
             report=Report(),
             metadata={},
         )
@@ -158,7 +159,7 @@ class Adapter(AdapterData):
         norms = self.norm() * other.norm()
         return max(-1.0, min(1.0, self.inner(other) / norms)) if norms > 0 else 0.0
 
-    # Parts, ranks, files.
+    # Parts, ranks.
 
     def select(self, pattern: str) -> Adapter:
         """The layers whose names match an `fnmatch` pattern, or belong to a component; with their biases.
@@ -207,68 +208,13 @@ class Adapter(AdapterData):
         layers, report = algebra.resize_layers(self, rank)
         return replace(self, layers=layers, source=f"{self.name} at rank {rank}", report=report)
 
-    def state_dict(self, format: str = "diffusers", dtype: torch.dtype | str | None = None) -> dict[str, Tensor]:
-        """The tensors of a file in this format, by key.
-
-        Arguments and errors are those of `save`; for "peft", which has the keys of one component's folder, several
-        components are a `FormatError`.
-
-        Example:
-            >>> next(iter(load("miniature/sdxl/ghost").state_dict("kohya", "float16")))
-            'lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight'
-        """
-        return formats.state_dict(self, format, formats.to_dtype(dtype))
-
-    def save(
-        self,
-        path: str | os.PathLike[str],
-        format: str = "diffusers",
-        dtype: torch.dtype | str | None = None,
-        overwrite: bool = True,
-    ) -> Path:
-        """Write the adapter.
-
-        The file is written beside its target and renamed when it is whole, so that a full disk or an interruption
-        leaves what was there. Where the dtype is too narrow for a factor of a layer, the two are balanced first: powers
-        of two go from one to the other, and the change stays what it is.
-
-        Args:
-            path: a `.safetensors` file; for "peft" a folder.
-            format: "diffusers" (also read by nunchaku), "kohya" (also by ComfyUI, A1111, Forge), or "peft".
-            dtype: "float32", "float16", "bfloat16"; None keeps every tensor exact in the dtype it has.
-            overwrite: whether an existing file may be replaced. A file that went into the adapter never is.
-
-        Returns:
-            The path.
-
-        Raises:
-            OptionError: there is no such format or dtype.
-            OutputError: the target is an input, exists, or cannot be written; or a value is not finite or overflows
-                the dtype, or a layer loses more in it than rounding explains.
-            FormatError, ArchitectureError: the format has no name for a layer or an extra.
-
-        Example:
-            >>> import tempfile
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     path = load("miniature/sdxl/ghost").save(f"{folder}/out.safetensors", "kohya", "float16")
-            ...     len(load(path).layers)
-            48
-        """
-        target = Path(path)
-        formats.check_format(format)
-        check_target(target, self.inputs, overwrite, format)
-        formats.save(self, target, format, formats.to_dtype(dtype))
-        return target
-
     # What a person sees.
 
     def _title(self) -> str:
-        components = {name.partition(".")[0] for name in self.layers}
-        model = next((f"{part} of an " for part in ("unet", "transformer") if part in components), "")
-        return f"Adapter {self.name} ({self.architecture or f'{model}unknown base model'})"
+        return f"Adapter {self.name} ({miniature.pipeline_of(self.inputs) or base_model_of(self)})"
 
     def __repr__(self) -> str:
-        extras = [f"and {len(self.extras)} tensors that are no layers"] if self.extras else []
+        extras = [f"and {counted(len(self.extras), 'tensor')} beside the layers"] if self.extras else []
         return "\n".join([self._title(), as_text(overview(self.layers)), *extras])
 
     def _repr_html_(self) -> str:

@@ -21,8 +21,8 @@ from mergelab.layer import (
 )
 from mergelab.linalg.lowrank import Spectrum, svd
 from mergelab.linalg.precision import full_precision
-from mergelab.ranks import Rank, RankBudget, check_rank, rank_note, target_rank, truncate
-from mergelab.report import LayerReport, Report
+from mergelab.ranks import Rank, RankBudget, budget_note, check_rank, rank_note, target_rank, truncate
+from mergelab.report import LayerReport, Report, carried
 
 
 def scale_layers(layers: Mapping[str, Layer], factor: float) -> dict[str, Layer]:
@@ -111,7 +111,8 @@ def resize_layers(data: AdapterData, rank: Rank) -> tuple[dict[str, Layer], Repo
         spectra = {name: s.truncated(count) for (name, s), count in zip(spectra.items(), counts)}
     layers = {name: _at_rank(data.layers[name], s) for name, s in spectra.items() if len(s.S)}
     rows = (LayerReport(n, len(s.S), s.energy, s.kept, note=rank_note(rank, len(s.S))) for n, s in spectra.items())
-    return layers, Report((), tuple(rows), data.notes)
+    note = budget_note(rank, [len(s.S) for s in spectra.values()])
+    return layers, Report((), tuple(rows), (*filter(None, [note]), *carried(data.notes)))
 
 
 def _at_rank(layer: Layer, spectrum: Spectrum) -> Layer:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mergelab.errors import OptionError
 
@@ -13,21 +14,24 @@ if TYPE_CHECKING:
     import torch
 
 # Weights, alphas and strengths are of order one; what is above this is a mistake, and would overflow float32.
-LARGEST_NUMBER = 1e9
-EXPECTED_NUMBER = "expected a finite number that float32 arithmetic can work with, of magnitude at most 1e9"
+# Of what is below, float32 arithmetic leaves nothing: squares of changes of order 1e-2 would underflow.
+LARGEST_NUMBER, SMALLEST_NUMBER = 1e9, 1e-20
+EXPECTED_NUMBER = "expected 0 or a finite number that float32 arithmetic can work with, of magnitude 1e-20 to 1e9"
 
 
 def is_number(value: object) -> bool:
-    """A real number (no truth value) of magnitude at most 1e9; NaN is none.
+    """A real number (no truth value), 0 or of magnitude 1e-20 to 1e9; NaN is none.
 
     Example:
         >>> is_number(0.5), is_number(True), is_number("0.5"), is_number(float("nan")), is_number(10**400)
         (True, False, False, False, False)
+        >>> is_number(0), is_number(1e-45)
+        (True, False)
     """
     if isinstance(value, (bool, complex)) or not hasattr(value, "__float__"):
         return False
     try:
-        return bool(abs(float(value)) <= LARGEST_NUMBER)
+        return float(value) == 0 or SMALLEST_NUMBER <= abs(float(value)) <= LARGEST_NUMBER
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return False
 
@@ -61,6 +65,37 @@ def short_repr(value: object) -> str:
     except ValueError:  # an integer of too many digits
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether a function can be called with so many arguments, as far as Python knows its parameters.
+
+    Example:
+        >>> takes(lambda x, y, z=1: x, 2), takes(lambda x: x, 2)
+        (True, False)
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a built-in function nothing is known
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def readable(text: str) -> str:
+    r"""A text from outside as UTF-8 has it: bytes of a file name that the locale could not read are read all the same.
+
+    Example: what Python makes of a u with two dots where the locale knows ASCII alone; and half a character.
+        >>> readable("\udcc3\udcbc") == "\u00fc", readable("\ud800")
+        (True, '?')
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # half a character, from no file name
+        return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def usable_device(device: torch.device | str | None) -> torch.device:

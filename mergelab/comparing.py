@@ -16,7 +16,7 @@ from mergelab.engine.aligning import aligned_layers, load_all, unique_names, wit
 from mergelab.linalg.lowrank import Factors, inner, svd
 from mergelab.linalg.precision import full_precision
 from mergelab.linalg.workspace import Workspace, threads
-from mergelab.tables import text_as_html
+from mergelab.tables import counted, text_as_html
 
 if TYPE_CHECKING:
     import pandas
@@ -72,7 +72,7 @@ class Comparison:
         >>> print(comparison)
         a: norm 3
         b: norm 4
-        a and b: 1 layers shared, cosine +0.500, shared subspace 10.0%, sign conflict 40.0%
+        a and b: 1 layer shared, cosine +0.500, shared subspace 10.0%, sign conflict 40.0%
         a and b are nearly independent: the exact sum (cat, or svd at a sufficient rank) keeps both.
         >>> list(comparison.to_frame())[-3:]
         ['shared_subspace', 'sign_conflict', 'cosine']
@@ -145,8 +145,9 @@ class Comparison:
         lines = [f"{name}: norm {norm:.4g}" for name, norm in zip(self.names, self.norms)]
         for t in self.totals():
             lines.append(
-                f"{t['first']} and {t['second']}: {t['layers_shared']} layers shared, cosine {t['cosine']:+.3f}, "
-                f"shared subspace {t['shared_subspace']:.1%}, sign conflict {t['sign_conflict']:.1%}"
+                f"{t['first']} and {t['second']}: {counted(t['layers_shared'], 'layer')} shared, "
+                f"cosine {t['cosine']:+.3f}, shared subspace {t['shared_subspace']:.1%}, "
+                f"sign conflict {t['sign_conflict']:.1%}"
             )
         return "\n".join([*lines, self.verdict()])
 
@@ -157,11 +158,12 @@ class Comparison:
 
 
 @full_precision()
-def compare(adapters: Sequence[Adapter | Source]) -> Comparison:
+def compare(adapters: Sequence[Adapter | Source] | Adapter | Source, *others: Adapter | Source) -> Comparison:
     """Measure how adapters relate before they are merged.
 
     Args:
-        adapters: two or more, or anything that `load` takes.
+        adapters: a list of two or more, or of anything that `load` takes; or the first of them,
+        others: and the rest, as in `compare(a, b)`.
 
     Returns:
         A `Comparison`; all but the sign conflict is exact, from the factors.
@@ -176,7 +178,7 @@ def compare(adapters: Sequence[Adapter | Source]) -> Comparison:
         >>> round(compare([a, 2 * a]).totals()[0]["cosine"], 6)
         1.0
     """
-    found = load_all(adapters, least=2)
+    found = load_all([adapters, *others] if others else adapters, least=2)  # type: ignore[list-item,arg-type]
     names = unique_names([a.name for a in found])
     found, _ = with_one_input(found, names)
     aligned_layers(found, names)

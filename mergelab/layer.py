@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergelab.checks import readable
 from mergelab.errors import LayerError
 from mergelab.linalg.lowrank import Factors
 
@@ -168,7 +169,7 @@ def short_name(source: str) -> str:
         >>> short_name("https://example.org/style.safetensors?download=true")
         'style'
     """
-    name = Path(source.partition("?")[0] if "://" in source else source).name
+    name = readable(Path(source.partition("?")[0] if "://" in source else source).name)
     for ending in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
         name = name.removesuffix(ending)
     return name
@@ -191,6 +192,8 @@ class AdapterData:
         metadata: the header's strings, as they were.
         source: where it came from, for messages.
         notes: what a reader should know about how the file was understood.
+        dialect: the format its file is in, None where that is none of those that are written, or several.
+        spelling: canonical layer name -> the module's name in the file, kept where the architecture is unknown.
     """
 
     layers: Mapping[str, Layer]
@@ -199,6 +202,8 @@ class AdapterData:
     metadata: Mapping[str, str] = field(default_factory=dict)
     source: str = "<memory>"
     notes: tuple[str, ...] = ()
+    dialect: str | None = None
+    spelling: Mapping[str, str] = field(default_factory=dict)
 
     def matrices(self, name: str, device: torch.device | str | None = None) -> Factors:
         """The float32 factors of one layer; the one door through which values enter any arithmetic.
@@ -211,6 +216,35 @@ class AdapterData:
         if not (math.prod(sizes) <= LARGEST_ENTRY and max(sizes) <= LARGEST_ENTRY**1.5):
             raise LayerError(f"{self.source}: layer {name}: {_what_is_wrong(factors)}")
         return factors
+
+
+def common_dialect(adapters: Sequence[AdapterData]) -> tuple[str | None, dict[str, str]]:
+    """Dialect and spelling that several adapters agree in, for what is made of them.
+
+    Example:
+        >>> a, b = AdapterData({}, dialect="kohya", spelling={"x": "lora_x"}), AdapterData({}, dialect="comfy")
+        >>> common_dialect([a, a]), common_dialect([a, b])
+        (('kohya', {'x': 'lora_x'}), (None, {'x': 'lora_x'}))
+    """
+    dialects = {adapter.dialect for adapter in adapters}
+    spellings: dict[str, set[str]] = {}
+    for adapter in adapters:
+        for name, spelt in adapter.spelling.items():
+            spellings.setdefault(name, set()).add(spelt)
+    agreed = {name: spelt.pop() for name, spelt in spellings.items() if len(spelt) == 1}
+    return dialects.pop() if len(dialects) == 1 else None, agreed
+
+
+def base_model_of(data: AdapterData) -> str:
+    """The base model of an adapter in words, as far as it is known.
+
+    Example:
+        >>> base_model_of(AdapterData({"unet.conv_in": LoraLayer(torch.ones(2, 3), torch.ones(4, 2))}))
+        'unet of an unknown base model'
+    """
+    components = {name.partition(".")[0] for name in data.layers}
+    part = next((f"{part} of an " for part in ("unet", "transformer") if part in components), "")
+    return data.architecture or f"{part}unknown base model"
 
 
 def _what_is_wrong(factors: Factors) -> str:

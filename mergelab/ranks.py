@@ -14,6 +14,7 @@ from torch import Tensor
 from mergelab.checks import did_you_mean, plain_number, short_repr
 from mergelab.errors import OptionError
 from mergelab.linalg.lowrank import Spectrum
+from mergelab.tables import counted
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def check_rank(rank: object) -> Rank:
     if isinstance(rank, Mapping):
         return _recorded_budget(rank)
     if isinstance(rank, str) and (mean := _mean_of(rank)) is not None:
+        if mean < 1:
+            raise OptionError(f"rank={short_repr(rank)}: expected a mean of at least 1, as in 'mean=32'")
         return RankBudget(mean=mean)
     if isinstance(rank, float) and 0 < rank < 1:
         return float(rank)
@@ -120,7 +123,7 @@ def parse_rank(text: str) -> Rank:
         return check_rank(text)
     try:
         plain_number(text)
-        number = float(text) if "." in text else int(text)
+        number = int(text) if text.lstrip("+-").isdecimal() else float(text)
     except ValueError:
         raise OptionError(f"rank={short_repr(text)}: expected a number such as 32, max, sum, 0.9 or mean=32") from None
     return check_rank(number)
@@ -191,6 +194,16 @@ def rank_text(rank: Rank) -> str:
     return f"{_MEAN}{rank.mean}" + (f",max={rank.max}" if rank.max is not None else "")
 
 
+def rank_repr(rank: Rank) -> str:
+    """A rank as one writes it in Python.
+
+    Example:
+        >>> rank_repr(8), rank_repr("sum"), rank_repr(RankBudget(mean=8))
+        ('8', "'sum'", "'mean=8'")
+    """
+    return rank_text(rank) if isinstance(rank, (int, float)) else repr(rank_text(rank))
+
+
 def rank_note(rank: Rank, found: int, known: int | None = None) -> str:
     """What the report says of a layer that did not get the rank that was asked for.
 
@@ -206,6 +219,26 @@ def rank_note(rank: Rank, found: int, known: int | None = None) -> str:
     if isinstance(rank, int) and found < rank:
         return f"rank capped at {found}, all that the layer or the merge can hold (asked for {rank})"
     return ""
+
+
+def budget_note(rank: Rank, ranks: Sequence[int]) -> str:
+    """What the report says of a budget that the layers could not spend; "" for any other rank.
+
+    Args:
+        rank: as given.
+        ranks: of every layer that could have a share, 0 for one that got none.
+
+    Example:
+        >>> budget_note(RankBudget(mean=16), [8, 12])
+        'rank budget capped at 20, all that the layers can hold (mean=16 of 2 layers is 32)'
+    """
+    if not isinstance(rank, RankBudget) or sum(ranks) >= rank.mean * len(ranks):
+        return ""
+    asked, limit = rank.mean * len(ranks), " at max" if rank.max is not None else ""
+    return (
+        f"rank budget capped at {sum(ranks)}, all that the layers can hold{limit} ({rank_text(rank)} of "
+        f"{counted(len(ranks), 'layer')} is {asked})"
+    )
 
 
 def _positive(name: str, value: object) -> int:

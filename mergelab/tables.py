@@ -6,6 +6,16 @@ import html
 from collections.abc import Sequence
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things, in words.
+
+    Example:
+        >>> counted(1, "layer"), counted(48, "layer")
+        ('1 layer', '48 layers')
+    """
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def as_text(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells in aligned columns.
 

@@ -52,9 +52,13 @@ def upward_imports(graph: Graph, package: str, layers: Sequence[str]) -> list[st
     Args:
         graph: of `import_graph`.
         package: the full name of the package whose modules and packages, its units, stand in layers.
-        layers: from the top down; units of one layer are separated by ` | ` and may not import each other.
+        layers: from the top down; units of one layer are separated by ` | ` and may not import each other. `*` is where
+            whatever is not named stands: the plain members, of which there may be one more any day.
     """
-    height = {unit.strip(): i for i, layer in enumerate(layers) for unit in layer.split("|")}
+    named = {unit.strip(): i for i, layer in enumerate(layers) for unit in layer.split("|")}
+    units = {unit for module in graph if (unit := _unit(module, package)) is not None}
+    height = {unit: named.get(unit, named.get("*", -1)) for unit in units} | named
+    height = {unit: place for unit, place in height.items() if place >= 0}
     errors = []
     for module, unit in ((module, _unit(module, package)) for module in graph):
         if unit is None:

@@ -254,6 +254,7 @@ def test_norms_have_two_names(architecture: Architecture) -> None:
 
 
 # Models whose attention is named and shaped as another's: what its adapters are taken for where no header says.
+# Of the blocks of LTX-Video 13B, LTX-2 has all.
 ALIKE = {"chroma": "flux", "sd3": None, "ltx-video-13b": None}
 
 

@@ -46,13 +46,14 @@ OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rank 1.5": (("--rank", "1.5"), ("rank=1.5", "between 0 and 1")),
     "rank 1.0": (("--rank", "1.0"), ("rank=1.0", "between 0 and 1")),
     "rank foo": (("--rank", "foo"), ("rank='foo'", "mean=32")),
-    "rank NaN": (("--rank", "nan"), ("rank='nan'",)),
-    "rank mean=0": (("--rank", "mean=0"), ("mean", "at least 1")),
+    "rank NaN": (("--rank", "nan"), ("rank=nan",)),
+    "rank mean=0": (("--rank", "mean=0"), ("rank='mean=0'", "a mean of at least 1")),
+    "cat with a budget": (("--method", "cat", "--rank", "mean=8"), ("rank='mean=8'", "method='svd'")),
     "rank mean=x": (("--rank", "mean=x"), ("mean=x", "mean=32")),
     "cat with a rank": (("--method", "cat", "--rank", "8"), ("cat", "rank=8", "method='svd'")),
     "unknown device": (("--device", "toaster"), ("device", "toaster")),
     "seed no number": (("--seed", "x"), ("--seed",)),
-    "unknown format": (("--format", "onnx"), ("'onnx'", "'diffusers', 'kohya', 'peft'")),
+    "unknown format": (("--format", "onnx"), ("'onnx'", "'diffusers', 'kohya', 'comfy', 'peft', 'same'")),
     "unknown dtype": (("--dtype", "float99"), ("'float99'", "'float16'")),
     "integer dtype": (("--dtype", "int8"), ("'int8'", "'float16'")),
     "no dtype": (("--dtype", "nn"), ("'nn'", "'float16'")),
@@ -139,6 +140,11 @@ def test_rank_that_no_layer_can_hold(tmp_path: Path, good: Path, capsys: pytest.
         assert cli.run([command, str(good), "-o", str(out), "--rank", "1000"]) == 0
         assert re.search(r"capped at 2\b.*asked for 1000", capsys.readouterr().out)
         assert set(ml.load(out).ranks.values()) == {2}
+    for report in (ml.merge([good], rank="mean=1000").report, ml.load(good).resize(ml.RankBudget(mean=1000)).report):
+        assert report.notes == (
+            "rank budget capped at 4, all that the layers can hold (mean=1000 of 2 layers is 2000)",
+        )
+    assert not ml.merge([good], rank="mean=2").report.notes
     report = ml.merge([good, good], method="dare", rank=1000, density=0.5).report
     assert all("capped at 8" in row.note for row in report.layers)
 
@@ -187,3 +193,25 @@ def test_options_in_python(options: dict[str, Any], needle: str, good: Path) -> 
     with pytest.raises(ml.OptionError) as caught:
         ml.merge([good, good], **options)
     assert needle in str(caught.value)
+
+
+def test_a_small_share_of_the_energy(tmp_path: Path, good: Path) -> None:
+    """As Python takes it, the command line does."""
+    assert cli.run(["merge", str(good), "-o", str(tmp_path / "out.safetensors"), "--rank", "1e-9"]) == 0
+    assert set(ml.load(tmp_path / "out.safetensors").ranks.values()) == {1}
+
+
+def test_the_usual_alpha_is_no_news(tmp_path: Path, good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """That layers have no alpha is said where a file is looked at, not of everything that is made from it."""
+    assert cli.run(["inspect", str(good)]) == 0
+    assert "have no alpha" in capsys.readouterr().out
+    for i, command in enumerate((["merge"], ["convert", "--format", "kohya"], ["resize", "--rank", "1"])):
+        assert cli.run([*command, str(good), "-o", str(tmp_path / f"{i}.safetensors")]) == 0
+    assert cli.run(["compare", str(good), str(good)]) == 0
+    assert "have no alpha" not in capsys.readouterr().out
+
+
+def test_the_model_of_what_ships() -> None:
+    """By the name of its pipeline."""
+    assert repr(ml.load("miniature/sdxl/ghost")).startswith("Adapter ghost (miniature/sdxl)")
+    assert repr(ml.load("miniature/flux/house").select("*")).splitlines()[0].endswith("(miniature/flux)")

@@ -12,8 +12,10 @@ import torch
 from diffusers.loaders import single_file_utils as converters
 from torch import Tensor, nn
 
+from mergelab.errors import LayerError
 from mergelab.formats.architectures import ARCHITECTURES
 from tests.architecture_dialects2 import TINY
+from tests.synthetic import lora
 
 CONVERTERS: dict[str, Callable[..., Any]] = {
     "z-image": converters.convert_z_image_transformer_checkpoint_to_diffusers,
@@ -102,3 +104,27 @@ def test_the_published_configuration_is_that_of_diffusers(id: str) -> None:
     architecture = ARCHITECTURES[id]
     known = getattr(diffusers, architecture.model_class)._get_init_keys(getattr(diffusers, architecture.model_class))
     assert set(architecture.model_config) <= known
+
+
+def test_unequal_parts_of_one_module() -> None:
+    """Queries of four heads beside keys and values of one: split and joined, factors as well as biases."""
+    module = ARCHITECTURES["krea2"].naming.module("transformer_blocks.0.attn.to_qkv")
+    assert module is not None
+    assert module.sizes(48, 32) == [32, 8, 8]
+    layer = lora((48, 32), 3, torch.Generator().manual_seed(0))
+    parts = module.split(layer)
+    assert {path[-1]: part.shape for path, part in parts.items()} == {"q": (32, 32), "k": (8, 32), "v": (8, 32)}
+    whole = module.join(dict(enumerate(parts.values())))
+    assert torch.equal(whole.delta_weight(), layer.delta_weight())
+    alone = module.join({1: parts[module.parts[1]]}).delta_weight()
+    assert torch.equal(alone[32:40], layer.delta_weight()[32:40])
+    assert not alone[:32].any() and not alone[40:].any()
+    bias = torch.arange(48.0)
+    rows = module.split_rows(bias, None)
+    assert [len(part) for part in rows.values()] == [32, 8, 8]
+    assert torch.equal(module.join_rows(dict(enumerate(rows.values())), None), bias)
+    assert module.join_rows({2: torch.ones(8)}, None).tolist() == [0.0] * 40 + [1.0] * 8
+    with pytest.raises(
+        LayerError, match=r"to_qkv: a change of shape \(96, 32\) does not hold 3 parts, expected 48 rows"
+    ):
+        module.sizes(96, 32)

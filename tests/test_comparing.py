@@ -40,3 +40,11 @@ def test_compare_plots(tmp_path: Path) -> None:
     assert len(figure.axes) == 3 and len(figure.axes[0].lines) == 3
     figure.savefig(tmp_path / "compare.png")
     assert (tmp_path / "compare.png").stat().st_size > 10_000
+
+
+def test_two_ways_to_call_it() -> None:
+    """A list, or one after the other."""
+    a, b = adapter(1), adapter(2)
+    assert str(ml.compare(a, b)) == str(ml.compare([a, b]))
+    with pytest.raises(ml.OptionError, match="expected a list of adapters"):
+        ml.compare(a)

@@ -22,7 +22,7 @@ needs_a_full_disk = pytest.mark.skipif(not FULL.exists(), reason="there is no /d
 
 @needs_a_full_disk
 @pytest.mark.parametrize("unbuffered", [False, True])
-@pytest.mark.parametrize("command", ["methods", "--help", "merge --help"])
+@pytest.mark.parametrize("command", ["methods", "--help", "merge --help", "--version"])
 def test_standard_output_that_cannot_be_written(command: str, unbuffered: bool) -> None:
     """A full disk behind standard output: exit code 2 and one sentence; so it is whatever the interpreter buffers."""
     environment = PLAIN | ({"PYTHONUNBUFFERED": "1"} if unbuffered else {})
@@ -31,7 +31,7 @@ def test_standard_output_that_cannot_be_written(command: str, unbuffered: bool) 
             [*COMMAND, *command.split()], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, env=environment
         )
     assert done.returncode == 2
-    assert "No space left" in one_sentence(done.stderr)
+    assert one_sentence(done.stderr) == "mergelab: error: standard output cannot be written: No space left on device\n"
 
 
 @needs_a_full_disk
@@ -63,6 +63,12 @@ def test_an_error_that_nobody_hears(redirect: str, stderr: str) -> None:
     command = ["sh", "-c", f'"$@" {redirect}', "sh", *COMMAND, "frobnicate"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=PLAIN)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", stderr)
+
+
+def test_the_version() -> None:
+    """As the package has it."""
+    done = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, timeout=120, env=PLAIN)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"mergelab {ml.__version__}\n", "")
 
 
 @pytest.mark.parametrize("command", ["--help", "methods"])
@@ -140,7 +146,7 @@ def test_consoles_of_any_encoding(console: dict[str, str], tmp_path: Path) -> No
         env=PLAIN | {"LC_ALL": "C.UTF-8"} | console,
     )
     merged, inspected, described, usage, nothing, *_ = done.stdout.split(b"CODE ")
-    assert b".safetensors: 1 layers, format diffusers" in merged
+    assert b".safetensors: 1 layer, format diffusers" in merged
     assert inspected.startswith(b"0\n") and b"note: " in inspected
     assert json.loads(described.removeprefix(b"0\n"))["metadata"]["note"] == "\u65e5\u672c"
     assert usage.startswith(b"0\n") and b"Usage" in usage

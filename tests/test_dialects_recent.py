@@ -12,6 +12,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.loaders import lora_conversion_utils as converters
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -19,7 +20,7 @@ from torch import nn
 import mergelab as ml
 from mergelab.formats.architectures import ARCHITECTURES
 from mergelab.layer import LoraLayer
-from tests.architecture_dialects2 import DIALECTS, TINY, File
+from tests.architecture_dialects2 import DIALECTS, TINY, File, renaming
 from tests.synthetic import adapter, lora
 
 CASES = [pytest.param(id, dialect, id=f"{id}, {dialect}") for id, dialects in DIALECTS.items() for dialect in dialects]
@@ -99,13 +100,10 @@ def test_a_dialect_is_what_diffusers_reads(id: str, dialect: str, convert: Calla
 
 @pytest.mark.parametrize("id", DIALECTS)
 def test_diffusers_reads_what_is_written(id: str, tmp_path: Path) -> None:
-    """All dialects of one model, merged and written for diffusers, change its layers as they should."""
-    header = ARCHITECTURES[id].modelspec
-    paths = [
-        saved(write(layers(id)), tmp_path / f"{number}.safetensors", header)
-        for number, write in enumerate(DIALECTS[id].values())
-    ]
-    merged = ml.merge(paths, weights=[1 / len(paths)] * len(paths))
+    """Two dialects of one model, merged and written for diffusers, change its layers as they should."""
+    header, (first, *_, last) = ARCHITECTURES[id].modelspec, DIALECTS[id].values()
+    paths = [saved(write(layers(id)), tmp_path / f"{write is first}.safetensors", header) for write in (first, last)]
+    merged = ml.merge(paths, weights=[0.5, 0.5])
     merged.save(tmp_path / "merged.safetensors", format="diffusers")
     target = deepcopy(model(id))
     target.load_lora_adapter(tmp_path, weight_name="merged.safetensors", prefix="transformer", adapter_name="merged")
@@ -135,50 +133,102 @@ def test_two_models_do_not_go_together(tmp_path: Path) -> None:
         ml.merge(paths)
 
 
-CONDITIONER = {
-    "text_conditioner.blocks.5.self_attn.o_proj": (16, 16),
-    "text_conditioner.blocks.0.mlp.2": (16, 64),
-    "text_conditioner.out_proj": (16, 16),
+# What diffusers has as a component of its own, and ComfyUI within the denoiser.
+BESIDE: dict[str, tuple[dict[str, tuple[int, int]], dict[str, str]]] = {
+    "anima": (
+        {
+            "text_conditioner.blocks.5.self_attn.o_proj": (16, 16),
+            "text_conditioner.blocks.0.mlp.2": (16, 64),
+            "text_conditioner.out_proj": (16, 16),
+        },
+        {"text_conditioner": "llm_adapter"},
+    ),
+    "ltx-2": (
+        {
+            "connectors.video_connector.transformer_blocks.1.attn1.to_out.0": (16, 16),
+            "connectors.audio_connector.transformer_blocks.0.ff.net.2": (16, 64),
+            "connectors.text_proj_in": (16, 48),
+        },
+        {
+            "connectors.text_proj_in": "text_embedding_projection.aggregate_embed",
+            "connectors.video_connector.transformer_blocks": "video_embeddings_connector.transformer_1d_blocks",
+            "connectors.audio_connector.transformer_blocks": "audio_embeddings_connector.transformer_1d_blocks",
+        },
+    ),
 }
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda name: name,
-        lambda name: name.replace("text_conditioner", "transformer.text_conditioner"),
-        lambda name: name.replace("text_conditioner", "diffusion_model.llm_adapter"),
-        lambda name: name.replace("text_conditioner", "lora_unet.llm_adapter").replace(".", "_"),
-    ],
-)
-def test_animas_text_conditioner(write: Callable[[str], str], tmp_path: Path) -> None:
-    """A component of its own in diffusers, a part of the denoiser in ComfyUI: read from all, written to both."""
-    change = adapter(1, shapes={**CONDITIONER, "transformer.transformer_blocks.0.attn1.to_q": (16, 16)})
+def original(id: str, name: str) -> str:
+    """The name in a checkpoint."""
+    return renaming(*BESIDE[id][1].items())(name)
+
+
+WRITTEN: dict[str, Callable[[str, str], str]] = {
+    "diffusers": lambda id, name: name,
+    "AI-toolkit, as trained": lambda id, name: f"transformer.{name}",
+    "AI-toolkit": lambda id, name: f"diffusion_model.{original(id, name)}",
+    "bare": original,
+    "kohya": lambda id, name: f"lora_unet.{original(id, name)}".replace(".", "_"),
+}
+
+
+@pytest.mark.parametrize("write", WRITTEN)
+@pytest.mark.parametrize("id", BESIDE)
+def test_what_is_trained_beside_the_denoiser(id: str, write: str, tmp_path: Path) -> None:
+    """Read from all dialects, and written: alone, and with a layer of the denoiser."""
+    beside = BESIDE[id][0]
+    change = adapter(1, shapes={**beside, "transformer.transformer_blocks.0.attn1.to_q": (16, 16)})
     file: File = {}
     for name, layer in change.layers.items():
-        written = write(name) if name in CONDITIONER else name
+        written = WRITTEN[write](id, name) if name in beside else name
         file |= {f"{written}.lora_down.weight": layer.lora_A, f"{written}.lora_up.weight": layer.lora_B}
-    read = ml.load(saved(file, tmp_path / "a.safetensors"))
-    assert read.architecture == "anima"
+    assert ml.load({key: t for key, t in file.items() if "attn1.to_q" not in key}).architecture == id
+    read = ml.load(file)
+    assert read.architecture == id
     assert_same(changes(read), dict(change.layers))
-    assert ml.load({key: t for key, t in file.items() if "transformer_blocks" not in key}).architecture == "anima"
-    for format in ("diffusers", "kohya"):
+    for format in ("diffusers", "kohya") if ARCHITECTURES[id].kohya else ("diffusers",):
         again = ml.load(read.save(tmp_path / f"{format}.safetensors", format=format))
         assert_same(changes(again), dict(change.layers))
     names = {key.removesuffix(".lora_B.weight") for key in load_file(tmp_path / "diffusers.safetensors")}
-    assert set(CONDITIONER) <= names
-    assert "lora_unet_llm_adapter_blocks_0_mlp_2.alpha" in load_file(tmp_path / "kohya.safetensors")
+    assert set(beside) <= names
 
 
-def test_animas_text_conditioner_is_diffusers() -> None:
-    """Every linear layer of it is in the table, and diffusers' converter calls it the same."""
-    naming = ARCHITECTURES["anima"].companions[0]
+COMPANIONS: list[tuple[str, type[nn.Module], dict[str, Any]]] = [
+    ("anima", diffusers.AnimaTextConditioner, {}),
+    ("ltx-2", LTX2TextConnectors, {"video_gated_attn": True, "audio_gated_attn": True}),
+    ("ltx-2", LTX2TextConnectors, {"per_modality_projections": True}),
+]
+
+
+@pytest.mark.parametrize(("id", "kind", "config"), COMPANIONS, ids=["anima", "ltx-2.3", "ltx-2.3, projections"])
+def test_what_is_beside_the_denoiser_is_diffusers(id: str, kind: Any, config: dict[str, Any]) -> None:
+    """Every linear layer of it is in the table."""
+    naming = ARCHITECTURES[id].companions[0]
     with torch.device("meta"):
-        modules = diffusers.AnimaTextConditioner.from_config({}).named_modules()
+        modules = kind.from_config(config).named_modules()
     for path in [path for path, module in modules if isinstance(module, nn.Linear)]:
         place = naming.place(path)
         assert place is not None
-        converted = converters._convert_non_diffusers_anima_lora_to_diffusers(
-            {f"diffusion_model.{place.module.path}.lora_A.weight": torch.ones(1)}
-        )
-        assert list(converted) == [f"text_conditioner.{path}.lora_A.weight"]
+        assert naming.module(place.module.path) == place.module
+
+
+def test_diffusers_names_what_is_beside_the_denoiser() -> None:
+    """By its own converters, of what they know."""
+    for name in BESIDE["anima"][0]:
+        key = f"diffusion_model.{original('anima', name)}.lora_A.weight"
+        converted = converters._convert_non_diffusers_anima_lora_to_diffusers({key: torch.ones(1)})
+        assert list(converted) == [f"{name}.lora_A.weight"]
+    key = "text_embedding_projection.aggregate_embed.lora_A.weight"
+    convert = converters._convert_non_diffusers_ltx2_lora_to_diffusers
+    assert list(convert({key: torch.ones(1)}, "text_embedding_projection")) == ["connectors.text_proj_in.lora_A.weight"]
+
+
+def test_a_bias_and_a_convolution_of_wan() -> None:
+    """A distilled Wan changes biases, and the layer that takes the video apart, a convolution in three dimensions."""
+    file = DIALECTS["wan-14b"]["Lightning"](layers("wan-14b"))
+    file["diffusion_model.blocks.0.self_attn.q.diff_b"] = torch.ones(16)
+    file["diffusion_model.patch_embedding.lora_down.weight"] = torch.ones(2, 4, 1, 2, 2)
+    file["diffusion_model.patch_embedding.lora_up.weight"] = torch.ones(16, 2, 1, 1, 1)
+    read = ml.load(file)
+    assert list(read.extras) == ["transformer.blocks.0.attn1.to_q.lora_B.bias"]
+    assert torch.equal(read.layers["transformer.patch_embedding"].delta_weight(), torch.full((16, 4, 1, 2, 2), 2.0))

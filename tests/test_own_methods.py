@@ -176,9 +176,7 @@ def test_what_a_rule_returns_is_checked(name: str, space: str) -> None:
     """The layer, the method, what it returned and what was expected."""
     shapes = {n: s for n, s in SHAPES.items() if "mid_block" in n}
     ml.register("wrong")(WRONG[name])
-    with pytest.raises(
-        ml.LayerError, match=r"layer unet\.mid_block.*the rule of Custom.*returned .* expected the merged"
-    ):
+    with pytest.raises(ml.LayerError, match=r"layer unet\.mid_block.*: method 'wrong' returned .* expected the merged"):
         ml.merge([adapter(1, shapes=shapes), adapter(2, rank=5, shapes=shapes)], method="wrong", space=space)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from typer.main import get_command
@@ -30,6 +32,7 @@ COMMANDS: dict[Callable[..., str], str] = {
     evaluate: "mergelab evaluate config.yaml -o run --set seeds=4",
     demo: "mergelab demo --pipeline sdxl -o mergelab-demo",
 }
+_WRITING = [command.__name__ for command in (merge, convert, resize, evaluate, demo)]
 # Options that belong to a method are passed on by name, so that those of registered methods work as well.
 _OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -41,6 +44,22 @@ app = typer.Typer(
     help="Merge several LoRA adapters into one, at the rank you choose, and see what the merge kept and what it lost.",
     epilog="Example: mergelab merge style.safetensors:0.7 subject.safetensors -o merged.safetensors",
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mergelab {version('mergelab')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options_of_all(
+    asked: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
 for command, example in COMMANDS.items():
     app.command(epilog=f"Example: {example}", context_settings=_OPEN if command is merge else {})(command)
 
@@ -61,27 +80,42 @@ def run(arguments: list[str]) -> int:
         answer = stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
         answer = INTERRUPTED
+    except streams.Interrupted as stop:
+        return _interrupted(str(stop))
     except BrokenPipeError:
         answer = 0
     except SystemExit as stop:  # what rich and typer make of a broken pipe
         answer = 0 if isinstance(stop.__context__, BrokenPipeError) else stop.code
-    except (MergelabError, OSError) as error:
-        return _fail(str(error))
     except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error of click, which some versions of typer carry inside
-            return _fail(error.format_message() or "expected a command; see mergelab --help")
         if os.environ.get("MERGELAB_DEBUG"):
             raise
+        if isinstance(error, MergelabError):
+            return _fail(str(error))
+        if isinstance(error, OSError):
+            return _fail(_of_the_system(error, arguments))
+        if hasattr(error, "format_message"):  # a usage error of click, which some versions of typer carry inside
+            return _fail(error.format_message() or "expected a command; see mergelab --help")
         kind = type(error).__name__
         return _fail(f"internal error, {kind}: {error} (MERGELAB_DEBUG=1 shows where; please report it)")
     if isinstance(answer, str):
         obstacle = streams.show(answer)
-        return _fail(f"{obstacle}; the command is done, and the files it writes are written") if obstacle else 0
-    if answer == INTERRUPTED:
-        resumes = arguments[:1] in (["evaluate"], ["demo"])
-        kept = "what is finished is kept; run it again to go on" if resumes else "nothing was written"
-        streams.complain(f"\nmergelab: interrupted; {kept}")
-    return int(answer or 0)
+        done = "; the command is done, and the files it writes are written" if arguments[0] in _WRITING else ""
+        return _fail(f"{obstacle}{done}") if obstacle else 0
+    return _interrupted("nothing was written") if answer == INTERRUPTED else int(answer or 0)
+
+
+def _interrupted(kept: str) -> int:
+    streams.complain(f"\nmergelab: interrupted; {kept}")
+    return INTERRUPTED
+
+
+def _of_the_system(error: OSError, arguments: list[str]) -> str:
+    """An error of the system in words, without its number."""
+    reason = error.strerror or str(error)
+    if error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {reason}" if isinstance(error.filename, (str, bytes)) else reason
+    prints = not arguments or {"--help", "--version"} & set(arguments)  # which click does, and no command
+    return f"standard output cannot be written: {reason}" if prints else reason
 
 
 def _fail(message: str) -> int:

@@ -21,8 +21,19 @@ _HELP = SOURCES[0].upper() + SOURCES[1:]
 File = Annotated[str, typer.Argument(help=_HELP)]
 Files = Annotated[list[str], typer.Argument(help=_HELP)]
 Out = Annotated[Path, typer.Option("-o", "--output", help="File to write; for format peft a folder.")]
-Format = Annotated[str, typer.Option(help="diffusers (also for nunchaku), kohya (also ComfyUI, A1111, Forge), peft.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: exact, as it is.")]
+Format = Annotated[
+    str | None,
+    typer.Option(help="diffusers, kohya, comfy, peft or same (as the inputs); default: diffusers where it has names."),
+]
+For = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        metavar="TOOL",
+        help="Instead: comfyui, forge, a1111, sd-scripts, aitoolkit, onetrainer, invokeai, diffusers, nunchaku, peft.",
+    ),
+]
+Dtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or float64; default: exact, as it is.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output (never an input).")]
 DropExtras = Annotated[bool, typer.Option("--drop-extras", help="Leave out what is no LoRA layer (embeddings, norms).")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin, .pt and .ckpt too (tensors only).")]
@@ -159,5 +170,10 @@ def import_plugins(plugins: Sequence[str] | None) -> None:
                 importlib.import_module(plugin)
         except MergelabError:
             raise
+        except FileNotFoundError as error:
+            missing = Path(str(error.filename))
+            raise SourceError(
+                f"--import {plugin}: there is no such file{'' if missing == Path(plugin) else f': {missing}'}"
+            ) from None
         except (Exception, SystemExit) as error:
             raise SourceError(f"--import {plugin}: {type(error).__name__}: {error}") from None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mergelab.cli import streams
 from mergelab.cli.arguments import Import, check_plain, import_plugins
+from mergelab.errors import OutputError
 
 
 def evaluate(
@@ -24,7 +28,12 @@ def evaluate(
 
     check_plain(overrides or ())
     import_plugins(plugins)
-    return str(evaluate_config(config, output, overrides=overrides or ()))
+    with interruptible(output):
+        result = evaluate_config(config, output, overrides=overrides or ())
+    if result.silent:
+        streams.show(str(result))
+        raise OutputError(f"{output}: the run is done, but {'; '.join(result.silent.values())}")
+    return str(result)
 
 
 def demo(
@@ -34,4 +43,15 @@ def demo(
     """Merge a subject and a style five ways on a small model, and show what each kept: numbers, pictures, a report."""
     from mergelab.evaluation.demo import demo as run_demo
 
-    return str(run_demo(pipeline, output))
+    with interruptible(output):
+        return str(run_demo(pipeline, output))
+
+
+@contextmanager
+def interruptible(output: Path) -> Iterator[None]:
+    """After Ctrl-C it is said whether a run folder is there, which the next call goes on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"what is finished is kept in {output}; run it again to go on"
+        raise streams.Interrupted(kept if output.is_dir() else "nothing was written") from None

@@ -32,12 +32,13 @@ def compare(
     """Show where adapters agree and where they are in each other's way, before any merge."""
     from mergelab.adapter import load
     from mergelab.comparing import compare as compare_adapters
+    from mergelab.report import carried
 
     loaded = [load(source, allow_pickle=allow_pickle, architecture=architecture) for source in adapters]
     comparison = compare_adapters(loaded)
     if as_json:
         return json.dumps(comparison.to_dict(), indent=2)
-    return "\n".join([str(comparison), *(f"  note: {a.name}: {note}" for a in loaded for note in a.notes)])
+    return "\n".join([str(comparison), *(f"  note: {a.name}: {note}" for a in loaded for note in carried(a.notes))])
 
 
 def methods(as_json: Json = False, plugins: Import = None) -> str:

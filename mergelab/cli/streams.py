@@ -9,6 +9,10 @@ from io import TextIOWrapper
 from pathlib import Path
 
 
+class Interrupted(Exception):
+    """Ctrl-C during a command that keeps something: what, in words."""
+
+
 def prepare() -> None:
     """Give each stream a place to go, and each character: what a console cannot show is replaced.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ from mergelab.cli.arguments import (
     DropExtras,
     Dtype,
     File,
+    For,
     Force,
     Format,
     Import,
@@ -26,6 +29,7 @@ from mergelab.cli.arguments import (
     split_options,
 )
 from mergelab.errors import OptionError
+from mergelab.report import carried
 
 if TYPE_CHECKING:
     from mergelab.adapter import Adapter
@@ -38,15 +42,23 @@ def merge(
     ],
     output: Out,
     method: Annotated[str, typer.Option(help="See `mergelab methods`.")] = "svd",
-    rank: Annotated[str | None, typer.Option(help="8, max, sum, 0.9 (share of energy) or mean=32 (a budget).")] = None,
-    space: Annotated[str | None, typer.Option(help="delta, core, knots or factors.")] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            help="8, max, sum, 0.9 (share of energy) or mean=32 (a budget); default: max of the inputs, sum for cat."
+        ),
+    ] = None,
+    space: Annotated[str | None, typer.Option(help="delta (default), core, knots or factors.")] = None,
     density: Annotated[
         float | None,
-        typer.Option(help="Share of entries kept, of ties, dare, magnitude_prune.", parser=number, metavar="FLOAT"),
+        typer.Option(
+            help="Share of entries kept, of ties, dare, magnitude_prune; default: 0.5.", parser=number, metavar="FLOAT"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of random methods.", parser=integer, metavar="INTEGER")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
-    format: Format = "diffusers",
+    device: Annotated[str | None, typer.Option(help="cpu (default) or cuda.")] = None,
+    format: Format = None,
+    for_: For = None,
     dtype: Dtype = None,
     drop_extras: DropExtras = False,
     force: Force = False,
@@ -57,27 +69,27 @@ def merge(
     """Merge adapters into one. Other options of a method are given as --name value."""
     from mergelab.adapter import load
     from mergelab.engine.merge import merge as merge_adapters
-    from mergelab.formats.targets import check_target
     from mergelab.ranks import parse_rank
 
     import_plugins(plugins)
     adapters, options = split_options([*adapters, *context.args])
     check_spelling(options, method, [flag for parameter in context.command.params for flag in parameter.opts])
     options.update({k: v for k, v in (("space", space), ("density", density)) if v is not None})
-    _check_writing(format, dtype)
+    _check_options(format, for_, dtype)
     target = None if rank is None else parse_rank(rank)
     sources, weights = zip(*[parse_weighted(text) for text in adapters])
     loaded = [load(source, allow_pickle=allow_pickle, architecture=architecture) for source in sources]
-    check_target(output, [path for a in loaded for path in a.inputs], force, format)
     left_out, loaded = _without_extras(loaded) if drop_extras else ([], loaded)
+    _check_writable([a for a, weight in zip(loaded, weights) if weight != 0] or loaded, output, format, for_, force)
     merged = merge_adapters(loaded, list(weights), method, rank=target, seed=seed, device=device, **options)
-    return "\n".join([*left_out, _save(merged, output, format, dtype), *merged.report.lines()])
+    return "\n".join([*left_out, *_save(merged, output, format, for_, dtype), *merged.report.lines()])
 
 
 def convert(
     file: File,
     output: Out,
-    format: Format,
+    format: Format = None,
+    for_: For = None,
     dtype: Dtype = None,
     drop_extras: DropExtras = False,
     force: Force = False,
@@ -85,16 +97,19 @@ def convert(
     architecture: BaseModel = None,
 ) -> str:
     """Write an adapter in another format; every layer keeps its change exactly."""
-    adapter = _open(file, output, format, dtype, force, allow_pickle, architecture)
-    left_out, (adapter,) = _without_extras([adapter]) if drop_extras else ([], [adapter])
-    return "\n".join([*left_out, _save(adapter, output, format, dtype), *adapter.report.lines()])
+    if format is None and for_ is None:
+        raise OptionError("convert needs --for TOOL or --format FORMAT; see mergelab convert --help")
+    left_out, adapter = _open(file, output, format, for_, dtype, drop_extras, force, allow_pickle, architecture)
+    said = replace(adapter.report, notes=carried(adapter.report.notes)).lines()
+    return "\n".join([*left_out, *_save(adapter, output, format, for_, dtype), *said])
 
 
 def resize(
     file: File,
     rank: Annotated[str, typer.Option(help="8, 0.9 (share of energy) or mean=32 (a budget).")],
     output: Out,
-    format: Format = "diffusers",
+    format: Format = None,
+    for_: For = None,
     dtype: Dtype = None,
     drop_extras: DropExtras = False,
     force: Force = False,
@@ -106,36 +121,48 @@ def resize(
 
     if (target := parse_rank(rank)) in ("max", "sum"):
         raise OptionError(f"rank={rank!r}: expected a number such as 16, 0.9 (share of energy) or mean=16 (a budget)")
-    adapter = _open(file, output, format, dtype, force, allow_pickle, architecture)
-    left_out, (adapter,) = _without_extras([adapter]) if drop_extras else ([], [adapter])
+    left_out, adapter = _open(file, output, format, for_, dtype, drop_extras, force, allow_pickle, architecture)
     resized = adapter.resize(target)
-    return "\n".join([*left_out, _save(resized, output, format, dtype), *resized.report.lines()])
+    return "\n".join([*left_out, *_save(resized, output, format, for_, dtype), *resized.report.lines()])
 
 
-def _check_writing(format: str, dtype: str | None) -> None:
-    from mergelab.formats import check_format, to_dtype
+def _check_options(format: str | None, for_: str | None, dtype: str | None) -> None:
+    from mergelab.formats import check_choice, to_dtype
 
-    check_format(format)
+    check_choice(format, for_)
     to_dtype(dtype)
+
+
+def _check_writable(
+    adapters: Sequence[Adapter], output: Path, format: str | None, for_: str | None, force: bool
+) -> None:
+    """Raise where a result of these inputs cannot be written there, before it is computed."""
+    from mergelab.formats import check_writable
+    from mergelab.formats.targets import check_target
+
+    chosen = check_writable(adapters, format, for_)
+    check_target(output, [path for adapter in adapters for path in adapter.inputs], force, chosen)
 
 
 def _open(
     file: str,
     output: Path,
-    format: str,
+    format: str | None,
+    for_: str | None,
     dtype: str | None,
+    drop_extras: bool,
     force: bool,
     allow_pickle: bool,
     architecture: str | None,
-) -> Adapter:
-    """The input of a command, once it is clear that its output can be written."""
+) -> tuple[list[str], Adapter]:
+    """What is left out of the input of a command, and the input, once it is clear that its output can be written."""
     from mergelab.adapter import load
-    from mergelab.formats.targets import check_target
 
-    _check_writing(format, dtype)
+    _check_options(format, for_, dtype)
     adapter = load(file, allow_pickle=allow_pickle, architecture=architecture)
-    check_target(output, adapter.inputs, force, format)
-    return adapter
+    left_out, (adapter,) = _without_extras([adapter]) if drop_extras else ([], [adapter])
+    _check_writable([adapter], output, format, for_, force)
+    return left_out, adapter
 
 
 def _without_extras(adapters: list[Adapter]) -> tuple[list[str], list[Adapter]]:
@@ -145,9 +172,9 @@ def _without_extras(adapters: list[Adapter]) -> tuple[list[str], list[Adapter]]:
     return [f"left out: {some}"] if extras else [], [adapter.without_extras() for adapter in adapters]
 
 
-def _save(adapter: Adapter, output: Path, format: str, dtype: str | None) -> str:
-    """Write it; what was written where, in words."""
-    adapter.save(output, format=format, dtype=dtype)
+def _save(adapter: Adapter, output: Path, format: str | None, for_: str | None, dtype: str | None) -> list[str]:
+    """Write it; what was written where, and what is to be said about it, in words."""
+    written = adapter.write(output, format=format, dtype=dtype, for_=for_)
     files = [output] if output.is_file() else [p for p in output.rglob("*") if p.is_file()]
     size = sum(p.stat().st_size for p in files) / 1e6
-    return f"{output}: {len(adapter.layers)} layers, format {format}, {size:.1f} MB"
+    return [f"{output}: {written.layers} layers, format {written.format}, {size:.1f} MB", *written.lines()]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from mergelab.engine.job import LayerChance
 from mergelab.engine.thresholds import layer_thresholds
-from mergelab.errors import LayerError, OptionError
+from mergelab.errors import LayerError, MergelabError, OptionError
 from mergelab.linalg.lowrank import Core, Factors, stack
 from mergelab.linalg.stacks import ChangeStack
 from mergelab.linalg.workspace import Workspace
 from mergelab.methods.method import LayerWise, Level, MatrixWise, Part, Strategy
+from mergelab.methods.registry import is_own, name_of
 from mergelab.spaces import Coordinates, Merged
 
 
@@ -43,7 +45,9 @@ def merge_layer(
     """
     strategy = strategy.for_layer(lambda: chance.generator(0))
     if strategy.level is Level.LAYER:
-        combined = _as_merged(cast(LayerWise, strategy).combine(parts), parts[0].change.shape, strategy, chance.layer)
+        with errors_told(strategy, chance.layer):
+            combined = cast(LayerWise, strategy).combine(parts)
+        combined = _as_merged(combined, parts[0].change.shape, strategy, chance.layer)
         return _scaled(combined, strategy.output_scale)
     if strategy.is_exact_sum:
         return stack([part.weighted for part in parts])
@@ -71,7 +75,8 @@ def merge_stack(
     weights = torch.tensor(stacked.weights, dtype=torch.float32, device=stacked.device)
 
     def ruled(changes: Tensor) -> Tensor:
-        merged = method.rule(changes, weights)
+        with errors_told(method, chance.layer):
+            merged = method.rule(changes, weights.clone())  # which other blocks, perhaps in other threads, get as well
         if not isinstance(merged, Tensor) or merged.shape != changes.shape[1:]:
             raise _unexpected(merged, tuple(changes.shape[1:]), method, chance.layer)
         return merged
@@ -79,7 +84,7 @@ def merge_stack(
     if method.acts_in.acts_on_factors:
         return ruled(_as_peft(method, stacked, chance))
     workspace = workspace or Workspace()
-    states = sparsifier_states(method, stacked, prepared, workspace)
+    states = sparsifier_states(method, stacked, prepared, workspace, chance.layer)
     result = workspace.dense(*stacked.shape, stacked.device)
 
     def merge_block(rows: slice) -> None:
@@ -94,11 +99,12 @@ def merge_stack(
 
 
 def sparsifier_states(
-    method: MatrixWise, stacked: ChangeStack, prepared: Sequence[Any] | None, workspace: Workspace
+    method: MatrixWise, stacked: ChangeStack, prepared: Sequence[Any] | None, workspace: Workspace, layer: str = ""
 ) -> Sequence[Any]:
     """What the sparsifier must know of each matrix: given, or found in the stack."""
     if prepared is None and method.sparsifier is not None:
-        prepared = method.sparsifier.prepare(lambda share: layer_thresholds(share, stacked, workspace))
+        with errors_told(method, layer):
+            prepared = method.sparsifier.prepare(lambda share: layer_thresholds(share, stacked, workspace))
     states = [None] * len(stacked.matrices) if prepared is None else prepared
     if len(states) != len(stacked.matrices):
         raise OptionError(
@@ -113,7 +119,12 @@ def seen_rows(
 ) -> Tensor:
     """Rows of one matrix as the rule gets to see them, in the memory that is given."""
     stacked.rows(i, rows, out=out)
-    return out if method.sparsifier is None else method.sparsifier.apply(out, state, chance.draws(i), rows)
+    if method.sparsifier is None:
+        return out
+    with errors_told(method, chance.layer):
+        seen = method.sparsifier.apply(out, state, chance.draws(i), rows)
+    _check_seen(seen, out, "apply", method, chance.layer)
+    return out if seen is out else out.copy_(seen)
 
 
 def _as_peft(method: MatrixWise, stacked: ChangeStack, chance: LayerChance) -> Tensor:
@@ -121,7 +132,11 @@ def _as_peft(method: MatrixWise, stacked: ChangeStack, chance: LayerChance) -> T
     everything, count = slice(0, stacked.shape[0]), range(len(stacked.matrices))
     changes = [stacked.rows(i, everything) for i in count]
     if sparsifier := method.sparsifier:
-        changes = [sparsifier.as_peft(x, chance.generator(i)) for i, x in zip(count, changes)]
+        with errors_told(method, chance.layer):
+            seen = [sparsifier.as_peft(x, chance.generator(i)) for i, x in zip(count, changes)]
+        for treated, x in zip(seen, changes):
+            _check_seen(treated, x, "as_peft", method, chance.layer)
+        changes = seen
     return torch.stack(changes)
 
 
@@ -151,7 +166,38 @@ def _as_merged(merged: Any, shape: tuple[int, int], strategy: Strategy, layer: s
 
 
 def _unexpected(merged: Any, shape: tuple[int, ...], strategy: Strategy, layer: str) -> LayerError:
-    found = f"one of shape {tuple(merged.shape)}" if isinstance(merged, Tensor) else f"a {type(merged).__name__}"
     return LayerError(
-        f"layer {layer}: the rule of {strategy} returned {found}, expected the merged change of shape {shape}"
+        f"layer {layer}: method {name_of(strategy)!r} returned {_found(merged)}, expected the merged change of shape "
+        f"{shape}"
     )
+
+
+def _check_seen(seen: Any, x: Tensor, function: str, method: MatrixWise, layer: str) -> None:
+    if not isinstance(seen, Tensor) or seen.shape != x.shape:
+        raise LayerError(
+            f"layer {layer}: method {name_of(method)!r}: {function}() of its sparsifier returned {_found(seen)}, "
+            f"expected the rows that it treated, of shape {tuple(x.shape)}"
+        )
+
+
+def _found(value: Any) -> str:
+    return f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+@contextmanager
+def errors_told(strategy: Strategy, layer: str = "") -> Iterator[None]:
+    """Where a method of the user's own raises, it is named, and the layer if it was at one.
+
+    Raises:
+        LayerError: it raised; errors of mergelab stay what they are.
+    """
+    try:
+        yield
+    except MergelabError:
+        raise
+    except Exception as error:
+        if not is_own(strategy):
+            raise
+        where = f" in layer {layer}" if layer else ""
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise LayerError(f"method {name_of(strategy)!r} failed{where}: {said}") from error

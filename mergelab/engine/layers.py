@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mergelab.engine.blocks import coordinates_of, merge_layer
+from mergelab.engine.blocks import coordinates_of, errors_told, merge_layer
 from mergelab.engine.job import START, Job, LayerChance
 from mergelab.engine.remains import why_nothing_remains
 from mergelab.engine.results import Measured, MergedLayer, finished, measure
@@ -21,6 +21,7 @@ from mergelab.linalg.dense import EXACT_SIDE, leading_directions, svd_dense
 from mergelab.linalg.lowrank import Factors, Spectrum, inner, stack, svd, svd_of_sum
 from mergelab.linalg.workspace import Workspace, threads, trim_heap
 from mergelab.methods.method import Level, MatrixWise, Part
+from mergelab.methods.registry import is_own, name_of
 from mergelab.ranks import RankBudget, rank_reached, target_rank, truncate
 from mergelab.spaces import Merged
 
@@ -78,7 +79,8 @@ def _prepare_adapters(job: Job, present: Mapping[str, tuple[int, ...]], workspac
                 (stacked,) = coordinates_of(method, parts).stacks
                 yield [part.adapter for part in parts], stacked
 
-    return sparsifier.prepare(lambda share: adapter_thresholds(share, stacks, len(job.inputs), workspace))
+    with errors_told(method):
+        return sparsifier.prepare(lambda share: adapter_thresholds(share, stacks, len(job.inputs), workspace))
 
 
 def merge_one(
@@ -103,6 +105,11 @@ def merge_one(
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         energy = math.nan
     if not math.isfinite(energy):
+        if is_own(job.strategy):
+            raise LayerError(
+                f"layer {name}: method {name_of(job.strategy)!r} returned values that are NaN, infinite or too large "
+                "for float32; expected finite numbers"
+            )
         raise LayerError(
             f"layer {name}: the merge has values that float32 cannot hold; expected weights, lam and density of "
             f"ordinary size, found weights {[job.inputs[i].weights[name] for i in present]} and {job.strategy}"

@@ -19,12 +19,13 @@ from mergelab.engine.provenance import Recipe, input_record, merged_metadata
 from mergelab.engine.results import store
 from mergelab.engine.weights import Weight, resolve
 from mergelab.errors import OptionError
+from mergelab.layer import common_dialect
 from mergelab.linalg.precision import full_precision
 from mergelab.linalg.workspace import Workspace, threads
 from mergelab.methods.method import Strategy
 from mergelab.methods.registry import name_of, options_record, strategy_of
-from mergelab.ranks import Rank, check_rank, rank_record
-from mergelab.report import Report
+from mergelab.ranks import Rank, budget_note, check_rank, rank_record
+from mergelab.report import LayerReport, Report, carried
 
 
 @full_precision()
@@ -107,22 +108,32 @@ def merge(
         options={**options_record(strategy), "rank": rank_record(rank), "seed": job.seed},
         inputs=_input_records(adapters, weights),
     )
+    dialect, spelling = common_dialect(taking_part)
     return Adapter(
         layers=layers,
         extras=extras,
         architecture=next((a.architecture for a in adapters if a.architecture), None),
         metadata=merged_metadata(recipe, taking_part),
         source="merge of " + ", ".join(names),
-        report=Report(tuple(names), tuple(rows), (*notes, *padded, *_reading_notes(job))),
+        report=Report(tuple(names), tuple(rows), (*_budget_notes(job, rows), *notes, *padded, *_reading_notes(job))),
         inputs=tuple(path for a in adapters for path in a.inputs),
+        dialect=dialect,
+        spelling=spelling,
     )
+
+
+def _budget_notes(job: Job, rows: Sequence[LayerReport]) -> Iterator[str]:
+    """Where the layers could not spend a budget."""
+    taking_part = [row.rank for row in rows if any(norm is not None for norm in row.norms)]
+    if note := budget_note(job.rank, taking_part):
+        yield note
 
 
 def _reading_notes(job: Job) -> Iterator[str]:
     """How the files of those that take part were understood."""
     for given in job.inputs:
         if any(given.weights.values()):
-            yield from (f"{given.name}: {note}" for note in given.adapter.notes)
+            yield from (f"{given.name}: {note}" for note in carried(given.adapter.notes))
 
 
 def _input_records(adapters: Sequence[Adapter], weights: Sequence[Weight] | None) -> list[dict[str, Any]]:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from mergelab.adapter import Adapter
-from mergelab.formats import sha256_of
-
-# Header keys under which tools keep the words that call an adapter, without a tool's prefix, spelt with letters alone.
-_TRIGGER_KEYS = (
-    *("triggerphrase", "triggerphrases", "triggerwords", "triggerword", "triggers", "instanceprompt"),
-    *("trainedwords", "trainedword", "activationtext", "activationwords", "activationword"),
-)
+from mergelab.formats import joined, sha256_of, trigger_words
 
 
 @dataclass(frozen=True)
@@ -63,46 +56,16 @@ def input_record(adapter: Adapter, weight: Any) -> dict[str, Any]:
     return {"name": adapter.name, "weight": weight, "sha256": digest}
 
 
-def trigger_words(adapters: Sequence[Adapter]) -> list[str]:
-    """The trigger words of all inputs, in their order, each once.
-
-    Example:
-        >>> headers = {"modelspec.trigger_phrase": "sks, dog"}, {"trained_words": '["szn style", "sks"]'}
-        >>> trigger_words([Adapter({}, metadata=header) for header in headers])
-        ['sks', 'dog', 'szn style']
-    """
-    words: dict[str, None] = {}
-    for adapter in adapters:
-        found = {key: _TRIGGER_KEYS.index(name) for key in adapter.metadata if (name := _bare(key)) in _TRIGGER_KEYS}
-        for key in sorted(found, key=lambda key: (found[key], key)):
-            for word in ",".join(_texts(adapter.metadata[key])).split(","):
-                if word.strip():
-                    words[word.strip()] = None
-    return list(words)
-
-
-def _bare(key: str) -> str:
-    """A header key by which spellings are compared: "ss_trigger_words" and "triggerWords" are one."""
-    return re.sub("[^a-z]", "", re.sub(r"^(modelspec\.|ss_|st_|ot_)", "", key.lower()))
-
-
-def _texts(value: str) -> list[str]:
-    """The texts of a header's value, which is one, or a list in JSON."""
-    try:
-        texts = json.loads(value) if value.lstrip().startswith("[") else value
-    except (ValueError, RecursionError):
-        texts = value
-    return [text for text in texts if isinstance(text, str)] if isinstance(texts, list) else [value]
-
-
 def merged_metadata(recipe: Recipe, adapters: Sequence[Adapter]) -> dict[str, str]:
-    """The header of a merged adapter: recipe, parents and trigger words."""
+    """The header of a merged adapter: recipe, parents, trigger words, and what the inputs say in common."""
     names = [adapter.name for adapter in adapters]
+    headers = [adapter.metadata for adapter in adapters]
     metadata = {
+        **joined(headers),
         "mergelab": recipe.to_json(),
         "modelspec.title": " + ".join(names),
         "modelspec.merged_from": ", ".join(names),
     }
-    if words := trigger_words(adapters):
+    if words := trigger_words(headers):
         metadata["modelspec.trigger_phrase"] = ", ".join(words)
     return metadata

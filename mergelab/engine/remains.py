@@ -9,6 +9,7 @@ from mergelab.engine.blocks import coordinates_of, seen_rows, sparsifier_states
 from mergelab.engine.job import LayerChance
 from mergelab.linalg.workspace import Workspace
 from mergelab.methods.method import MatrixWise, Part, Strategy
+from mergelab.report import VANISHED
 
 # A sum whose energy is below this share of that of its terms is what float32 leaves of zero. What another rule, perhaps
 # of a user's own, makes of its terms may be as small: it has to be beyond doubt.
@@ -36,7 +37,9 @@ def why_nothing_remains(
     on_factors = strategy.acts_in.acts_on_factors
     adds = strategy.is_sum and not on_factors
     rounding = (CANCELLED if adds else CANCELLED_BY_RULE) * strategy.output_scale**2
-    if energy > rounding * given or given == 0:
+    if given <= VANISHED:
+        return "nothing is there: the inputs are zero, or too small for float32" if energy <= VANISHED else ""
+    if energy > rounding * given:
         return ""
     if strategy.output_scale == 0:
         return "nothing is left: the merge is multiplied by 0"
@@ -44,6 +47,8 @@ def why_nothing_remains(
         given = _energy_seen(cast(MatrixWise, strategy), parts, chance, prepared, workspace)
         if given == 0:
             return "nothing is left: no entry was kept at this density"
+    elif strategy.sparsifier is not None and energy == 0:
+        return "nothing is left: no entry was kept at this density, or the inputs cancel"
     if energy > rounding * given:
         return ""
     return f"the inputs cancel{'' if adds else ', by this rule'}: what is left is rounding"
@@ -59,7 +64,7 @@ def _energy_seen(
     """Squared norm of all that the sparsifier leaves for the rule."""
     (stacked,) = coordinates_of(method, parts).stacks
     energy = 0.0
-    for i, state in enumerate(sparsifier_states(method, stacked, prepared, workspace)):
+    for i, state in enumerate(sparsifier_states(method, stacked, prepared, workspace, chance.layer)):
         for rows in stacked.blocks():
             memory = workspace.scratch(rows.stop - rows.start, stacked.shape[1], device=stacked.device)
             seen = seen_rows(method, stacked, i, rows, state, chance, out=memory)

@@ -150,6 +150,11 @@ def expanded_merges(config: Config) -> dict[str, dict[str, Any]]:
 
 def _checked(keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of `mergelab.merge` that it will not refuse."""
+    for key in ("weight", "weights", "loras"):
+        if key in keywords:
+            raise OptionError(
+                f"merges: {key!r} is no option of a merge; every adapter under loras has a weight of its own"
+            )
     options = {k: v for k, v in keywords.items() if k not in ("method", "rank", "seed")}
     strategy = strategy_of(str(keywords["method"]), options)
     seed = keywords.get("seed", 0)

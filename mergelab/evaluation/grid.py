@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from mergelab.engine.provenance import package_version
 from mergelab.evaluation.config import Config
+from mergelab.evaluation.failures import Failures
 from mergelab.evaluation.metrics.metric import Description, Metric, Picture
 from mergelab.evaluation.names import at_seed, split_seed
 from mergelab.evaluation.store import Store, hash_of
-from mergelab.evaluation.variants import Variant, failure
+from mergelab.evaluation.variants import Variant
 from mergelab.pipelines.adapters import swap
 from mergelab.pipelines.images import generate_image
 from mergelab.pipelines.opening import Pipeline
@@ -44,7 +45,7 @@ class Grid:
     store: Store
     variants: list[Variant]
     progress: bool | None
-    failures: list[dict[str, Any]]
+    failures: Failures
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"pipeline": 0.0, "metrics": 0.0})
 
@@ -71,6 +72,7 @@ def generate_missing(grid: Grid, pipeline: Pipeline, fingerprint: str, keywords:
                     _draw_all(grid, variant, todo, pipeline, keywords, bar)
         finally:
             swap(pipeline, {})
+            grid.failures.tell()
     for variant in grid.variants:
         grid.notes += store.recall(f"notes of {variant.fingerprint}") or []
         seconds = [store.recall(f"seconds of {key}") for key in variant.requests.values()]
@@ -89,7 +91,7 @@ def _draw_all(
     try:
         grid.store.keep(f"notes of {variant.fingerprint}", swap(pipeline, variant.adapters))
     except Exception as error:  # whatever diffusers or PEFT find wrong with a file concerns this variant alone
-        grid.failures.append(failure(variant.name, error))
+        grid.failures.add(error, variant.name)
         bar.update(len(todo))
         return
     if grid.config.memory.compile:
@@ -99,7 +101,7 @@ def _draw_all(
         try:
             pixels = generate_image(pipeline, prompt, seed, keywords)
         except Exception as error:  # out of memory, a NaN: this cell alone
-            grid.failures.append(failure(variant.name, error, prompt, seed))
+            grid.failures.add(error, variant.name, prompt, seed)
         else:
             seconds = time.perf_counter() - start
             grid.seconds["pipeline"] += seconds
@@ -127,14 +129,13 @@ def score_all(grid: Grid, metrics: list[Metric]) -> pd.DataFrame:
                     try:
                         values = _scored(grid, metric, key, prompt, comparisons)
                     except Exception as error:  # a metric, perhaps the user's own, that fails on one image
-                        grid.failures.append(
-                            failure(f"{metric.description.name} of {variant.name}", error, prompt, seed)
-                        )
+                        grid.failures.add(error, variant.name, prompt, seed, metric=metric.description.name)
                         continue
                     for reference, value in values.items():
                         name, reference_seed = split_seed(reference, seed)
                         row = {"metric": metric.description.name, "reference": name, "value": value}
                         rows.append(cell | row | {"reference_seed": reference_seed})
+    grid.failures.tell()
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

@@ -51,6 +51,8 @@ def read_config(
         content, where = _yaml(Path(source)), str(source)
     if not isinstance(content, dict):
         raise OptionError(f"{where}: expected a mapping of keys such as pipeline, loras, merges, prompts, seeds")
+    if isinstance(overrides, str):
+        raise OptionError(f"overrides={overrides!r}: expected a list, such as [{overrides!r}]")
     for override in overrides:
         _override(content, override)
     if pipeline is not None and not content.get("pipeline"):

@@ -20,6 +20,7 @@ from mergelab.comparing import compare
 from mergelab.errors import OptionError, OutputError
 from mergelab.evaluation.analysis import findings, metric_ranges
 from mergelab.evaluation.config import Config, Memory
+from mergelab.evaluation.failures import Failures, summed_up
 from mergelab.evaluation.grid import Grid, generate_missing, score_all
 from mergelab.evaluation.metrics.metric import Metric
 from mergelab.evaluation.metrics.registry import check_metrics, open_metrics, table_order
@@ -39,6 +40,9 @@ from mergelab.pipelines.adapters import check_adapters, check_bare
 from mergelab.pipelines.fingerprints import fingerprint
 from mergelab.pipelines.opening import Pipeline, ignores_guidance, name_of, open_pipeline, usual_device
 
+CONFIG = "config.yaml"
+"""In the run folder: the configuration as it was resolved."""
+
 
 def evaluate(
     config: str | os.PathLike[str] | Mapping[str, Any] | Config,
@@ -51,7 +55,8 @@ def evaluate(
     """Generates with a model, its adapters and their merges, and scores what each merge kept of each adapter.
 
     Images and scores that the run folder already holds are not computed again, so an interrupted run goes on where it
-    was, and an edited configuration computes what is new. A cell that fails is recorded and the rest goes on.
+    was, and an edited configuration computes what is new. A cell that fails is recorded and the rest goes on; a metric
+    that failed everywhere is in `Result.silent`.
 
     Args:
         config: a YAML file, a mapping, or a `Config`.
@@ -69,7 +74,8 @@ def evaluate(
             handed in is none that takes adapters, carries some already, or is another than the configuration names.
         SourceError, FormatError, LayerError: the configuration, the pipeline or an adapter cannot be read.
         ArchitectureError: the adapters are for different base models, or for another than the pipeline's.
-        OutputError: the folder is in use, or is none; or every single cell failed.
+        OutputError: the folder is in use, or is neither new, empty nor an earlier run's; a file that was given would be
+            replaced; or every single cell failed.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -95,7 +101,22 @@ def evaluate(
     check_metrics(settings)
     usual_device(settings.device)  # raises where it is none
     with Store(Path(out)).open() as store:
+        if isinstance(config, (str, os.PathLike)):
+            _check_not_replaced(Path(config), store.folder / CONFIG, settings)
         return _run(settings, store, pipeline, progress)
+
+
+def _as_yaml(config: Config) -> str:
+    return str(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
+
+
+def _check_not_replaced(given: Path, target: Path, config: Config) -> None:
+    """Raises where the run would write another configuration over the one that it was given."""
+    if target.exists() and target.samefile(given) and given.read_text(encoding="utf-8") != _as_yaml(config):
+        raise OutputError(
+            f"{given}: is the configuration of this run, and would be replaced by its resolved form; an output never "
+            "replaces an input: choose another folder for the run, or copy the file out of this one"
+        )
 
 
 def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | None) -> Result:
@@ -109,17 +130,17 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     concepts = {lora.name: lora.concept for lora in config.loras}
     metrics = open_metrics(config, concepts)
     ready = time.perf_counter()
-    write(store.folder / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
+    write(store.folder / CONFIG, _as_yaml(config))
     scaled = at_weights(config, loras)
     comparison = compare(list(scaled.values())) if len(scaled) > 1 else None
-    failures: list[dict[str, Any]] = []
+    failures = Failures()
     grid = Grid(config, store, make_variants(config, loras, scaled, store, failures), progress, failures)
     merged = time.perf_counter()
     with _threads_for(config):
         generate_missing(grid, pipeline, model, keywords)
         frame = score_all(grid, metrics)
-    if not len(frame) and failures:
-        raise OutputError(f"{store.folder}: every cell failed, the first with: {failures[0]['error']}")
+    if not len(frame) and failures.rows:
+        raise OutputError(f"{store.folder}: every cell failed: {'; '.join(summed_up(failures.rows))}")
     if not len(frame):
         raise OptionError("no metric has anything to say: give the adapters concepts, or name other metrics")
 
@@ -187,6 +208,6 @@ def _analysed(
         frame,
         findings(scores, described, [variant.name for variant in grid.variants], adapters, calling),
         metric_ranges(scores, described, adapters, calling),
-        grid.failures,
+        grid.failures.rows,
     )
     return replace(result, verdict=sentences(result, calling), table=plain_table(result))

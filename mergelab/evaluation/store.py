@@ -1,5 +1,7 @@
 """The run folder: what is finished in it is never computed again, and what is half written never counts.
 
+It is a folder that is new, empty or an earlier run's: a run replaces no files but those of runs.
+
 config.yaml  images/<hash>.png  adapters/<label>.safetensors + .json  journal.jsonl
 scores.parquet  summary.json  report.html
 """
@@ -22,9 +24,12 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
+from mergelab.checks import readable
 from mergelab.errors import OutputError
 from mergelab.formats.files import replacing
 
+# What a run leaves in its folder, when it is open and when it has drawn: either tells a run from other folders.
+_LOCK, _JOURNAL = ".lock", "journal.jsonl"
 IMAGES_IN_MEMORY = 24
 """Images that stay in memory: each is compared with several others of the same prompt and seed."""
 
@@ -37,7 +42,7 @@ def hash_of(request: Mapping[str, Any]) -> str:
 def write(path: Path, content: str | bytes) -> None:
     """Writes a file, whole or not at all."""
     with replacing(path) as partial:
-        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        partial.write_bytes(readable(content).encode("utf-8") if isinstance(content, str) else content)
 
 
 def to_json(content: Any) -> str:
@@ -75,15 +80,16 @@ class Store:
         """Takes the folder, or says who has it; one that is new and stays empty is removed again.
 
         Raises:
-            OutputError: the folder is in use, or is none.
+            OutputError: the folder is in use, is none, cannot be made, or holds what no run of mergelab has left there.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise OutputError(f"{self.folder}: expected a folder for the run, found a file")
-        new = not self.folder.exists()
-        for folder in (self.images, self.adapters):
-            folder.mkdir(parents=True, exist_ok=True)
+        new = self._is_new()
         try:
-            with FileLock(self.folder / ".lock", timeout=0):
+            for folder in (self.images, self.adapters):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.folder}: cannot be made a run folder: {error.strerror or error}") from None
+        try:
+            with FileLock(self.folder / _LOCK, timeout=0):
                 for unfinished in self.folder.rglob(".*.tmp"):  # by a killed run
                     unfinished.unlink()
                 self._remembered = self._read_journal()
@@ -91,8 +97,29 @@ class Store:
         except Timeout:
             raise OutputError(f"{self.folder}: another run is writing into this folder; choose another") from None
         finally:
-            if new and {path.name for path in self.folder.rglob("*")} <= {"images", "adapters", ".lock"}:
+            if new and {path.name for path in self.folder.rglob("*")} <= {"images", "adapters", _LOCK}:
                 shutil.rmtree(self.folder)
+
+    def _is_new(self) -> bool:
+        """Whether there is no such folder yet.
+
+        Raises:
+            OutputError: there is something else than an empty folder or a run.
+        """
+        try:
+            if not self.folder.exists():
+                return True
+            if not self.folder.is_dir():
+                raise OutputError(f"{self.folder}: expected a folder for the run, found a file")
+            found = sorted(path.name for path in self.folder.iterdir())
+        except OSError as error:
+            raise OutputError(f"{self.folder}: cannot be used: {error.strerror or error}") from None
+        if found and not {_LOCK, _JOURNAL} & set(found):
+            raise OutputError(
+                f"{self.folder}: is no run folder and holds {found[0]}; expected a new or empty folder, or that of an "
+                "earlier run"
+            )
+        return False
 
     # Images.
 
@@ -106,12 +133,12 @@ class Store:
             Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(partial, format="PNG")
 
     def load_image(self, key: str) -> Tensor:
-        """float32 (3, h, w) in [0, 1]; the last few are kept."""
+        """float32 (3, h, w) in [0, 1], the caller's own to write to; the last few are kept."""
         if key not in self._recent:
             while len(self._recent) >= IMAGES_IN_MEMORY:
                 del self._recent[next(iter(self._recent))]
             self._recent[key] = self._read_image(key)
-        return self._recent[key]
+        return self._recent[key].clone()
 
     def _read_image(self, key: str) -> Tensor:
         with Image.open(self.image_path(key)) as image:
@@ -121,7 +148,7 @@ class Store:
 
     @property
     def _journal(self) -> Path:
-        return self.folder / "journal.jsonl"
+        return self.folder / _JOURNAL
 
     def _read_journal(self) -> dict[str, Any]:
         values: dict[str, Any] = {}

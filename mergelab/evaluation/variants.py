@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,12 +13,11 @@ from mergelab.adapter import Adapter, load
 from mergelab.engine.merge import merge
 from mergelab.engine.provenance import package_version
 from mergelab.evaluation.config import Config, expanded_merges
+from mergelab.evaluation.failures import Failures
 from mergelab.evaluation.names import BASE, STACK, VariantName
 from mergelab.evaluation.store import Store, file_name, hash_of, to_json, write
 from mergelab.methods.registry import METHODS
 from mergelab.pipelines.fingerprints import adapter_hash
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,19 +44,12 @@ class Variant:
         return hash_of({"adapters": sorted(adapter_hash(adapter) for adapter in self.adapters.values())})
 
 
-def failure(variant: object, error: Exception, prompt: str | None = None, seed: int | None = None) -> dict[str, Any]:
-    """A cell that failed, or with neither prompt nor seed a whole variant, as the summary records it."""
-    said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    log.warning("%s: %s", ", ".join(str(part) for part in (variant, prompt, seed) if part is not None), said)
-    return {"variant": str(variant), "prompt": prompt, "seed": seed, "error": said}
-
-
 def make_variants(
     config: Config,
     loras: Mapping[str, Adapter],
     scaled: dict[str, Adapter],
     store: Store,
-    failures: list[dict[str, Any]],
+    failures: Failures,
 ) -> list[Variant]:
     """Base, singles, stack and merges; a merge that fails is recorded and left out."""
     variants = [Variant(BASE, {})]
@@ -70,7 +61,7 @@ def make_variants(
         try:
             variants.append(_merged(label, keywords, config, loras, inputs, store))
         except Exception as error:  # out of memory, a rule of the user's own: this merge alone
-            failures.append(failure(VariantName("merge", label), error))
+            failures.add(error, VariantName("merge", label))
     return variants
 
 

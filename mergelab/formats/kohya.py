@@ -4,84 +4,55 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from functools import partial
 
-import torch
 from torch import Tensor
 
 from mergelab.errors import ArchitectureError
-from mergelab.formats.architectures.fused import OriginalModule
-from mergelab.formats.architectures.naming import Naming, Place
-from mergelab.formats.architectures.registry import ARCHITECTURES, NAMINGS, architecture_of
+from mergelab.formats.architectures.naming import Place
+from mergelab.formats.architectures.registry import ARCHITECTURES, architecture_of
+from mergelab.formats.layout import Layout
+from mergelab.formats.original import alone, modules_of, others_of
+from mergelab.formats.padding import projection_padded
 from mergelab.formats.prefixes import flatten
-from mergelab.formats.writers import EMBEDDING_PREFIX, folded_layer, most_frequent, no_place
-from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer
+from mergelab.formats.writers import folded_layer, is_t5, most_frequent, with_alpha
+from mergelab.layer import AdapterData, Layer
 
 
-def kohya(data: AdapterData) -> dict[str, Tensor]:
+def kohya(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
     """The tensors of a file in kohya's names."""
-    modules = _modules(data)
+    data = projection_padded(data)
+    modules = modules_of(data, partial(_place, data, layout))
     layers = {name: module.layer() for name, module in modules.items() if module.layers}
-    tensors = _others(data)
+    tensors = others_of(data, "kohya")
     known = ARCHITECTURES.get(data.architecture or "")
-    alpha = None if known and known.denoiser != "unet" else _one_alpha(layers.values())
+    one = known is None or known.denoiser == "unet"
+    common = _one_alpha(layers.values()) if one and not layout.alpha_is_rank else None
     for name, layer in layers.items():
-        # kohya's tools read an alpha of 0 as "none given", and a negative one is used by nobody.
-        written = layer if layer.scaling > 1e-30 else folded_layer(layer)
-        if alpha is not None:
-            written = folded_layer(written.scaled(written.rank / alpha)).scaled(alpha / written.rank)
+        if common is not None:
+            layer, _ = with_alpha(layer)
+            layer = folded_layer(layer.scaled(layer.rank / common)).scaled(common / layer.rank)
+        written, alpha = with_alpha(layer, layout.alpha_is_rank)
         tensors[f"{name}.lora_down.weight"] = written.lora_A
         tensors[f"{name}.lora_up.weight"] = written.lora_B
-        tensors[f"{name}.alpha"] = torch.tensor(written.scaling * written.rank, dtype=torch.float32)
+        tensors[f"{name}.alpha"] = alpha
     for name, module in modules.items():
         if module.biases:
             tensors[f"{name}.diff_b"] = module.bias(layers.get(name))
     return tensors
 
 
-@dataclass
-class _Module:
-    """A module of kohya's file: the layers and biases that are parts of it, by their number."""
-
-    original: OriginalModule
-    layers: dict[int, Layer] = field(default_factory=dict)
-    biases: dict[int, Tensor] = field(default_factory=dict)
-
-    def layer(self) -> Layer:
-        last = self.biases.get(len(self.original.parts) - 1)
-        return self.original.join(self.layers, len(last) if last is not None else None)
-
-    def bias(self, layer: Layer | None) -> Tensor:
-        return self.original.join_rows(self.biases, layer.shape if layer else None)
-
-
-def _modules(data: AdapterData) -> dict[str, _Module]:
-    """Layers and biases under kohya's module names."""
-    modules: dict[str, _Module] = {}
-
-    def module(name: str) -> tuple[_Module, int]:
-        flat, place = _place(data, name)
-        return modules.setdefault(flat, _Module(place.module)), place.part
-
-    for name, layer in data.layers.items():
-        fused, index = module(name)
-        fused.layers[index] = layer
-    for key, tensor in data.extras.items():
-        if key.endswith(BIAS_SUFFIX):
-            fused, index = module(key.removesuffix(BIAS_SUFFIX))
-            fused.biases[index] = tensor
-    return modules
-
-
-def _place(data: AdapterData, name: str) -> tuple[str, Place]:
+def _place(data: AdapterData, layout: Layout, name: str) -> tuple[str, Place]:
     """kohya's name of the module that holds a layer, and where the layer is in it."""
     component, _, path = name.partition(".")
     architecture = architecture_of(data.architecture, component)
     kohya = architecture.kohya
     naming = architecture.naming_of(component)
-    place = naming.place(path) if naming and kohya and kohya.original_names else None
+    place = naming.place(path) if naming and kohya and kohya.original_names and layout.original_names else None
     if place or component == "unet":
         prefix: str | None = "lora_unet"  # as kohya calls every denoiser
+    elif layout.t5 and is_t5(path):
+        prefix = layout.t5
     else:
         prefix = kohya.text_encoders.get(component) if kohya else None
     flat = flatten(place.module.path if place else path, naming or architecture.naming)
@@ -91,32 +62,7 @@ def _place(data: AdapterData, name: str) -> tuple[str, Place]:
             f"layer {name} ({data.architecture or 'unknown base model'}) has no name in kohya's format, which exists "
             f"for {', '.join(titles[:-1])} and {titles[-1]}; write it as format='peft'"
         )
-    return f"{prefix}_{flat}", place or Place(OriginalModule(path, (path,)), 0)
-
-
-def _others(data: AdapterData) -> dict[str, Tensor]:
-    """Embeddings under the keys of A1111 and OneTrainer, norms under those of ComfyUI."""
-    others: dict[str, Tensor] = {}
-    for key, tensor in data.extras.items():
-        if key.endswith(BIAS_SUFFIX):
-            continue
-        if key.startswith(EMBEDDING_PREFIX):
-            others[key] = tensor
-            continue
-        component, _, path = key.removesuffix(".weight").partition(".")
-        namings = [naming for naming in NAMINGS if naming.component == component and naming.original_norm(path)]
-        if not namings:
-            raise no_place(key, "kohya")
-        others[f"diffusion_model.{namings[0].original_norm(path)}.set_weight"] = tensor
-        others |= _widened(data, namings[0])
-    return others
-
-
-def _widened(data: AdapterData, naming: Naming) -> dict[str, Tensor]:
-    """A Control adapter widens the input layer; ComfyUI has to be told."""
-    module = naming.module(naming.input_layer) if naming.input_layer else None
-    layer = data.layers.get(f"{naming.component}.{module.parts[0]}") if module else None
-    return {f"diffusion_model.{naming.input_layer}.reshape_weight": torch.tensor(layer.shape)} if layer else {}
+    return f"{prefix}_{flat}", place or alone(path)
 
 
 def _one_alpha(layers: Iterable[Layer]) -> int | None:

@@ -8,35 +8,55 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mergelab.errors import FormatError
-from mergelab.formats.architectures.registry import architecture_of
+from mergelab.formats.architectures.architecture import PROJECTED
+from mergelab.formats.architectures.registry import ARCHITECTURES, architecture_of
+from mergelab.formats.layout import Layout
 from mergelab.formats.prefixes import COMPONENTS, unflatten
 from mergelab.formats.saved_modules import is_saved, saved_fields, written_path
-from mergelab.formats.writers import by_component, folded_layer, most_frequent, no_place
+from mergelab.formats.writers import FACTOR_SUFFIXES, by_component, folded_layer, is_t5, most_frequent, no_place
 from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer
 
 
-def diffusers(data: AdapterData) -> dict[str, Tensor]:
+def diffusers(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
     """The tensors of a file for diffusers' pipelines, scalings folded into lora_B."""
     tensors: dict[str, Tensor] = {}
+    older = without_attention(data)
     for name, layer in data.layers.items():
-        component, _, path = name.partition(".")
-        naming = architecture_of(data.architecture, component).naming
-        if component not in COMPONENTS or ("_" in path and "." not in path and unflatten(path, naming) != path):
+        if not has_name_in_diffusers(data, name):
             raise FormatError(
                 f"layer {name} has no name in a diffusers pipeline; write it as format='peft', or as format='kohya' "
                 "if it came from there"
             )
         folded = folded_layer(layer)
-        tensors[f"{name}.lora_A.weight"] = folded.lora_A
-        tensors[f"{name}.lora_B.weight"] = folded.lora_B
+        down, up = FACTOR_SUFFIXES[2 if name.partition(".")[0] in older else 1]
+        tensors[f"{name}{down}"], tensors[f"{name}{up}"] = folded.lora_A, folded.lora_B
     for name, tensor in data.extras.items():
         if is_saved(name) or not (name.endswith(BIAS_SUFFIX) or name.startswith("transformer.")):
             raise no_place(name, "diffusers")
         tensors[name] = tensor
     return tensors
+
+
+def without_attention(data: AdapterData) -> set[str]:
+    """CLIP text encoders without a layer in attention; by such layers diffusers (0.42) tells PEFT's keys from older."""
+    attention = (".q_proj", ".k_proj", ".v_proj", ".out_proj")
+    return {
+        component
+        for component, layers in by_component(data).items()
+        if component.startswith("text_encoder") and not any(is_t5(path) or path.endswith(attention) for path in layers)
+    }
+
+
+def has_name_in_diffusers(data: AdapterData, name: str) -> bool:
+    """Whether a layer's canonical name is one that a pipeline may have."""
+    component, _, path = name.partition(".")
+    architecture = architecture_of(data.architecture, component)
+    naming = architecture.naming_of(component) or architecture.naming
+    return component in COMPONENTS and not ("_" in path and "." not in path and unflatten(path, naming) != path)
 
 
 def adapter_metadata(data: AdapterData) -> dict[str, Any]:
@@ -80,7 +100,7 @@ def _plain(value: float) -> int | float:
     return int(value) if float(value).is_integer() else value
 
 
-def peft(data: AdapterData) -> dict[str, Tensor]:
+def peft(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
     """The tensors of the PEFT folder of one component."""
     components = by_component(data)
     if len(components) > 1:
@@ -91,7 +111,7 @@ def peft(data: AdapterData) -> dict[str, Tensor]:
     tensors = {}
     data = _without_zero_scalings(data)
     for name, layer in data.layers.items():
-        path = f"base_model.model.{name.partition('.')[2]}"
+        path = f"base_model.model.{_live_path(data, name)}"
         tensors[f"{path}.lora_A.weight"] = layer.lora_A
         tensors[f"{path}.lora_B.weight"] = layer.lora_B
     for key, tensor in data.extras.items():
@@ -101,8 +121,33 @@ def peft(data: AdapterData) -> dict[str, Tensor]:
             raise no_place(key, "peft")
         if written := written_path(key):
             # PEFT multiplies the bias of lora_B by the scaling of its layer.
-            tensors[f"base_model.model.{written}"] = tensor if scaling == 1.0 else tensor.float() / scaling
+            component = key.partition(".")[0]
+            tensors[f"base_model.model.{_live_path(data, f'{component}.{written}')}"] = (
+                tensor if scaling == 1.0 else tensor.float() / scaling
+            )
     return tensors
+
+
+def folder_alphas(data: AdapterData) -> dict[str, Tensor]:
+    """The alphas of a PEFT folder, which stand in its config, as a file would have them."""
+    layers = _without_zero_scalings(data).layers
+    return {
+        f"base_model.model.{_live_path(data, name)}.alpha": torch.tensor(layer.scaling * layer.rank)
+        for name, layer in layers.items()
+    }
+
+
+def _live_path(data: AdapterData, name: str) -> str:
+    """A layer's path in the live model.
+
+    Of the CLIP text models of transformers 5 only those with a projection have a `text_model` within.
+    """
+    component, _, path = name.partition(".")
+    known = ARCHITECTURES.get(data.architecture or "")
+    projected = known.projected if known else PROJECTED
+    has_projection = component in projected or f"{component}.text_projection" in data.layers
+    is_plain_clip = component.startswith("text_encoder") and not has_projection
+    return path.removeprefix("text_model.") if is_plain_clip else path
 
 
 def folder_config(data: AdapterData, component: str) -> dict[str, Any]:

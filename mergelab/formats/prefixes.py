@@ -14,7 +14,15 @@ from functools import cache
 from mergelab.formats.architectures import text_encoders
 from mergelab.formats.architectures.naming import Naming
 
-COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "text_conditioner")
+COMPONENTS = (
+    "unet",
+    "transformer",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "text_conditioner",
+    "connectors",
+)
 T5 = "t5"
 """Stands for the component that the T5 is, which differs between base models."""
 
@@ -35,6 +43,7 @@ _DOTTED = {
     "model.diffusion_model.": None,
     "diffusion_model.": None,
     "text_encoders.clip_l.transformer.": "text_encoder",
+    "text_encoders.clip_h.transformer.": "text_encoder",
     "text_encoders.clip_g.transformer.": "text_encoder_2",
     "text_encoders.t5xxl.transformer.": T5,
     "cond_stage_model.transformer.": "text_encoder",
@@ -49,6 +58,7 @@ _DOTTED = {
     "text_encoder_2.": "text_encoder_2",
     "text_encoder_3.": "text_encoder_3",
     "text_conditioner.": "text_conditioner",
+    "connectors.": "connectors",
 }
 # What wraps a model and has no other meaning, at any depth (torch.compile, FSDP, checkpointing), ...
 _STEP = "(?:_orig_mod|_fsdp_wrapped_module|_fpw_module|_checkpoint_wrapped_module)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mergelab.errors import FormatError, LayerError
 from mergelab.formats.architectures.architecture import Architecture
+from mergelab.formats.dialects import dialect_of
 from mergelab.formats.header_alphas import HeaderAlphas, Ranks, header_alphas
 from mergelab.formats.keys import group_keys
 from mergelab.formats.kinds import ModuleTensors, module_shape, to_layer
@@ -21,6 +22,7 @@ from mergelab.formats.recognising import recognise
 from mergelab.formats.saved_modules import check_own, read_saved
 from mergelab.formats.scalings import ScalingOf, header_scaling
 from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer, LoraLayer
+from mergelab.report import USUAL_ALPHA
 
 _NORM_LEAF = re.compile(r"\.(scale|weight|set_weight|scale\.set_weight)$")
 
@@ -73,7 +75,22 @@ def parse(
         extras |= biases
         _check_extras(extras, layers)
         notes = (*found.notes, *header.notes, *_notes(layers, found.names, without_alpha))
-        return AdapterData(layers, extras, found.architecture, dict(metadata), source, notes)
+        return AdapterData(
+            layers,
+            extras,
+            found.architecture,
+            dict(metadata),
+            source,
+            notes,
+            dialect="peft" if config is not None else dialect_of(tensors),
+            spelling=_spelling(groups.modules, located, layers) if found.architecture is None else {},
+        )
+
+
+def _spelling(modules: Iterable[str], located: Mapping[str, Located], layers: Mapping[str, Layer]) -> dict[str, str]:
+    """How the file names the modules of an unknown model, those that are one layer each."""
+    names = {f"{located[module].component}.{located[module].path}": module for module in modules}
+    return {name: module for name, module in names.items() if name in layers}
 
 
 def _ranks(modules: Mapping[str, ModuleTensors], located: Mapping[str, Located]) -> dict[str, Ranks]:
@@ -177,7 +194,7 @@ def _check_extras(extras: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> 
 def _notes(layers: Mapping[str, Layer], architecture: Architecture | None, without_alpha: int) -> tuple[str, ...]:
     notes = []
     if without_alpha:
-        notes.append(f"{without_alpha} layers have no alpha: alpha = rank, as everywhere")
+        notes.append(f"{without_alpha} layers have no alpha: {USUAL_ALPHA}")
     odd = [name for name in layers if not (architecture and is_module_of(architecture, name))]
     if odd:
         where = f"no module of {architecture.title}" if architecture else "no model that mergelab knows"

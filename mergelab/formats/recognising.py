@@ -160,7 +160,8 @@ def _best(shapes: Mapping[str, Shape], metadata: Mapping[str, str], component: s
     """The readings that know the most of the file's modules, and at least half of them."""
     sample = dict(islice(shapes.items(), 0, None, max(1, len(shapes) // _SAMPLE)))
     looks = [_candidate(architecture, sample, metadata, component) for architecture in ARCHITECTURES.values()]
-    worth = [_candidate(look.architecture, shapes, metadata, component) for look in looks if look.known]
+    least = max(1, max((look.known for look in looks), default=0) / 2)
+    worth = [_candidate(look.architecture, shapes, metadata, component) for look in looks if look.known >= least]
     most = max((candidate.known for candidate in worth), default=0)
     best = [candidate for candidate in worth if candidate.known == most and 2 * most >= len(shapes) > 0]
     return [candidate for candidate in best if candidate.evidence is not None] or best

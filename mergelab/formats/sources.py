@@ -108,6 +108,8 @@ def _joined(folder: Path, parts: list[tuple[AdapterData, Files]]) -> tuple[Adapt
         metadata=datas[0].metadata,
         source=str(folder),
         notes=tuple(dict.fromkeys(note for data in datas for note in data.notes)),
+        dialect=datas[0].dialect,
+        spelling={name: spelt for data in datas for name, spelt in data.spelling.items()},
     )
     return joined, tuple(path for _, paths in parts for path in paths)
 

@@ -20,6 +20,8 @@ def check_target(target: Path, inputs: Sequence[Path], overwrite: bool, format: 
     Raises:
         OutputError: it is an input, exists already, has another ending than .safetensors, or there is no such folder.
     """
+    if format == "peft" and target.suffix.lower() == ".safetensors":
+        raise OutputError(f"{target}: format 'peft' is a folder, expected a name without .safetensors")
     if target.suffix.lower() != ".safetensors" and format != "peft":
         raise OutputError(f"{target}: expected a name that ends in .safetensors, by which tools know such a file")
     try:

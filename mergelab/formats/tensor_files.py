@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from mergelab.checks import readable
 from mergelab.errors import FormatError, OutputError, SourceError
 from mergelab.formats.files import replacing
 from mergelab.formats.messages import about, one_line
@@ -22,6 +24,10 @@ from mergelab.formats.strangers import other_file
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 HASH = "modelspec.hash_sha256"
+# The same digest, and one of a small part of the file, as kohya's tools, A1111 and Forge look for them.
+_MODEL_HASH, _LEGACY_HASH = "sshs_model_hash", "sshs_legacy_hash"
+HASHES = (HASH, _MODEL_HASH, _LEGACY_HASH)
+_LEGACY_START, _LEGACY_SIZE = 0x100000, 0x10000
 
 _USUAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _DTYPES = {
@@ -63,6 +69,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with path.open("rb") as file:
             start = file.read(4096)
+        os.fsencode(path).decode("utf-8")  # of other names the package that reads it says nothing sensible
+    except UnicodeDecodeError:
+        raise SourceError("cannot be read: its name is no UTF-8; rename it") from None
     except OSError as error:
         raise SourceError(f"cannot be read: {error.strerror}") from None
     try:
@@ -123,7 +132,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
 
     (The safetensors package writes the entries of the metadata in a random order, so the same content would give
     other bytes every time.) The file is written beside its target and renamed when it is whole. Its header gets the
-    hash of the tensors, which is computed while they are written.
+    hash of the tensors, which is computed while they are written, and of the part of the file by which A1111 once told
+    models apart, unless the header reaches into that part.
     """
     entries: dict[str, object] = {}
     offset = 0
@@ -135,20 +145,26 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
 
-    def head(digest: str) -> bytes:
-        strings = dict(sorted({**metadata, HASH: f"0x{digest}"}.items()))
+    def head(digest: str, legacy: str) -> bytes:
+        hashes = {HASH: f"0x{digest}", _MODEL_HASH: digest, _LEGACY_HASH: legacy}
+        given = {readable(key): readable(value) for key, value in metadata.items()}
+        strings = dict(sorted({**given, **{key: value for key, value in hashes.items() if value}}.items()))
         content = {"__metadata__": strings, **entries}
         text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text
 
-    with ThreadPoolExecutor(1) as hasher, replacing(path) as temporary, temporary.open("wb") as file:
+    with ThreadPoolExecutor(1) as hasher, replacing(path) as temporary, temporary.open("w+b") as file:
         digest = hasher.submit(_tensors_sha256, tensors)
-        file.write(head("0" * 64))
+        legacy = "0" * 8 if len(start := head("0" * 64, "0" * 8)) <= _LEGACY_START else ""
+        file.write(start if legacy else head("0" * 64, ""))
         for name in file_order(tensors):
             file.write(_raw(tensors[name]))
+        if legacy:
+            file.seek(_LEGACY_START)
+            legacy = hashlib.sha256(file.read(_LEGACY_SIZE)).hexdigest()[:8]
         file.seek(0)
-        file.write(head(digest.result()))
+        file.write(head(digest.result(), legacy))
 
 
 def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

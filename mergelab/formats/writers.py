@@ -6,13 +6,18 @@ from collections import Counter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mergelab.errors import FormatError
 from mergelab.formats.prefixes import COMPONENTS
 from mergelab.layer import AdapterData, Layer, LoraLayer
 
-FACTOR_SUFFIXES = ((".lora_down.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_B.weight"))
-"""Ends of the keys of a layer's two factors, in the formats that are written."""
+FACTOR_SUFFIXES = (
+    (".lora_down.weight", ".lora_up.weight"),
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+)
+"""Ends of the keys of a layer's two factors: of kohya's tools, of PEFT, and of text encoders in older diffusers."""
 
 
 def folded_layer(layer: Layer) -> LoraLayer:
@@ -24,6 +29,13 @@ def folded_layer(layer: Layer) -> LoraLayer:
     return LoraLayer(layer.lora_A, rounded if torch.equal(rounded.float(), exact) else exact)
 
 
+def with_alpha(layer: Layer, alpha_is_rank: bool = False) -> tuple[Layer, Tensor]:
+    """A layer as it is written, and the alpha beside it."""
+    # kohya's tools read an alpha of 0 as "none given", and a negative one is used by nobody.
+    written = layer if layer.scaling > 1e-30 and not alpha_is_rank else folded_layer(layer)
+    return written, torch.tensor(written.scaling * written.rank, dtype=torch.float32)
+
+
 def by_component(data: AdapterData) -> dict[str, dict[str, Layer]]:
     """Layers by component, under their paths in it."""
     components: dict[str, dict[str, Layer]] = {}
@@ -31,6 +43,11 @@ def by_component(data: AdapterData) -> dict[str, dict[str, Layer]]:
         component, _, path = name.partition(".")
         components.setdefault(component, {})[path] = layer
     return components
+
+
+def is_t5(path: str) -> bool:
+    """Whether a path in a text encoder is that of a T5's module."""
+    return path.startswith(("encoder.block.", "shared", "encoder.final_layer_norm"))
 
 
 def most_frequent(counts: Counter[Any]) -> Any:

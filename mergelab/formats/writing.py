@@ -1,127 +1,101 @@
-"""`AdapterData` -> tensors and header of a file, in the dialect asked for."""
+"""`AdapterData` -> a file or a folder, in the format or for the tool asked for."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mergelab.errors import OptionError
-from mergelab.formats.architectures.registry import ARCHITECTURES
+from mergelab.formats.cast_errors import cast_error
 from mergelab.formats.casting import cast
 from mergelab.formats.files import replacing_folder
-from mergelab.formats.header_alphas import stale_fields
-from mergelab.formats.kohya import kohya
+from mergelab.formats.headers import header
+from mergelab.formats.layout import Layout
 from mergelab.formats.messages import about
-from mergelab.formats.peft import adapter_metadata, diffusers, folder_config, peft, split_components
+from mergelab.formats.peft import folder_alphas, folder_config, split_components
 from mergelab.formats.peft_config import PEFT_CONFIG, PEFT_WEIGHTS
-from mergelab.formats.tensor_files import HASH, write_safetensors
-from mergelab.formats.writers import most_frequent
-from mergelab.layer import AdapterData, short_name
-
-# What the header of another file said that is no longer true of this one.
-_STALE = (
-    "format",
-    "lora_adapter_metadata",
-    "sshs_model_hash",
-    "sshs_legacy_hash",
-    HASH,
-    "ss_network_module",
-    "ss_network_dim",
-    "ss_network_alpha",
-)
-_WRITERS = {"diffusers": diffusers, "kohya": kohya, "peft": peft}
-FORMATS = tuple(_WRITERS)
+from mergelab.formats.planning import tensors_of
+from mergelab.formats.tensor_files import write_safetensors
+from mergelab.formats.tools import Fitted
+from mergelab.layer import AdapterData
 
 
-def check_format(name: object) -> str:
-    """Return a known format's name, or raise `OptionError`."""
-    if name not in FORMATS:
-        raise OptionError(f"format={name!r}: expected one of {', '.join(map(repr, FORMATS))}")
-    return str(name)
+@dataclass(frozen=True)
+class Written:
+    """A file that was written.
+
+    Attributes:
+        path: of the file, or the folder.
+        format: that it is in.
+        layers: how many were written.
+        notes: sentences that a user should know: what a tool has no place for, which tools read less of it.
+        cast_error: `||saved - exact|| / ||exact||` over all layers, None where nothing was cast.
+    """
+
+    path: Path
+    format: str
+    layers: int
+    notes: tuple[str, ...] = ()
+    cast_error: float | None = None
+
+    def lines(self) -> list[str]:
+        """The notes, and the error of the cast, in words."""
+        error = [] if self.cast_error is None else [f"  relative error {self.cast_error:.2g} from the cast"]
+        return error + [f"  note: {note}" for note in self.notes]
 
 
-def to_dtype(name: object) -> torch.dtype | None:
-    """The torch dtype of "float32", "bfloat16", "bf16", ...; None stays None."""
-    short = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "f32": "float32", "f16": "float16"}
-    if name is None or isinstance(name, torch.dtype):
-        dtype = name
-    else:
-        dtype = getattr(torch, short.get(str(name), str(name)), None)
-        if dtype is None:
-            raise OptionError(f"dtype={name!r}: expected 'float32', 'float16' or 'bfloat16'")
-    if dtype is not None and dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        raise OptionError(f"dtype={name!r}: expected 'float32', 'float16' or 'bfloat16'")
-    return dtype
-
-
-def state_dict(data: AdapterData, format: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The tensors of a file of this format, by key.
+def state_dict(data: AdapterData, layout: Layout, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors of a file, by key.
 
     Args:
         data: what to write.
-        format: "diffusers", "kohya", or "peft" (the keys of one component's folder).
+        layout: how; for "peft" the keys of one component's folder.
         dtype: of the factors; None keeps each as it is, float32 where a scaling would otherwise be rounded.
 
     Raises:
         FormatError, ArchitectureError: a layer or an extra that the format has no name for.
         OutputError: a value that overflows the dtype, or a layer that loses more in it than rounding explains.
     """
-    write = _WRITERS[check_format(format)]
     with about(data.source):
-        return cast(write(data), dtype)
+        return cast(tensors_of(data, layout), dtype)
 
 
-def save(data: AdapterData, path: Path, format: str, dtype: torch.dtype | None) -> None:
+def write(plan: Fitted, path: Path, dtype: torch.dtype | None) -> Written:
     """Write a file, or for "peft" a folder (one folder in it per component where there are several)."""
-    if check_format(format) == "peft":
-        _save_peft(data, path, dtype)
-        return
-    tensors = state_dict(data, format, dtype)
-    write_safetensors(path, tensors, header(data, format, tensors))
+    data, layout = plan.data, plan.layout
+    if layout.format == "peft":
+        error = _write_folder(data, layout, path, dtype)
+    else:
+        with about(data.source):
+            exact = tensors_of(data, layout)
+            tensors = cast(exact, dtype)
+        format = data.dialect or "" if layout.format == "same" else layout.format
+        write_safetensors(path, tensors, header(data, format, tensors))
+        error = None if dtype is None else cast_error(exact, tensors)
+    return Written(path, layout.format, len(data.layers), plan.notes, error)
 
 
-def _save_peft(data: AdapterData, folder: Path, dtype: torch.dtype | None) -> None:
+def _write_folder(data: AdapterData, layout: Layout, folder: Path, dtype: torch.dtype | None) -> float | None:
+    """Write a folder; the error of the cast over all components."""
     with about(data.source):
         parts = split_components(data)
+    exact: dict[str, Tensor] = {}
+    saved: dict[str, Tensor] = {}
     with replacing_folder(folder, {PEFT_CONFIG, PEFT_WEIGHTS[0]}) as temporary:
         for component, part in parts.items():
             target = temporary if len(parts) == 1 else temporary / component
             target.mkdir(exist_ok=True)
-            tensors = state_dict(part, "peft", dtype)
-            strings = {**header(part, "peft", tensors), "format": "pt", "mergelab.component": component}
-            write_safetensors(target / PEFT_WEIGHTS[0], tensors, strings)
+            with about(data.source):
+                before = tensors_of(part, layout)
+                after = cast(before, dtype)
+            strings = {**header(part, "peft", after), "format": "pt", "mergelab.component": component}
+            write_safetensors(target / PEFT_WEIGHTS[0], after, strings)
             text = json.dumps(folder_config(part, component), indent=2, sort_keys=True)
             (target / PEFT_CONFIG).write_text(text + "\n", encoding="utf-8")
-
-
-def header(data: AdapterData, format: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The strings of the header: what the inputs said and is still true, modelspec, and what readers need."""
-    stale = stale_fields(data.metadata).union(_STALE)
-    strings = {key: value for key, value in data.metadata.items() if key not in stale}
-    architecture = ARCHITECTURES.get(data.architecture or "")
-    strings["modelspec.sai_model_spec"] = "1.0.0"
-    strings.setdefault("modelspec.title", "untitled" if data.source.startswith("<") else short_name(data.source))
-    if architecture:
-        strings["modelspec.architecture"] = architecture.modelspec
-        strings["modelspec.implementation"] = (
-            "diffusers" if format == "diffusers" else "https://github.com/kohya-ss/sd-scripts"
-        )
-        strings["ss_base_model_version"] = architecture.base_version
-        strings["ss_v2"] = str(architecture.v2)
-    if format == "kohya":
-        ranks = Counter(t.shape[0] for key, t in tensors.items() if key.endswith(".lora_down.weight"))
-        alphas = Counter(float(t) for key, t in tensors.items() if key.endswith(".alpha"))
-        known = architecture.kohya if architecture else None
-        strings["ss_network_module"] = known.network_module if known else "networks.lora"
-        strings["ss_network_dim"] = str(most_frequent(ranks)) if len(ranks) == 1 else "Dynamic"
-        strings["ss_network_alpha"] = f"{most_frequent(alphas):g}" if len(alphas) == 1 else "Dynamic"
-    elif format == "diffusers":
-        strings["format"] = "pt"
-        if len({layer.rank for layer in data.layers.values()}) > 1:
-            strings["lora_adapter_metadata"] = json.dumps(adapter_metadata(data), sort_keys=True)
-    return strings
+            alphas = folder_alphas(part)
+            exact |= {f"{component}.{key}": tensor for key, tensor in {**before, **alphas}.items()}
+            saved |= {f"{component}.{key}": tensor for key, tensor in {**after, **alphas}.items()}
+    return None if dtype is None else cast_error(exact, saved)

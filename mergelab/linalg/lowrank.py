@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 # Singular values below this share of the largest are what float32 leaves of zero.
-NULL, TINY = 1e-7, 1e-300
+NULL, TINY = 1e-7, 1e-37
 # Eigenvalues of a Gram matrix in float64 below this share of the largest are what is left of zero.
 GRAM_NULL = 1e-15
 
@@ -190,7 +190,7 @@ def svd_of_sum(changes: Sequence[Factors], count: Callable[[Tensor], int] = len)
     energy, number = float((s**2).sum()), count(s)
     left, s, right = left[:, :number], s[:number], right[:number].T
     # U = B A v / s and V = (u B A).T / s; where a value is only rounding, so would be its vectors.
-    over = torch.where(s > NULL * s.max().clamp_min(TINY), 1 / s, 0.0) if number else s
+    over = torch.where(s > (NULL * s.max()).clamp_min(TINY), 1 / s, 0.0) if number else s
     u = whole.B @ (whole.r_a.T @ right * over).to(whole.B)
     v = ((whole.r_b.T @ left * over).to(whole.A).T @ whole.A).T
     cores = whole.cores()

@@ -12,7 +12,7 @@ from torch import Tensor
 from mergelab.errors import OptionError
 from mergelab.linalg.lowrank import Factors, stack
 from mergelab.methods.method import EntryWise, LayerWise, Part
-from mergelab.ranks import Rank
+from mergelab.ranks import Rank, rank_repr
 from mergelab.spaces import SPACES
 
 _TWICE = {"twice": "a sum of two equals is twice as much"}
@@ -99,7 +99,7 @@ class Cat(ExactSum):
         """Any other rank is another method's."""
         if rank != self.default_rank:
             raise OptionError(
-                f"cat keeps the sum of the ranks; for rank={rank!r} use method='svd', the same sum truncated"
+                f"cat keeps the sum of the ranks; for rank={rank_repr(rank)} use method='svd', the same sum truncated"
             )
         return super().checked_rank(rank)
 

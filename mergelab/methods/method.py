@@ -19,7 +19,7 @@ from torch import Tensor
 from mergelab.errors import OptionError
 from mergelab.linalg.lowrank import Factors
 from mergelab.methods.sparsify import Sparsifier
-from mergelab.ranks import Rank
+from mergelab.ranks import Rank, rank_repr
 from mergelab.spaces import BASES, PLAIN_SPACE, SPACES, Merged, Space, checked_space
 
 
@@ -120,7 +120,7 @@ class Strategy(ABC):
         if self.stores_factors and rank != self.default_rank:
             raise OptionError(
                 f"{type(self).__name__} stores its factors at the rank that they have, "
-                f"rank={self.default_rank!r}: found rank={rank!r}"
+                f"rank={self.default_rank!r}: found rank={rank_repr(rank)}"
             )
         return rank
 
@@ -138,6 +138,10 @@ class MatrixWise(Strategy):
     def __post_init__(self) -> None:
         super().__post_init__()
         sparsifier = self.sparsifier  # which checks its own options
+        if sparsifier is not None and not isinstance(sparsifier, Sparsifier):
+            raise OptionError(
+                f"{type(self).__name__}.sparsifier: expected a Sparsifier or None, found {sparsifier!r:.60}"
+            )
         if sparsifier is not None and sparsifier.scope != "layer" and self.acts_in.acts_on_factors:
             raise OptionError(
                 f"scope={sparsifier.scope!r} trims whole changes; in space={self.space!r} only scope='layer' exists"

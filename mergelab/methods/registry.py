@@ -6,14 +6,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pkgutil import resolve_name
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
-from mergelab.checks import check_choice, did_you_mean
+from mergelab.checks import check_choice, did_you_mean, short_repr
 from mergelab.errors import OptionError
-from mergelab.methods.method import MatrixWise, Strategy, unfinished
+from mergelab.methods.method import MatrixWise, Strategy
+from mergelab.methods.own import unfit
 from mergelab.spaces import BASES, PLAIN_SPACE
 
 # Of several names of one class the first is the one that is recorded in files.
@@ -80,7 +81,8 @@ def register(name: str) -> Callable[[AnyRule], AnyRule]:
         name: letters, digits and underscores; not that of a method of mergelab.
 
     Raises:
-        OptionError: the name is no name, or taken; the class lacks a part of the contract.
+        OptionError: the name is no name, or taken; the class lacks a part of the contract, or has an option that is
+            called as an argument of `merge` is; the function takes other arguments.
 
     Example:
         >>> @register("median_doc")
@@ -88,20 +90,22 @@ def register(name: str) -> Callable[[AnyRule], AnyRule]:
         ... class Median:
         ...     strength: float = 1.0
         ...     def __call__(self, changes, weights):
-        ...         return self.strength * (changes * weights[:, None, None]).median(dim=0).values
+        ...         ordered, n = (changes * weights[:, None, None]).sort(dim=0).values, len(weights)
+        ...         return self.strength * (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
         >>> strategy_of("median_doc", {"strength": 0.5}).function
         Median(strength=0.5)
     """
     if not isinstance(name, str) or not name.isidentifier():
-        raise OptionError(f"method name {name!r}: expected letters, digits and underscores")
+        raise OptionError(
+            f"method name {short_repr(name)}: expected letters, digits and underscores, as in "
+            "@mergelab.register('mine')"
+        )
     if name in METHODS:
         raise OptionError(f"method name {name!r} is taken: {', '.join(METHODS)}")
 
     def decorate(rule: AnyRule) -> AnyRule:
-        if _is_strategy(rule) and (lacking := unfinished(cast(type[Strategy], rule))):
-            raise OptionError(f"method {name!r}: {lacking}")
-        if not callable(rule):
-            raise OptionError(f"method {name!r}: expected a function or a class, found {type(rule).__name__}")
+        if wrong := unfit(rule):
+            raise OptionError(f"method {name!r}: {wrong}")
         _REGISTERED[name] = rule
         return rule
 
@@ -120,7 +124,8 @@ def _registered(name: str) -> Any:
     """
     found = METHODS.get(name) or _REGISTERED.get(name)
     if found is None:
-        raise OptionError(f"there is no method {name!r}; {did_you_mean(name, method_names())}")
+        known = did_you_mean(name, method_names())
+        raise OptionError(f"there is no method {name!r}; {known}; one of your own: --import FILE.py that registers it")
     return found
 
 
@@ -215,6 +220,11 @@ def strategy_of(method: str | Strategy, options: Mapping[str, Any]) -> Strategy:
             raise
         raise OptionError(f"method {method!r} cannot be made with {given}: {error}") from error
     return Custom(function=rule, **shared)
+
+
+def is_own(strategy: Strategy) -> bool:
+    """Whether it is a user's: what goes wrong in it is not mergelab's."""
+    return type(strategy) not in METHODS.values()
 
 
 def options_record(strategy: Strategy) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Sparsifier(ABC):
 
     @abstractmethod
     def apply(self, x: Tensor, prepared: Any, draws: EntryDraws, rows: slice) -> Tensor:
-        """Treat some rows of one matrix, float32 `(rows, columns)`, in place.
+        """Treat some rows of one matrix, float32 `(rows, columns)`, in place or not, and return them.
 
         Args:
             x: the rows.

@@ -12,6 +12,7 @@ Examples:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,6 +156,17 @@ def adapter(name: str) -> MiniatureAdapter:
     if own not in known:
         raise OptionError(f"there is no miniature adapter {name!r}; known: {', '.join(known)}")
     return known[own]
+
+
+def pipeline_of(files: Sequence[Path]) -> str | None:
+    """The pipeline that files which ship are adapters for; None where that is none, or not the same.
+
+    Example:
+        >>> pipeline_of([adapter("miniature/sdxl/ghost").path]), pipeline_of([Path("ghost.safetensors")])
+        ('miniature/sdxl', None)
+    """
+    known = (name for name in PIPELINES if all(WEIGHTS / "adapters" / name in file.parents for file in files))
+    return next((f"{PREFIX}{name}" for name in known if files), None)
 
 
 def clip() -> str:

@@ -91,7 +91,7 @@ def test_what_leaks_cost_has_the_direction_of_the_metric(higher_is_better: bool,
         Finding("preservation", f"merge:{name}", "mine", "", Interval(change, change - 0.1, change + 0.1))
         for name, change in changes.items()
     ]
-    scores = pd.DataFrame({"variant": [f"merge:{name}" for name in changes]})
+    scores = pd.DataFrame({"variant": [f"merge:{name}" for name in changes], "metric": "mine"})
     ranges = [MetricRange("mine", "single:fish", 0.0, 1.0, 0.0, blind=False)]
     result = Result(tmp_path, ml.evaluation.read(SMALL), [metric], scores, findings, ranges, [])
     lines = sentences(result, {"a": set(), "b": set()})

@@ -104,7 +104,9 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(
     assert not ml.evaluate(small, tmp_path, pipeline=pipeline).failures
     with monkeypatch.context() as patch:
         patch.setattr(grid, "generate_image", lambda *arguments: 1 / 0)
-        with pytest.raises(ml.OutputError, match="every cell failed, the first with: ZeroDivisionError"):
+        with pytest.raises(
+            ml.OutputError, match=r"every cell failed: 10 cells failed, the first .* with ZeroDivisionError"
+        ):
             ml.evaluate(small, tmp_path / "other", pipeline=pipeline)
 
 

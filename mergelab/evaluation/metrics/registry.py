@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pkgutil import resolve_name
 from typing import Any, get_args
 
-from mergelab.checks import did_you_mean, is_number, short_repr
+from mergelab.checks import did_you_mean, is_number, short_repr, takes
 from mergelab.errors import OptionError
 from mergelab.evaluation.config import Config
 from mergelab.evaluation.metrics.metric import ComparesWith, Description, Metric, Range, Setup
@@ -40,7 +40,8 @@ def register_metric(
 
     The function gets the image, float (3, h, w) in [0, 1], its prompt, and the images it is compared with, by name:
     those of the same prompt and seed ("base", "single:<name>", "stack"), and its own with another seed
-    ("base at seed 1"), which is what noise looks like. What it returns is what it is:
+    ("base at seed 1"), which is what noise looks like. All of them are its own copies, to write to as it likes. What it
+    returns is what it is:
 
     - one number: the mean over all prompts stands in the tables;
     - a number for each reference, a likeness or a distance of two images: analysed as `lpips` and `clip_image` are,
@@ -62,7 +63,8 @@ def register_metric(
             equal images score. If it is not given, a distance without a negative value starts at 0.
 
     Raises:
-        OptionError: the name is that of a metric of mergelab, or an argument has a value that does not exist.
+        OptionError: the name is none, or that of a metric of mergelab; an argument has a value that does not exist; or
+            what is decorated is no function of an image, a prompt and references.
 
     Example:
         >>> @register_metric("brightness", range=(0, 1))
@@ -74,6 +76,10 @@ def register_metric(
         >>> for name in ("brightness", "distance"):
         ...     _ = _REGISTERED.pop(name)
     """
+    if not isinstance(name, str) or not name.strip():
+        raise OptionError(
+            f"metric name {short_repr(name)}: expected a text, as in @mergelab.register_metric('sharpness')"
+        )
     if name in _BUILT_IN:
         raise OptionError(f"metric {name!r} comes with mergelab; register yours under another name")
     if compares_with is not None and compares_with not in get_args(ComparesWith):
@@ -83,11 +89,15 @@ def register_metric(
     if ends is None:
         raise OptionError(
             f"metric {name!r}: range={short_repr(range)}: expected the lowest and the highest value, two numbers of "
-            "magnitude at most 1e9, or infinite"
+            "magnitude 1e-20 to 1e9, or 0, or infinite"
         )
     description = Description(name, compares_with or "images", higher_is_better, ends)
 
     def add(function: MetricFunction) -> MetricFunction:
+        if isinstance(function, type) or not callable(function) or not takes(function, 3):
+            raise OptionError(
+                f"metric {name!r}: expected a function (image, prompt, references), found {short_repr(function)}"
+            )
         _REGISTERED[name] = UserMetric(function, description, compares_with is not None, source_of(function), version)
         return function
 
@@ -123,10 +133,14 @@ def check_metrics(config: Config) -> None:
     """
     for name in config.metrics:
         if name not in metric_names():
-            raise OptionError(f"metrics: there is no {name!r}; {did_you_mean(name, metric_names())}")
+            known = did_you_mean(name, metric_names())
+            raise OptionError(
+                f"metrics: there is no {name!r}; {known}; one of your own: --import FILE.py that registers it"
+            )
         if name in _BUILT_IN and _BUILT_IN[name].description.miniature_only and not config.miniature:
             raise OptionError(
-                f"metrics: {name} reads images of the miniature world alone; leave it out for other models"
+                f"metrics: {name} reads images of the miniature world alone, and the pipeline is {config.pipeline!r}; "
+                "leave it out, or evaluate miniature/sdxl or miniature/flux"
             )
 
 

@@ -44,7 +44,7 @@ def render(
         metric=metric.name if metric else "",
         lower_is_better=[known.name for known in result.metrics if not known.higher_is_better],
         between_images=[known.name for known in metrics_with(result, "images")],
-        columns=heads(shown),
+        columns=heads(result, shown),
         rows=[row_of(result, shown, variant) for variant in variants if variant.name.kind != "base"],
         prompts=[rows_of_images(result, variants, prompt) for prompt in result.config.prompts],
         variants=[variant.name.display for variant in variants],

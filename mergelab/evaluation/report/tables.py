@@ -18,6 +18,8 @@ from mergelab.evaluation.statistics import Interval
 from mergelab.evaluation.variants import Variant
 from mergelab.tables import as_text
 
+NO_SCORE = "no score"
+
 
 @dataclass(frozen=True)
 class Column:
@@ -48,7 +50,7 @@ def columns(result: Result) -> list[Column]:
 
 def _shown_by(result: Result, quantity: Quantity) -> list[list[Description]]:
     """For each of its columns the metrics that may fill it."""
-    asked = [metric for metric in result.metrics if metric.compares_with in quantity.asks]
+    asked = [m for m in result.metrics if m.compares_with in quantity.asks and m.name not in result.silent]
     main = main_metric(result)
     if quantity.shown == "share":
         return [[main] if main else []]  # what is blind says nothing of a share
@@ -73,11 +75,12 @@ def _column(quantity: Quantity, metrics: list[Description], adapter: str) -> Col
 
 
 def plain_table(result: Result) -> str:
-    """Every column for stack and merges, as text."""
-    shown = columns(result)
-    rows = [["", *(column.head for column in shown)]]
+    """Every column for stack and merges, as text; a metric without any score has one that says so."""
+    shown, silent = columns(result), list(result.silent)
+    rows = [["", *(column.head for column in shown), *silent]]
     for variant in variants_of(result):
-        rows.append([variant.display, *(_plain_cell(column, column.finding(result, variant)) for column in shown)])
+        cells = [_plain_cell(column, column.finding(result, variant)) for column in shown]
+        rows.append([variant.display, *cells, *[NO_SCORE for _ in silent]])
     return as_text(rows)
 
 
@@ -104,10 +107,12 @@ COSTS: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
 """What a variant costs: its key, head and explanation of the column, how it is written."""
 
 
-def heads(shown: Sequence[Column]) -> list[dict[str, str]]:
+def heads(result: Result, shown: Sequence[Column]) -> list[dict[str, str]]:
     """Head and explanation of each column of the page."""
-    return [{"head": column.head, "help": column.help} for column in shown] + [
-        {"head": head, "help": help} for _, head, help, _ in COSTS
+    return [
+        *({"head": column.head, "help": column.help} for column in shown),
+        *({"head": name, "help": why} for name, why in result.silent.items()),
+        *({"head": head, "help": help} for _, head, help, _ in COSTS),
     ]
 
 
@@ -118,6 +123,7 @@ def row_of(result: Result, shown: Sequence[Column], variant: Variant) -> dict[st
         row = column.finding(result, variant.name)
         cells.append(interval_cell(row.interval, percent if column.quantity.shown == "share" else decimal)
                      if row else NOTHING)  # fmt: skip
+    cells += [NOTHING | {"text": NO_SCORE} for _ in result.silent]
     for key, _, _, form in COSTS:
         cost = variant.cost.get(key)
         cells.append(NOTHING if cost is None else {"text": form(cost), "bounds": "", "value": cost})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mergelab.evaluation.analysis import Finding
+from mergelab.evaluation.failures import summed_up
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.metrics.registry import built_in
 from mergelab.evaluation.names import STACK, display_name, label_of
@@ -22,9 +23,8 @@ def sentences(result: Result, calling: Mapping[str, set[str]]) -> list[str]:
         lines = [_nothing_seen(result, any(prompts.values()))]
     else:
         lines = _ranking(result, metric) + _cost_of_leaks(result, metric)
-    if result.failures:
-        first = result.failures[0]
-        lines.append(f"{len(result.failures)} cells failed, the first: {first['variant']}: {first['error']}")
+    lines += [f"{line[0].upper()}{line[1:]}." for line in summed_up(result.failures)]
+    lines += [f"No score at all: {name}." for name in result.silent]
     if len(calling) == 1:
         lines.append("One prompt gives no intervals: prompts are what varies.")
     free = [prompt for prompt, called in calling.items() if not called]

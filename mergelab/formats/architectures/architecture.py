@@ -11,6 +11,9 @@ from mergelab.formats.architectures.naming import Naming
 
 Rule = Callable[[Evidence], bool]
 
+PROJECTED = frozenset({"text_encoder_2"})
+"""Text encoders that are a CLIPTextModelWithProjection in most pipelines that have such a component."""
+
 
 def never(evidence: Evidence) -> bool:
     """The rule that says no."""
@@ -58,6 +61,7 @@ class Architecture:
         respell: turns a key that only trainers of this family write into a usual one.
         model_class, model_config: the diffusers class of the denoiser and the published configuration that sets its
             shapes, the source of its true modules.
+        projected: text encoders of the class CLIPTextModelWithProjection.
     """
 
     id: str
@@ -77,6 +81,7 @@ class Architecture:
     v2: bool = False
     companions: tuple[Naming, ...] = ()
     respell: Callable[[str], str] = str
+    projected: frozenset[str] = PROJECTED
 
     def naming_of(self, component: str) -> Naming | None:
         """The names of a component's modules; None for text encoders, which have one name in all models."""

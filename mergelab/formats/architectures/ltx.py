@@ -49,6 +49,23 @@ _LTX2_PROJECTIONS = {
     "audio_caption_projection.linear_1": "audio_caption_projection.linear_1",
     "audio_caption_projection.linear_2": "audio_caption_projection.linear_2",
 }
+# Between text encoder and denoiser; a checkpoint has them within the denoiser.
+CONNECTORS = Naming(
+    component="connectors",
+    blocks=tuple(
+        Block(
+            f"{medium}_embeddings_connector.transformer_1d_blocks.{{}}",
+            f"{medium}_connector.transformer_blocks.{{}}",
+            _same("attn1", (*_ATTENTION, "to_gate_logits")) | _same("ff", _FEED_FORWARD),
+        )
+        for medium in ("video", "audio")
+    ),
+    top={
+        f"text_embedding_projection.{medium}aggregate_embed": holds(f"{medium}text_proj_in")
+        for medium in ("", "video_", "audio_")
+    },
+    linear=True,
+)
 _OWN_NAMES = r"(^|\.)audio_|video_to_audio_attn|\.to_gate_logits$|^av_cross_attn_|^prompt_adaln\."
 _LAYERS, _LAYERS_13B, _LAYERS_LTX2 = 28, 48, 48
 _WIDTH, _LARGE_WIDTH = 2048, 4096
@@ -89,6 +106,8 @@ def _proves_13b(evidence: Evidence) -> bool:
 
 
 def _fits_ltx2(evidence: Evidence) -> bool:
+    if evidence.denoiser is None:
+        return evidence.has(CONNECTORS.component)
     return (
         evidence.denoiser == "transformer"
         and evidence.blocks("transformer_blocks") <= _LAYERS_LTX2
@@ -98,7 +117,9 @@ def _fits_ltx2(evidence: Evidence) -> bool:
 
 
 def _proves_ltx2(evidence: Evidence) -> bool:
-    return _fits_ltx2(evidence) and (evidence.named(_OWN_NAMES) or _GEMMA_WIDTH in evidence.inputs(_CAPTION))
+    return _fits_ltx2(evidence) and (
+        evidence.named(_OWN_NAMES) or _GEMMA_WIDTH in evidence.inputs(_CAPTION) or evidence.has(CONNECTORS.component)
+    )
 
 
 _NUMBER_2 = r"(?:[-_ ]?v(?:ideo)?)?[-_ ]?2(?!b)"
@@ -153,6 +174,7 @@ LTX2 = Architecture(
         _EMBEDDERS | _LTX2_EMBEDDERS,
         _PROJECTIONS | _LTX2_PROJECTIONS,
     ),
+    companions=(CONNECTORS,),
     proves=_proves_ltx2,
     fits=_fits_ltx2,
     suggests=_fits_ltx2,

@@ -1,0 +1,126 @@
+"""Which format or tool a file is for, and whether it can be written at all: settled before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mergelab.errors import OptionError
+from mergelab.formats.comfy import comfy
+from mergelab.formats.kohya import kohya
+from mergelab.formats.layout import Layout, Writer
+from mergelab.formats.messages import about
+from mergelab.formats.peft import diffusers, has_name_in_diffusers, peft, split_components
+from mergelab.formats.same import as_spelt, same_format
+from mergelab.formats.tools import Fitted, check_tool, fitted, other_tools
+from mergelab.layer import AdapterData, Layer, LoraLayer, common_dialect
+
+_WRITERS: Mapping[str, Writer] = {
+    "diffusers": diffusers,
+    "kohya": kohya,
+    "comfy": comfy,
+    "peft": peft,
+    "same": as_spelt,
+}
+FORMATS = tuple(_WRITERS)
+
+
+def check_format(name: object) -> str:
+    """Return a known format's name, or raise `OptionError`."""
+    if name not in FORMATS:
+        raise OptionError(f"format={name!r}: expected one of {', '.join(map(repr, FORMATS))}")
+    return str(name)
+
+
+def check_choice(format: object, for_: object) -> None:
+    """Raise `OptionError` unless there are such a format and such a tool, and not both are given."""
+    if format is not None:
+        check_format(format)
+    if for_ is not None:
+        tool = check_tool(for_)
+        if format is not None:
+            raise OptionError(f"format={format!r} and for_={tool.name!r}: a tool has a format of its own; give one")
+
+
+def to_dtype(name: object) -> torch.dtype | None:
+    """The torch dtype of "float32", "bfloat16", "bf16", ...; None stays None."""
+    short = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "f32": "float32", "f16": "float16"}
+    if name is None or isinstance(name, torch.dtype):
+        dtype = name
+    else:
+        dtype = getattr(torch, short.get(str(name), str(name)), None)
+        if dtype is None:
+            raise OptionError(f"dtype={name!r}: expected 'float32', 'float16' or 'bfloat16'")
+    if dtype is not None and dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise OptionError(f"dtype={name!r}: expected 'float32', 'float16' or 'bfloat16'")
+    return dtype
+
+
+def plan(data: AdapterData, format: str | None = None, for_: str | None = None, measure: bool = True) -> Fitted:
+    """What is written, and how.
+
+    Args:
+        data: an adapter.
+        format: None: diffusers' where a pipeline has names for all layers, else the dialect of the inputs.
+        for_: a tool, instead of a format.
+        measure: whether the notes say how much of the change a tool has no place for.
+
+    Raises:
+        OptionError: no such format or tool, or both.
+        ArchitectureError, FormatError: the tool reads no such adapters; there is no dialect to keep.
+    """
+    check_choice(format, for_)
+    with about(data.source):
+        if for_ is not None:
+            return fitted(data, check_tool(for_), measure)
+        if format is None:
+            format = "diffusers" if all(has_name_in_diffusers(data, name) for name in data.layers) else "same"
+        format = same_format(data) if format == "same" else format
+    note = other_tools(data, format)
+    return Fitted(data, Layout(format), (note,) if note else ())
+
+
+def tensors_of(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
+    """The tensors of a file, exact, by key."""
+    return _WRITERS[layout.format](data, layout)
+
+
+def check_writable(adapters: Sequence[AdapterData], format: str | None = None, for_: str | None = None) -> str:
+    """Raise where what is made of adapters cannot be written, without computing it; else return the format.
+
+    The writer is run on zeros of rank 1 with the layers' names and shapes.
+
+    Raises:
+        as `plan` and `state_dict`.
+    """
+    chosen = plan(_stand_in(adapters), format, for_, measure=False)
+    with about(chosen.data.source):
+        folder = chosen.layout.format == "peft"
+        for part in split_components(chosen.data).values() if folder else [chosen.data]:
+            tensors_of(part, chosen.layout)
+    return chosen.layout.format
+
+
+def _stand_in(adapters: Sequence[AdapterData]) -> AdapterData:
+    layers: dict[str, Layer] = {}
+    extras: dict[str, Tensor] = {}
+    for adapter in adapters:
+        for name, layer in adapter.layers.items():
+            if name not in layers:
+                layers[name] = _zeros(layer.shape)
+        extras = {**adapter.extras, **extras}
+    dialect, spelling = common_dialect(adapters)
+    return AdapterData(
+        layers,
+        extras,
+        next((adapter.architecture for adapter in adapters if adapter.architecture), None),
+        source=", ".join(adapter.source for adapter in adapters),
+        dialect=dialect,
+        spelling=spelling,
+    )
+
+
+def _zeros(shape: Sequence[int]) -> LoraLayer:
+    return LoraLayer(torch.zeros(1, *shape[1:]), torch.zeros(shape[0], 1, *[1] * (len(shape) - 2)))
