@@ -60,6 +60,16 @@ class _Candidate:
         return Evidence.of(canonical, self.metadata)
 
     @property
+    def canonical(self) -> dict[str, tuple[str, tuple[str, ...], bool]]:
+        """What each module is read as, whether or not the original model names it so."""
+        return {
+            module: (w.component, w.original.parts, w.original.swapped)
+            if w.original
+            else (w.component, (w.path,), False)
+            for module, w in self.located.items()
+        }
+
+    @property
     def fits(self) -> bool:
         return self.evidence is not None and self.architecture.fits(self.evidence)
 
@@ -120,7 +130,7 @@ def recognise(
         return Recognised(chosen.architecture.id, chosen.located, chosen.architecture, notes)
     # Where no module holds what it should, the split says what is wrong.
     possible = [candidate for candidate in best if candidate.fits or candidate.evidence is None]
-    alike = bool(possible) and all(candidate.located == possible[0].located for candidate in possible)
+    alike = bool(possible) and all(candidate.canonical == possible[0].canonical for candidate in possible)
     first = possible[0] if alike else None
     located = first.located if first else locate(shapes, None, component)
     return Recognised(None, located, first.architecture if first else None, tuple(_open_notes(possible, said)))
