@@ -143,7 +143,7 @@ def test_what_is_written_is_loaded_by_diffusers(id: str, tmp_path: Path) -> None
     assert_equal(found, expected(id))
 
 
-@pytest.mark.parametrize("format", ["diffusers", "kohya", "peft"])
+@pytest.mark.parametrize("format", ["diffusers", "kohya", "comfy", "peft"])
 @pytest.mark.parametrize("id", IDS)
 def test_every_format_is_read_back(id: str, format: str, tmp_path: Path) -> None:
     """With the base model and the delta weights that it was written with."""

@@ -43,6 +43,8 @@ _FROM_STREAM = (
     r"\.(attn2?\.(to_[qkv]|add_[qkv]_proj|to_qkv_mlp_proj)|proj_mlp|(ff(_context)?|(img|txt)_mlp)\.net\.0\.proj"
     r"|ff(_context)?\.linear_in|norm1?(_context)?\.linear|(img|txt)_mod\.1)$"
 )
+# And outputs of these.
+_TO_STREAM = r"\.(to_out\.0|to_add_out|net\.2|linear_out)$|^single_.*\.(proj_out|to_out)$"
 FLUX1_WIDTH = 3072
 """Also of Chroma, FLUX.2 klein 4B, Qwen-Image and HunyuanVideo."""
 _WIDTHS = {1536, 2432, FLUX1_WIDTH, 3584, 4096, 6144}
@@ -61,8 +63,9 @@ def fused_stream(count: int) -> Block:
 
 
 def widths(evidence: Evidence) -> set[int]:
-    """How wide the model is, as its modules tell that read a stream."""
-    return evidence.inputs(_FROM_STREAM)
+    """How wide the model is, as its modules tell that read a stream or write to one."""
+    read = {shape[1] for shape in evidence.weights(_FROM_STREAM)}
+    return read | {shape[0] for shape in evidence.weights(_TO_STREAM)}
 
 
 def is_width(evidence: Evidence, width: int) -> bool:

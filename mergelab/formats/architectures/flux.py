@@ -18,6 +18,7 @@ from mergelab.formats.architectures.double_stream import (
     fused_streams,
     has_flux2_ratio,
     may_be_width,
+    widths,
 )
 from mergelab.formats.architectures.evidence import Evidence
 from mergelab.formats.architectures.naming import Block, Naming, holds
@@ -96,12 +97,12 @@ def _fits(evidence: Evidence) -> bool:
 
 def _suggests(evidence: Evidence) -> bool:
     """By far the most frequent of those with such blocks, or with so many of them; and of miniatures."""
-    attends = evidence.inputs(r"\.attn\.(to|add)_[qkv]")
+    found = widths(evidence)
     frequent = (
         evidence.blocks("single_transformer_blocks") > 0
         or _is_deep(evidence)
         or evidence.named(_MODULATION)
-        or (attends and FLUX1_WIDTH not in attends)
+        or (found and FLUX1_WIDTH not in found)
     )
     return bool(frequent) and _may_be(evidence)
 

@@ -43,7 +43,6 @@ _GUIDANCE = {
     "guidance_in.in_layer": holds("time_guidance_embed.guidance_embedder.linear_1"),
     "guidance_in.out_layer": holds("time_guidance_embed.guidance_embedder.linear_2"),
 }
-_OWN_NAMES = r"\.(to_qkv_mlp_proj|linear_in|linear_out)$|^single_.*\.to_out$|_stream_modulation"
 
 
 def _naming(doubles: int, singles: int, guided: bool) -> Naming:
@@ -60,8 +59,14 @@ def _naming(doubles: int, singles: int, guided: bool) -> Naming:
 
 
 def _has_own_names(evidence: Evidence) -> bool:
-    """Some of FLUX.1's modules have these names, too, when read by FLUX.2's."""
-    return evidence.named(_OWN_NAMES) and not has_flux1_ratio(evidence)
+    """Whether a module is FLUX.2's alone: some of FLUX.1's have these names, too, but other proportions."""
+    return (
+        evidence.named(r"_stream_modulation")
+        or 9 in evidence.ratios(r"\.to_qkv_mlp_proj$")
+        or 6 in evidence.ratios(r"\.linear_in$")
+        or 1 / 3 in evidence.ratios(r"\.linear_out$")
+        or 1 / 4 in evidence.ratios(r"^single_.*\.to_out$")
+    )
 
 
 def _model(
