@@ -15,6 +15,8 @@ from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.architectures.fused import OriginalModule
 from mergelab.formats.prefixes import T5, strip
 
+_THIRD = "text_encoder_3"
+
 
 @dataclass(frozen=True)
 class Located:
@@ -56,10 +58,15 @@ def locate(
     """
     parsed = {module: _stripped(module, architecture) for module in modules}
     # kohya numbers text encoders; a third without a second is the second of a pipeline.
-    second = "text_encoder_2" if all(part != "text_encoder_2" for part, _, _ in parsed.values()) else "text_encoder_3"
+    second = "text_encoder_2" if all(part != "text_encoder_2" for part, _, _ in parsed.values()) else _THIRD
     t5 = (architecture and architecture.t5) or second
+    has_third = architecture is not None and _THIRD in architecture.text_encoders
+
+    def of(part: str | None, path: str) -> str | None:
+        return t5 if _is_t5(part, path) or (part == _THIRD and not has_third) else part
+
     return {
-        module: _placed(_located(t5 if _is_t5(part, path) else part, path, known, architecture), component)
+        module: _placed(_located(of(part, path), path, known, architecture), component)
         for module, (part, path, known) in parsed.items()
     }
 

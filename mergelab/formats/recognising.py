@@ -186,7 +186,7 @@ def _as_told(candidate: _Candidate) -> Recognised:
             f"architecture={architecture.id!r}: {len(candidate.shapes) - candidate.known} of {len(candidate.shapes)} "
             f"modules are none of {architecture.title}'s ({candidate.first_unknown()} the first)"
         )
-    if candidate.evidence is not None and not candidate.fits:
+    if candidate.evidence is not None and candidate.evidence.denoiser and not candidate.fits:
         raise ArchitectureError(
             f"architecture={architecture.id!r}: the layers are named as {architecture.title}'s, and their number or "
             "their shapes are another model's"
