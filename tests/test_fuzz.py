@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save as to_bytes
 
 import mergelab as ml
+from mergelab.formats.tools import TOOLS
 
 resource = pytest.importorskip("resource")
 
@@ -34,7 +35,7 @@ EXAMPLES = os.environ.get("MERGELAB_FUZZ_EXAMPLES")
 # time on the clock, does not depend on what else the machine does). The files are a few kilobytes.
 MEMORY_BOUND = 200 * 2**20
 SECONDS_BOUND = 2.0
-FORMATS = ("diffusers", "kohya", "peft")
+FORMATS = ("diffusers", "kohya", "comfy", "same", "peft")
 
 
 def fuzz(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -94,6 +95,8 @@ def exercise(source: Path) -> None:
             for i, written in enumerate((adapter, merged)):
                 if written is not None:
                     round_trip(written, folder / f"{format}{i}.safetensors", format)
+        for tool in TOOLS:
+            attempt(lambda tool=tool: adapter.state_dict(for_=tool))
         if norm is not None:
             assert math.isfinite(norm)
 
@@ -186,6 +189,16 @@ def peft() -> bytes:
     return to_bytes(tensors, {"format": "pt"})
 
 
+def wan() -> bytes:
+    """Wan 14B in its original names: attention, a feed-forward layer, a layer beside the blocks."""
+    tensors: dict[str, torch.Tensor] = {}
+    for module, rows in (("blocks.1.cross_attn.k_img", 4), ("blocks.39.ffn.0", 6), ("time_embedding.0", 4)):
+        tensors[f"diffusion_model.{module}.lora_down.weight"] = matrix(2, 4)
+        tensors[f"diffusion_model.{module}.lora_up.weight"] = matrix(rows, 2)
+        tensors[f"diffusion_model.{module}.diff_b"] = matrix(rows)
+    return to_bytes(tensors, {"modelspec.architecture": "wan-2_1-text2video-14b/lora"})
+
+
 CONFIG: dict[str, Any] = {
     "peft_type": "LORA",
     "r": 2,
@@ -196,7 +209,7 @@ CONFIG: dict[str, Any] = {
     "use_dora": False,
     "target_modules": ["q_proj", "v_proj"],
 }
-FILES = {"kohya": kohya(), "diffusers": diffusers(), "flux": flux(), "peft": peft()}
+FILES = {"kohya": kohya(), "diffusers": diffusers(), "flux": flux(), "wan": wan(), "peft": peft()}
 
 
 @dataclass
@@ -295,6 +308,11 @@ MODULES = (
     *("base_model.model.single_blocks.7.norm.query_norm", "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q"),
     *("transformer._orig_mod.module.transformer.proj_out", "lora_te_0_transformer_module_text_model", "module." * 60),
     *("lora_unet_" + "module_" * 60, "lora_unet_" + "transformer_" * 30 + "blocks_0", "model.unet.__orig_mod_conv_in"),
+    *("diffusion_model.layers.0.attention.qkv", "lora_unet_layers_1_feed_forward_w1", "blocks.0.self_attn.q"),
+    *("diffusion_model.double_blocks.0.img_attn.qkv.1", "diffusion_model.single_blocks.0.linear1.9", "pipe.dit.x"),
+    *("transformer.transformer_blocks.0.attn.to_qkv", "transformer_blocks.1.img_mlp.net.0.proj", "lora_unet__blocks_0"),
+    *("joint_blocks.3.x_block.attn.qkv", "diffusion_model.txtfusion.layerwise_blocks.0.attn.wq", "t5.encoder.block.0.x"),
+    *("clip_l.text_model.encoder.layers.0.mlp.fc1", "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.x"),
     *("bundle_emb.x", "<s1>", "emb_params", "up_blocks.0.resnets.0.conv1", "text_encoder.x", "model.x", "lycoris_x"),
     *(f"unet.input_blocks.{'9' * 5000}.1.proj_in", f"unet.down_blocks.0.transformer_blocks.{'9' * 5000}.attn1.to_q"),
     *("diffusion_model." * 1500 + "x", "lora_unet_" + "conv_in_" * 2000, "lora_unet_single_blocks_2_linear2"),
