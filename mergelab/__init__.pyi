@@ -27,6 +27,9 @@ from .methods.method import MatrixWise as MatrixWise
 from .methods.method import Strategy as Strategy
 from .methods.registry import register as register
 from .methods.ties import Ties as Ties
+from .pipelines.fusing import Fused as Fused
+from .pipelines.fusing import fuse as fuse
+from .pipelines.fusing import fused as fused
 from .ranks import RankBudget as RankBudget
 from .report import Report as Report
 

@@ -36,7 +36,8 @@ LAYERS = {
         "tables",
     ),
     "mergelab.engine": (
-        "merge",
+        "checkpoint | merge",
+        "changes",
         "extras | layers",
         "remains",
         "blocks | results",
@@ -68,8 +69,8 @@ LAYERS = {
     "mergelab.formats.kinds": ("*", "kind | refused"),
     "mergelab.miniature": ("judge", "world"),
     "mergelab.methods": ("registry", "dare | magnitude_prune", "*", "method", "sparsify"),
-    "mergelab.linalg": ("draws | selection | stacks", "dense", "lowrank | workspace", "precision"),
-    "mergelab.pipelines": ("adapters | images", "opening", "fingerprints"),
+    "mergelab.linalg": ("adding | draws | selection | stacks", "dense", "lowrank | workspace", "precision"),
+    "mergelab.pipelines": ("fusing", "originals", "places", "adapters | images", "opening", "fingerprints"),
     "mergelab.evaluation": (
         "demo",
         "run",

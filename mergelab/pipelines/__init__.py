@@ -2,6 +2,9 @@
 
     opening       a pipeline from a name or a folder, on its device, with what spares memory; what it says of itself
     adapters      adapters made active unmerged and taken away again; whether they fit; the module of a canonical name
+    fusing        adapters added to the weights, and taken back bit for bit
+    places        the tensor that each change is for, which can be changed in place, or is refused
+    originals     the weights as they were, and what is fused into them
     images        one image from one seed
     fingerprints  hashes of a pipeline, a model, an adapter
 

@@ -1,0 +1,132 @@
+"""What adapters at their weights add to a model, tensor by tensor: the same for a live pipeline and for a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mergelab.adapter import Adapter, Source
+from mergelab.checks import is_number
+from mergelab.engine.aligning import load_all, unique_names
+from mergelab.engine.extras import bias_only
+from mergelab.engine.weights import Weight, resolve
+from mergelab.errors import LayerError, OptionError
+from mergelab.formats.base_models import check_base_models
+from mergelab.layer import BIAS_SUFFIX
+from mergelab.linalg.lowrank import Factors
+
+Loras = Adapter | Source | Sequence[Adapter | Source]
+Weights = Weight | Sequence[Weight]
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What one adapter adds to one tensor.
+
+    Attributes:
+        adapter, owner: the adapter, and its name among those given.
+        layer: canonical name of the layer.
+        weight: factor of the change.
+        of_bias: whether it is the layer's bias that changes, not its weight.
+    """
+
+    adapter: Adapter
+    owner: str
+    layer: str
+    weight: float
+    of_bias: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor that is changed."""
+        return tuple(self._bias.shape if self.of_bias else self.adapter.layers[self.layer].shape)
+
+    def factors(self, device: torch.device | str | None = None) -> Factors:
+        """In float32, the weight included; a bias is a matrix of one column.
+
+        Raises:
+            LayerError: a value is NaN, infinite, or far beyond those of any adapter.
+        """
+        if not self.of_bias:
+            return self.adapter.matrices(self.layer, device).scaled(self.weight)
+        bias = self._bias.detach().to(device=device, dtype=torch.float32)
+        if not torch.isfinite(bias).all():
+            raise LayerError(f"{self.adapter.source}: layer {self.layer}: its bias is not finite; the file is damaged")
+        return Factors(bias[:, None] * self.weight, bias.new_ones(1, 1))
+
+    @property
+    def _bias(self) -> torch.Tensor:
+        return self.adapter.extras[self.layer + BIAS_SUFFIX]
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """All that adapters add to a model.
+
+    Attributes:
+        adapters, names: those that were given.
+        weights: as they were given, one for each adapter.
+        by_tensor: canonical name of a layer, with ".weight" or ".bias" -> its changes.
+    """
+
+    adapters: tuple[Adapter, ...]
+    names: tuple[str, ...]
+    weights: tuple[Weight, ...]
+    by_tensor: Mapping[str, tuple[Change, ...]]
+
+    @property
+    def architecture(self) -> str | None:
+        """Of the base model, where an adapter tells."""
+        return next((a.architecture for a in self.adapters if a.architecture), None)
+
+
+def collect(loras: Loras, weights: Weights | None = None) -> Changes:
+    """Changes by tensor; every value is looked at, and none is kept.
+
+    Args:
+        loras: an adapter or several, or anything that `load` takes.
+        weights: as for `merge`; for one adapter without a list, one without a list.
+
+    Raises:
+        OptionError: weights that do not fit, or all 0; an adapter holds what replaces tensors rather than adds to them.
+        ArchitectureError: adapters of different base models.
+        LayerError: a value is NaN or infinite.
+
+    Example:
+        >>> changes = collect("miniature/sdxl/ghost", 0.5)
+        >>> len(changes.by_tensor), next(iter(changes.by_tensor))
+        (48, 'unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k.weight')
+    """
+    single = isinstance(loras, (Adapter, str, os.PathLike, Mapping))
+    adapters = load_all([loras] if single else loras)  # type: ignore[list-item, arg-type]
+    given = [weights] if isinstance(weights, Mapping) or (single and is_number(weights)) else weights
+    names = unique_names([adapter.name for adapter in adapters])
+    check_base_models(adapters, names)
+    table = resolve(given, [[*a.layers, *bias_only(a)] for a in adapters], names)  # type: ignore[arg-type]
+    by_tensor: dict[str, list[Change]] = {}
+    for adapter, name, own in zip(adapters, names, table):
+        if not any(own.values()):
+            continue
+        for change in _of_adapter(adapter, name, own):
+            change.factors()
+            by_tensor.setdefault(f"{change.layer}.{'bias' if change.of_bias else 'weight'}", []).append(change)
+    if not by_tensor:
+        raise OptionError("every weight is 0, so there is nothing to fuse")
+    found = {key: tuple(changes) for key, changes in by_tensor.items()}
+    return Changes(tuple(adapters), tuple(names), tuple(given or [1.0] * len(adapters)), found)  # type: ignore[arg-type]
+
+
+def _of_adapter(adapter: Adapter, name: str, weights: Mapping[str, float]) -> list[Change]:
+    biases = [key.removesuffix(BIAS_SUFFIX) for key in adapter.extras if key.endswith(BIAS_SUFFIX)]
+    others = [key for key in adapter.extras if not key.endswith(BIAS_SUFFIX)]
+    if others:
+        raise OptionError(
+            f"{name}: {len(others)} tensors replace those of a model rather than add to them, and are not fused, "
+            f"{others[0]} the first; adapter.without_extras(), or --drop-extras, leaves them out"
+        )
+    changes = [Change(adapter, name, layer, weights[layer]) for layer in adapter.layers]
+    changes += [Change(adapter, name, layer, weights[layer], of_bias=True) for layer in biases]
+    return [change for change in changes if change.weight != 0]
