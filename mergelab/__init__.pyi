@@ -4,6 +4,8 @@ from .adapter import Adapter as Adapter
 from .adapter import load as load
 from .comparing import Comparison as Comparison
 from .comparing import compare as compare
+from .engine.checkpoint import FusedCheckpoint as FusedCheckpoint
+from .engine.checkpoint import fuse_checkpoint as fuse_checkpoint
 from .engine.merge import merge as merge
 from .errors import ArchitectureError as ArchitectureError
 from .errors import FormatError as FormatError

@@ -45,13 +45,14 @@ LAYERS = {
     ),
     "mergelab.formats": (
         "saving",
-        "writing",
-        "headers | planning | sources",
+        "checkpoints | writing",
+        "headers | open_clip | planning | sources",
         "same | tools",
         "base_models | fetching | reading",
         "recognising",
         "cast_errors | casting | comfy | dialects | keys | kohya | peft",
-        "balancing | kinds | names | original | padding | scalings | tensor_files",
+        "balancing | kinds | names | original | padding | scalings | streaming",
+        "tensor_files",
         "strangers | writers",
         "layout | prefixes",
         "architectures | files | header_alphas | messages | options | peft_config | saved_modules | targets | words",
@@ -85,7 +86,7 @@ LAYERS = {
     ),
     "mergelab.evaluation.metrics": ("registry", "*", "encoders", "metric"),
     "mergelab.evaluation.report": ("page", "figures | tables | verdict | pictures", "lookup | numbers | plots"),
-    "mergelab.cli": ("app", "evaluating | showing | writing", "arguments | streams"),
+    "mergelab.cli": ("app", "evaluating | fusing | showing | writing", "arguments | streams"),
 }
 
 

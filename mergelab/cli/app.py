@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from mergelab.cli import streams
 from mergelab.cli.evaluating import demo, evaluate
+from mergelab.cli.fusing import fuse
 from mergelab.cli.showing import compare, inspect, methods
 from mergelab.cli.writing import convert, merge, resize
 from mergelab.errors import MergelabError
@@ -28,11 +29,12 @@ COMMANDS: dict[Callable[..., str], str] = {
     compare: "mergelab compare style.safetensors subject.safetensors",
     convert: "mergelab convert style.safetensors -o style_kohya.safetensors --format kohya",
     resize: "mergelab resize style.safetensors --rank 16 -o style_r16.safetensors",
+    fuse: "mergelab fuse miniature/sdxl miniature/sdxl/ghost:0.8 miniature/sdxl/day -o fused",
     methods: "mergelab methods",
     evaluate: "mergelab evaluate config.yaml -o run --set seeds=4",
     demo: "mergelab demo --pipeline sdxl -o mergelab-demo",
 }
-_WRITING = [command.__name__ for command in (merge, convert, resize, evaluate, demo)]
+_WRITING = [command.__name__ for command in (merge, convert, resize, fuse, evaluate, demo)]
 # Options that belong to a method are passed on by name, so that those of registered methods work as well.
 _OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 

@@ -30,7 +30,7 @@ HASHES = (HASH, _MODEL_HASH, _LEGACY_HASH)
 _LEGACY_START, _LEGACY_SIZE = 0x100000, 0x10000
 
 _USUAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -139,10 +139,10 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     offset = 0
     for name in file_order(tensors):
         tensor = tensors[name]
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in DTYPES:
             raise OutputError(f"{path}: layer {name}: {tensor.dtype} cannot be stored in a safetensors file")
         end = offset + tensor.numel() * tensor.element_size()
-        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
 
     def head(digest: str, legacy: str) -> bytes:

@@ -49,7 +49,6 @@ def added(weight: Tensor, changes: Sequence[Factors]) -> Tensor:
     return result
 
 
-
 @contextlib.contextmanager
 def _without_tf32() -> Iterator[None]:
     """Products on a GPU in float32 throughout, whatever the caller allows."""

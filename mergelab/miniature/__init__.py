@@ -34,6 +34,7 @@ __all__ = [
     "caption",
     "clip",
     "draw",
+    "folder",
     "judge",
     "perceptual",
     "pipeline",
@@ -85,6 +86,20 @@ def _known(name: str) -> str:
     return name
 
 
+def folder(name: str) -> Path:
+    """The folder of a small pipeline, in diffusers' layout.
+
+    Raises:
+        OptionError: another name.
+
+    Examples:
+        >>> from mergelab import miniature
+        >>> miniature.folder("flux").name
+        'flux'
+    """
+    return WEIGHTS / _known(name)
+
+
 def pipeline(name: str, **options: Any) -> DiffusionPipeline:
     """The small pipeline: a `StableDiffusionXLPipeline` or a `FluxPipeline`, in float32 unless `torch_dtype` is given.
 
@@ -106,7 +121,7 @@ def pipeline(name: str, **options: Any) -> DiffusionPipeline:
     """
     from diffusers import DiffusionPipeline
 
-    return DiffusionPipeline.from_pretrained(WEIGHTS / _known(name), **options)
+    return DiffusionPipeline.from_pretrained(folder(name), **options)
 
 
 def settings(name: str) -> dict[str, Any]:

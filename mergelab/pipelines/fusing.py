@@ -86,7 +86,7 @@ def fuse(
         What is fused; `unfuse()` takes it back bit for bit, in any order with others.
 
     Raises:
-        OptionError: the target is no pipeline; weights are quantised or offloaded; an adapter holds embeddings or norms.
+        OptionError: the target is no pipeline; its weights are quantised or offloaded; an adapter holds embeddings, norms.
         ArchitectureError, LayerError: a layer has no module of its shape; somebody else changed what is fused already.
         OutputError: an original cannot be kept in the folder.
 

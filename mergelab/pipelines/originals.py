@@ -132,6 +132,10 @@ def _write(place: Place, record: _Record, active: Mapping[object, tuple[Change, 
 
 
 def _checksum(tensor: Tensor) -> int:
-    """Of all bits, in a way that costs one reading of the tensor, and is the same on every device."""
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    return hash((int(tensor.detach().view(bits).sum(dtype=torch.int64)), tensor.dtype, tensor.shape))
+    """Of all bits, the same on every device; eight bytes at a time, where they go in eights, as fast as memory is."""
+    flat = tensor.detach().reshape(-1)
+    if flat.storage_offset():
+        flat = flat.clone()
+    eights = flat.numel() * flat.element_size() % 8 == 0
+    bits = flat.view(torch.int64 if eights else {2: torch.int16, 4: torch.int32}[flat.element_size()])
+    return hash((int(bits.sum(dtype=torch.int64)), tensor.dtype, tensor.shape))

@@ -1,4 +1,4 @@
-"""Where changes go in a loaded pipeline or model: each has its tensor, one that can be changed in place, or is refused."""
+"""Where changes go in a loaded pipeline: each has its tensor, one that can be changed in place, or is refused."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def find_places(target: Any, changes: Changes) -> list[Place]:
     seen: dict[int, str] = {}
     for place in places:
         if (other := seen.setdefault(id(place.parameter), place.name)) != place.name:
-            raise OptionError(f"{place.name} and {other} are one tensor of the model, whose changes cannot be told apart")
+            raise OptionError(
+                f"{place.name} and {other} are one tensor of the model, whose changes cannot be told apart"
+            )
     return places
 
 
@@ -104,7 +106,9 @@ def _place(models: dict[str, nn.Module], name: str, changes: tuple[Change, ...])
             f"{owners}: layer {layer}: the pipeline has no such module; adapter.select(...) takes the layers it has"
         )
     if not isinstance(module, _LAYERS):
-        raise LayerError(f"{owners}: layer {layer}: expected a linear layer or a convolution, found {type(module).__name__}")
+        raise LayerError(
+            f"{owners}: layer {layer}: expected a linear layer or a convolution, found {type(module).__name__}"
+        )
     parameter = getattr(module, leaf)
     if parameter is None:
         raise LayerError(f"{owners}: layer {layer}: a change of its bias, and the module has none")
