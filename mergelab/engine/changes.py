@@ -98,7 +98,7 @@ def collect(loras: Loras, weights: Weights | None = None) -> Changes:
     Example:
         >>> changes = collect("miniature/sdxl/ghost", 0.5)
         >>> len(changes.by_tensor), next(iter(changes.by_tensor))
-        (48, 'unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k.weight')
+        (48, 'unet.down_blocks.1.attentions.0.proj_in.weight')
     """
     single = isinstance(loras, (Adapter, str, os.PathLike, Mapping))
     adapters = load_all([loras] if single else loras)  # type: ignore[list-item, arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def fuse_checkpoint(
     in float32 and rounded once. The model is never in memory, and the output appears whole or not at all.
 
     Args:
-        base: a safetensors file (of diffusers, ComfyUI, the original authors, ...) or the folder of a diffusers pipeline.
+        base: a safetensors file (of diffusers, ComfyUI, the original authors, ...) or a diffusers pipeline's folder.
         loras: an adapter or several, or anything that `load` takes.
         output: a new file, or a new folder for a folder.
         weights: as for `merge`: one for each adapter, a number or a mapping from components or layer patterns.
@@ -141,8 +141,8 @@ def _plan(checkpoint: Checkpoint, changes: Changes) -> list[tuple[WeightFile, _E
 def _check_fits(file: WeightFile, name: str, slot: Slot, changes: tuple[Change, ...]) -> None:
     if (dtype := file.header.entries[slot.key].dtype) not in _DTYPES:
         raise LayerError(
-            f"{file.header.path}: {slot.key} is {dtype}, expected one of {', '.join(_DTYPES)}; fuse into the base model "
-            "before it is quantised"
+            f"{file.header.path}: {slot.key} is {dtype}, expected one of {', '.join(_DTYPES)}; fuse into the base "
+            "model before it is quantised"
         )
     for change in changes:
         if not same_weight(change.shape, slot.shape):

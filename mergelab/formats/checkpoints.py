@@ -51,7 +51,7 @@ class WeightFile:
     component: str | None
 
     def slots(self, architecture: Architecture | None) -> dict[str, Slot | None]:
-        """Where the tensors of layers are, by canonical name with ".weight" or ".bias"; None where that is ambiguous."""
+        """Where the tensors of layers are, by canonical name with ".weight" or ".bias"; None where several are."""
         modules: dict[str, dict[str, str]] = {}
         for key in self.header.entries:
             module, leaf = split_key(key)

@@ -61,7 +61,7 @@ def read_header(path: Path) -> Header:
         >>> from mergelab import miniature
         >>> header = read_header(miniature.WEIGHTS / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors")
         >>> header.entries["conv_in.weight"][:2], dict(header.metadata)
-        (('F32', (64, 8, 3, 3)), {'format': 'pt'})
+        (('F16', (64, 8, 3, 3)), {'format': 'pt'})
     """
     try:
         with safe_open(path, framework="pt"):

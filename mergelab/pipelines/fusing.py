@@ -25,7 +25,7 @@ class Fused:
         >>> from mergelab import miniature
         >>> pipe = miniature.pipeline("sdxl")
         >>> fuse(pipe, ["miniature/sdxl/ghost", "miniature/sdxl/day"])
-        Fused ghost, day (48 tensors of unet)
+        Fused ghost, day (69 tensors of unet)
     """
 
     def __init__(self, adapters: Sequence[str], places: Sequence[Place]) -> None:
@@ -86,7 +86,7 @@ def fuse(
         What is fused; `unfuse()` takes it back bit for bit, in any order with others.
 
     Raises:
-        OptionError: the target is no pipeline; its weights are quantised or offloaded; an adapter holds embeddings, norms.
+        OptionError: the target is no pipeline, or quantised, or offloaded; an adapter holds embeddings or norms.
         ArchitectureError, LayerError: a layer has no module of its shape; somebody else changed what is fused already.
         OutputError: an original cannot be kept in the folder.
 
