@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergelab.errors import OptionError
+from mergelab.linalg.adding import added
 from mergelab.linalg.dense import squared_norm, svd_dense
 from mergelab.linalg.lowrank import Factors, Spectrum, inner, stack, stacked_gram, stacked_qr, svd
 from mergelab.linalg.selection import EVERYTHING, Search
@@ -259,3 +260,18 @@ def test_what_is_no_rank_is_one_sentence(rank: object, sentence: str) -> None:
     if isinstance(rank, str):
         with pytest.raises(OptionError, match=sentence.replace("an integer of at least 1", "a")):
             parse_rank(rank)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_a_change_is_added_in_full_precision(precision: str) -> None:
+    """Whatever the caller allows for the products of float32, and that is kept."""
+    before = torch.get_float32_matmul_precision()
+    generator = torch.Generator().manual_seed(0)
+    weight, b, a = (torch.randn(shape, generator=generator) for shape in ((64, 48), (64, 16), (16, 48)))
+    torch.set_float32_matmul_precision(precision)
+    try:
+        result = added(weight, [Factors(b[:, :7], a[:7]), Factors(b[:, 7:], a[7:])])
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+    torch.testing.assert_close(result.double(), weight.double() + b.double() @ a.double(), atol=1e-5, rtol=0)

@@ -39,8 +39,9 @@ def added(weight: Tensor, changes: Sequence[Factors]) -> Tensor:
     total = stack(changes)
     flat = weight.detach().flatten(1) if weight.dim() > 1 else weight.detach()[:, None]
     wide = torch.promote_types(weight.dtype, torch.float32)
-    with _without_tf32():
-        result = torch.addmm(flat.to(wide), total.B.to(wide), total.A.to(wide)).reshape(weight.shape).to(weight.dtype)
+    with _in_full_float32():
+        wider = flat.to(wide, copy=True).addmm_(total.B.to(wide), total.A.to(wide))
+    result = wider.reshape(weight.shape).to(weight.dtype)
     if not torch.isfinite(result).all():
         raise LayerError(
             f"the changed weights are not finite in {str(weight.dtype).removeprefix('torch.')}; use smaller weights, "
@@ -50,12 +51,17 @@ def added(weight: Tensor, changes: Sequence[Factors]) -> Tensor:
 
 
 @contextlib.contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Products on a GPU in float32 throughout, whatever the caller allows."""
-    matmul = torch.backends.cuda.matmul
-    allowed = matmul.allow_tf32
-    matmul.allow_tf32 = False
+def _in_full_float32() -> Iterator[None]:
+    """Products in float32 throughout, whatever the caller allows a GPU (TF32) or a processor (bfloat16)."""
+    backends = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+    # Older versions have another name for it, which newer ones refuse where the caller has used the new one.
+    known = [backend for backend in backends if hasattr(backend, "fp32_precision")]
+    name, full = ("fp32_precision", "ieee") if known else ("allow_tf32", False)
+    before = [(backend, getattr(backend, name)) for backend in known or [torch.backends.cuda.matmul]]
     try:
+        for backend, _ in before:
+            setattr(backend, name, full)
         yield
     finally:
-        matmul.allow_tf32 = allowed
+        for backend, value in before:
+            setattr(backend, name, value)
