@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -50,6 +50,12 @@ def write_adapter(path: Path, blocks: int, rank: int) -> None:
     save_file(tensors, path)
 
 
+def resident_peak() -> int:
+    """The most memory that this process has held, mapped files included (`ru_maxrss` would begin with its parent's)."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
 def fuse(folder: Path) -> dict[str, float]:
     """One fuse in this process, as `mergelab fuse` does it."""
     import mergelab as ml
@@ -63,7 +69,7 @@ def fuse(folder: Path) -> dict[str, float]:
         "seconds": round(found.seconds, 1),
         "processor_seconds": round(found.processor_seconds, 1),
         "peak_above_start_gb": round(found.peak / 1e9, 2),
-        "peak_of_process_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        "peak_of_process_gb": round(resident_peak() / 1e9, 2),
     }
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -310,6 +313,22 @@ def test_a_layer_without_a_tensor_is_an_error(tmp_path: Path) -> None:
         ml.fuse_checkpoint(base, change, tmp_path / "out.safetensors")
     assert list(tmp_path.iterdir()) == [base]
     ml.fuse_checkpoint(base, change.select("unet"), tmp_path / "out.safetensors")
+
+
+def test_a_kill_leaves_no_half_checkpoint(tmp_path: Path) -> None:
+    """Nothing under the output's name, and the base model as it was."""
+    base = file(tmp_path / "base.safetensors", {KEY: torch.ones(8, 8), "rest": torch.ones(9)})
+    before = base.read_bytes()
+    lines = (
+        "import os, signal, torch, mergelab as ml",
+        "from mergelab.engine import checkpoint",
+        "checkpoint.added = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+        f"change = ml.Adapter({{{NAME!r}: ml.LoraLayer(torch.ones(1, 8), torch.ones(8, 1))}}, architecture='sdxl')",
+        f"ml.fuse_checkpoint({str(base)!r}, change, {str(tmp_path / 'out.safetensors')!r})",
+    )
+    assert subprocess.run([sys.executable, "-c", "\n".join(lines)], check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out.safetensors").exists()
+    assert base.read_bytes() == before
 
 
 def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
