@@ -329,7 +329,7 @@ def test_what_cannot_be_fused_is_refused_by_name(pipe: Any, tmp_path: Path) -> N
 
 
 def test_offloaded_and_quantised_weights_are_refused(pipe: Any) -> None:
-    """By name. Whole models that accelerate moves can be fused where they lie."""
+    """By name: layer by layer, cast for storage, in groups, a parameter of another class, one tensor twice."""
     accelerate = pytest.importorskip("accelerate")
     accelerate.cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
     refuse(pipe, "is offloaded: its values are not in the model")
