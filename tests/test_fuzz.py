@@ -311,7 +311,11 @@ MODULES = (
     *("diffusion_model.layers.0.attention.qkv", "lora_unet_layers_1_feed_forward_w1", "blocks.0.self_attn.q"),
     *("diffusion_model.double_blocks.0.img_attn.qkv.1", "diffusion_model.single_blocks.0.linear1.9", "pipe.dit.x"),
     *("transformer.transformer_blocks.0.attn.to_qkv", "transformer_blocks.1.img_mlp.net.0.proj", "lora_unet__blocks_0"),
-    *("joint_blocks.3.x_block.attn.qkv", "diffusion_model.txtfusion.layerwise_blocks.0.attn.wq", "t5.encoder.block.0.x"),
+    *(
+        "joint_blocks.3.x_block.attn.qkv",
+        "diffusion_model.txtfusion.layerwise_blocks.0.attn.wq",
+        "t5.encoder.block.0.x",
+    ),
     *("clip_l.text_model.encoder.layers.0.mlp.fc1", "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.x"),
     *("bundle_emb.x", "<s1>", "emb_params", "up_blocks.0.resnets.0.conv1", "text_encoder.x", "model.x", "lycoris_x"),
     *(f"unet.input_blocks.{'9' * 5000}.1.proj_in", f"unet.down_blocks.0.transformer_blocks.{'9' * 5000}.attn1.to_q"),

@@ -237,6 +237,6 @@ def test_a_name_that_nobody_registered(tmp_path: Path, refused: Refused) -> None
     """The sentence says where methods of one's own come from."""
     X.save(tmp_path / "x.safetensors")
     arguments = ("merge", tmp_path / "x.safetensors", "-o", tmp_path / "out.safetensors")
-    refused(*arguments, "--method", "my_median", needles=["there is no method 'my_median'", "--import FILE.py"])
+    refused(*arguments, "--method", "nobodys_rule", needles=["there is no method 'nobodys_rule'", "--import FILE.py"])
     refused(*arguments, "--import", tmp_path / "nope.py", needles=["--import", "nope.py: there is no such file"])
     assert cli.run([str(part) for part in arguments]) == 0
