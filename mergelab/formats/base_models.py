@@ -56,8 +56,9 @@ def check_base_models(adapters: Sequence[AdapterData], names: Sequence[str]) -> 
 
 def _check_unknown(adapter: AdapterData, name: str, architecture: Architecture, shapes: _Shapes) -> None:
     own = {layer: change.shape for layer, change in adapter.layers.items() if layer.startswith("transformer.")}
-    others = [other.title for other in (fitting(own) if own else []) if other is not architecture]
-    if others:
+    possible = fitting(own) if own else []
+    others = [other.title for other in possible if other is not architecture]
+    if others and architecture in possible:
         raise ArchitectureError(
             f"{name} may be for {architecture.title}, as the others are, or for {', '.join(others)}, and nothing in "
             f"the file tells: load it with architecture={architecture.id!r} (on the command line --architecture) if it "

@@ -89,7 +89,7 @@ def parse(
 
 def _spelling(modules: Iterable[str], located: Mapping[str, Located], layers: Mapping[str, Layer]) -> dict[str, str]:
     """How the file names the modules of an unknown model, those that are one layer each."""
-    names = {f"{located[module].component}.{located[module].path}": module for module in modules}
+    names = {where.name: module for module in modules if (where := located[module]).name}
     return {name: module for name, module in names.items() if name in layers}
 
 
