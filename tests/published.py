@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import diffusers
 import torch
@@ -14,6 +15,7 @@ from mergelab.formats.architectures.published import TABLE, kind_of
 LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
+@cache
 def model(architecture: Architecture) -> nn.Module:
     """The denoiser's real modules, without memory for their weights."""
     with torch.device("meta"):

@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Shapes, str | None]] = {
         "qwen-image",
     ),
     "HunyuanVideo by its depth": (split(3072, 20) | one_stream(3072, 7, 39), "hunyuan-video"),
-    "HunyuanVideo's own names, few blocks": (HUNYUAN, None),
+    "HunyuanVideo's own names, few blocks": (HUNYUAN, "hunyuan-video"),
     "SD 3.5 large by its width": (split(2432, 4), "sd35-large"),
     "SD 3 or 3.5 medium": (split(1536, 4), None),
     "SD 3 medium by its modulation": ({SD3.format(0): (9216, 1536)}, "sd3"),

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from statistics import median
 
 from mergelab.checks import did_you_mean, short_repr
 from mergelab.errors import ArchitectureError, LayerError, OptionError
@@ -21,6 +22,8 @@ from mergelab.formats.names import Located, is_module_of, locate
 
 # How many modules of a file are looked at to see which architectures are worth a look at all of them.
 _SAMPLE = 24
+# Most layers of a published model have more inputs and outputs.
+_LEAST = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +73,17 @@ class _Candidate:
 
     @cached_property
     def fits(self) -> bool:
-        """Whether nothing speaks against it: a size that is not published does, unless the header says what it is."""
+        """Whether nothing speaks against it: a size that is not published does, unless the header says what it is.
+
+        Nothing speaks against a miniature, which may be any model's.
+        """
         if self.evidence is None:
             return False
         said = self.evidence.says(self.architecture.header)
         if self.evidence.denoiser is None and said:
             return True
-        sized = self.published is not False or self.architecture.any_size or said
+        is_small = median([min(shape[:2]) for shape in self.shapes.values() if shape] or [0]) < _LEAST
+        sized = is_small or said or self.architecture.any_size or self.published is not False
         return sized and self.architecture.fits(self.evidence)
 
     @property

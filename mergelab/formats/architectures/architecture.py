@@ -61,7 +61,7 @@ class Architecture:
         respell: turns a key that only trainers of this family write into a usual one.
         model_class, model_config: the diffusers class of the denoiser and the published configuration that sets its
             shapes, the source of its true modules.
-        any_size: whether models of other sizes count, miniatures; of others a size that is not published needs a header.
+        any_size: whether models of other sizes count, too; else a size that is not published needs a header.
         projected: text encoders of the class CLIPTextModelWithProjection.
     """
 
