@@ -51,7 +51,7 @@ CASES: dict[str, tuple[Shapes, str | None]] = {
     "FLUX.2 klein 4B by ratio and width": (one_stream(3072, 9), "flux2-klein-4b"),
     "a small FLUX.1": (one_stream(64, 7), "flux"),
     "a small FLUX.2 of any size": (one_stream(64, 9), None),
-    "a small FLUX.2 by its depth": (one_stream(64, 9, 47), "flux2-dev"),
+    "a small FLUX.2 by its depth": (one_stream(32, 9, 47), "flux2-dev"),
     "a mlp of FLUX.1": ({"diffusion_model.double_blocks.1.img_mlp.0": (12288, 3072)}, None),
     "a mlp of FLUX.2 klein 4B": ({"diffusion_model.double_blocks.1.img_mlp.0": (18432, 3072)}, "flux2-klein-4b"),
     "a mlp's end of FLUX.2 klein 4B": ({"diffusion_model.double_blocks.1.txt_mlp.2": (3072, 9216)}, "flux2-klein-4b"),

@@ -22,7 +22,7 @@ from mergelab.formats.names import Located, is_module_of, locate
 
 # How many modules of a file are looked at to see which architectures are worth a look at all of them.
 _SAMPLE = 24
-# Most layers of a published model have more inputs and outputs.
+# Most layers of a published model have more inputs or outputs.
 _LEAST = 512
 
 
@@ -82,7 +82,7 @@ class _Candidate:
         said = self.evidence.says(self.architecture.header)
         if self.evidence.denoiser is None and said:
             return True
-        is_small = median([min(shape[:2]) for shape in self.shapes.values() if shape] or [0]) < _LEAST
+        is_small = median([max(shape[:2]) for shape in self.shapes.values() if shape] or [0]) < _LEAST
         sized = is_small or said or self.architecture.any_size or self.published is not False
         return sized and self.architecture.fits(self.evidence)
 
