@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from mergelab.checks import readable
 from mergelab.errors import FormatError, OutputError, SourceError
 from mergelab.formats.files import replacing
-from mergelab.formats.messages import about, one_line
+from mergelab.formats.messages import one_line
 from mergelab.formats.options import ReadOptions
 from mergelab.formats.strangers import other_file
 
@@ -50,19 +51,18 @@ def read_tensors(path: Path, options: ReadOptions) -> tuple[dict[str, Tensor], d
     """Tensors (memory-mapped where the format allows) and the header's strings.
 
     Raises:
-        SourceError, FormatError: no such file, or one that is damaged or not what its name says.
+        SourceError, FormatError, without the file's name: no such file, or one that is damaged or not what its name says.
     """
-    with about(path):
-        if not path.is_file():
-            raise SourceError("there is no such file")
-        if path.suffix.lower() not in PICKLES:
-            return _read_safetensors(path)
-        if not options.allow_pickle:
-            raise FormatError(
-                "is a pickle by its name, which can run code when it is read; pass allow_pickle=True "
-                "(--allow-pickle) to read its tensors with weights_only=True"
-            )
-        return _read_pickle(path), {}
+    if not path.is_file():
+        raise SourceError("there is no such file")
+    if path.suffix.lower() not in PICKLES:
+        return _read_safetensors(path)
+    if not options.allow_pickle:
+        raise FormatError(
+            "is a pickle by its name, which can run code when it is read; pass allow_pickle=True "
+            "(--allow-pickle) to read its tensors with weights_only=True"
+        )
+    return _read_pickle(path), {}
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -84,6 +84,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:  # a damaged file makes the package raise a dozen different things
         reason = one_line(error)
     # Looked at only now: a header of 640 bytes begins as a pickle does.
+    if is_archive := zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:  # torch.save's, or any other
+            is_archive = not any(name.endswith("data.pkl") for name in archive.namelist())
+    if is_archive:
+        raise FormatError("is a ZIP archive, expected safetensors; unpack it and give the file in it")
     if start[:4] == b"PK\x03\x04" or start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
         raise FormatError(
             "is a PyTorch pickle, expected safetensors; give it its name (.pt) and pass allow_pickle=True "
