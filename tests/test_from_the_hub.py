@@ -105,7 +105,10 @@ def test_peft(source: str, hub: Site) -> None:
     adapter = ml.load(source.format(site=hub.address))
     assert [layer.scaling for layer in adapter.layers.values()] == [3.0]
     assert adapter.is_file and adapter.source.startswith("user/")
-    assert COMMIT not in adapter.source and [path.name for path in adapter.inputs] == ["adapter_model.safetensors", "adapter_config.json"]
+    assert COMMIT not in adapter.source and [path.name for path in adapter.inputs] == [
+        "adapter_model.safetensors",
+        "adapter_config.json",
+    ]
 
 
 def test_peft_of_two_components(hub: Site) -> None:
@@ -143,7 +146,9 @@ def test_a_hub_that_is_down(
     with serving() as gone:
         pass
     monkeypatch.setattr(constants, "ENDPOINT", gone.address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{gone.address}/{{repo_id}}/{{revision}}/{{filename}}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{gone.address}/{{repo_id}}/{{revision}}/{{filename}}"
+    )
     assert cli.run(["inspect", source]) == 2
     assert "the Hugging Face Hub cannot be reached" in one_sentence(capsys.readouterr().err)
     assert ml.load("user/one/loras/style.safetensors").ranks == {LAYER: 4}

@@ -27,6 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache."""
     monkeypatch.setenv("MERGELAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CIVITAI_API_TOKEN", raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
     return tmp_path / "cache"
 
 
@@ -181,7 +182,7 @@ def test_a_token_goes_to_its_host_alone(site: Site, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("CIVITAI_API_TOKEN", "secret")
     monkeypatch.setitem(web._TOKENS, "127.0.0.1", "CIVITAI_API_TOKEN")
     site.pages["/x.safetensors"] = Page(status=401)
-    with pytest.raises(ml.SourceError, match="set CIVITAI_API_TOKEN.*begin the address with https://"):
+    with pytest.raises(ml.SourceError, match=r"set CIVITAI_API_TOKEN.*begin the address with https://"):
         ml.load(f"{site.address}/x.safetensors")
     assert "Authorization" not in site.requests("/x.safetensors")[0]
     pem = certificate(tmp_path)
@@ -283,7 +284,7 @@ def test_a_signed_address(site: Site) -> None:
     url = f"{site.address}/peft/adapter_model.safetensors?sig=1"
     assert [layer.scaling for layer in ml.load(url).layers.values()] == [3.0]
     del site.pages["/peft/adapter_config.json?sig=1"]
-    with pytest.raises(ml.SourceError, match="the adapter_config.json beside it, which says its alpha, is refused"):
+    with pytest.raises(ml.SourceError, match=r"the adapter_config\.json beside it, which says its alpha, is refused"):
         ml.load(url)
 
 

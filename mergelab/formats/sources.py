@@ -93,16 +93,14 @@ def _read_folder(folder: Path, options: ReadOptions, called: Called) -> tuple[Ad
         return _read_peft(_weights_in(folder, called), None, options, called, source=folder)
     parts = [c for c in (*COMPONENTS, "model") if (folder / c / PEFT_CONFIG).is_file()]
     if parts:
-        read_parts = [
-            _read_peft(_weights_in(folder / c, called), c, options, called, source=folder / c) for c in parts
-        ]
+        read_parts = [_read_peft(_weights_in(folder / c, called), c, options, called, source=folder / c) for c in parts]
         return _joined(called(folder), read_parts)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         names = ", ".join(f.name for f in files[:5]) or "none"
         raise SourceError(
-            f"{called(folder)}: expected a PEFT folder ({PEFT_CONFIG} and {PEFT_WEIGHTS[0]}) or one safetensors file, found "
-            f"{names}; name the file"
+            f"{called(folder)}: expected a PEFT folder ({PEFT_CONFIG} and {PEFT_WEIGHTS[0]}) or one safetensors file, "
+            f"found {names}; name the file"
         )
     return _read_file(files[0], options, called)
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import struct
-import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,7 +50,7 @@ def read_tensors(path: Path, options: ReadOptions) -> tuple[dict[str, Tensor], d
     """Tensors (memory-mapped where the format allows) and the header's strings.
 
     Raises:
-        SourceError, FormatError, without the file's name: no such file, or one that is damaged or not what its name says.
+        SourceError, FormatError: no such file, or one that is damaged or not what its name says; they do not name it.
     """
     if not path.is_file():
         raise SourceError("there is no such file")
@@ -84,12 +83,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:  # a damaged file makes the package raise a dozen different things
         reason = one_line(error)
     # Looked at only now: a header of 640 bytes begins as a pickle does.
-    if is_archive := zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:  # torch.save's, or any other
-            is_archive = not any(name.endswith("data.pkl") for name in archive.namelist())
-    if is_archive:
+    is_archive = start[:4] == b"PK\x03\x04"
+    if is_archive and b".pkl" not in start:  # with which the archives of torch.save begin
         raise FormatError("is a ZIP archive, expected safetensors; unpack it and give the file in it")
-    if start[:4] == b"PK\x03\x04" or start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+    if is_archive or start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
         raise FormatError(
             "is a PyTorch pickle, expected safetensors; give it its name (.pt) and pass allow_pickle=True "
             "(--allow-pickle) if you trust it"

@@ -27,8 +27,8 @@ def said(source: str, path: Path) -> str:
     Example:
         >>> said("https://example.org/models/7?token=secret", Path("cache/1b2c/style.safetensors"))
         'https://example.org/models/7/style.safetensors'
-        >>> said("https://huggingface.co/user/repo/tree/main", Path("cache/snapshots/c0ffee"))
-        'user/repo@main'
+        >>> said("https://huggingface.co/user/repo/blob/v2/style.safetensors", Path("cache/c0ffee/style.safetensors"))
+        'user/repo@v2/style.safetensors'
     """
     reference = hub.by_address(source) if is_address(source) else None
     address = str(reference) if reference else shown(source).rstrip("/")

@@ -13,7 +13,9 @@ from mergelab.formats.peft_config import PEFT_CONFIG, PEFT_WEIGHTS
 from mergelab.formats.prefixes import COMPONENTS
 
 PEFT_FILES = tuple(
-    f"{folder}{name}" for folder in ("", *(f"{c}/" for c in (*COMPONENTS, "model"))) for name in (PEFT_CONFIG, *PEFT_WEIGHTS)
+    f"{folder}{name}"
+    for folder in ("", *(f"{c}/" for c in (*COMPONENTS, "model")))
+    for name in (PEFT_CONFIG, *PEFT_WEIGHTS)
 )
 """Whatever a PEFT folder may hold that counts."""
 
@@ -79,8 +81,8 @@ class RemoteFolder:
                 pass
             except RefusedError:
                 raise SourceError(
-                    f"{self.address}: the {PEFT_CONFIG} beside it, which says its alpha, is refused; put both files into "
-                    "a folder here, and give that"
+                    f"{self.address}: the {PEFT_CONFIG} beside it, which says its alpha, is refused; put both "
+                    "files into a folder here, and give that"
                 ) from None
         return path
 

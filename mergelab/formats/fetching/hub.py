@@ -61,7 +61,9 @@ class Reference:
 
     def __str__(self) -> str:
         """As `by_name` reads it."""
-        revision = f"@{quote(self.revision, safe='/' if self.revision.startswith('refs/') else '')}" if self.revision else ""
+        revision = (
+            f"@{quote(self.revision, safe='/' if self.revision.startswith('refs/') else '')}" if self.revision else ""
+        )
         return f"{self.repo}{revision}{'/' if self.path else ''}{self.path}"
 
     @property
@@ -113,8 +115,7 @@ class Reference:
 
 def _knock() -> None:
     """Raise at once where the Hub cannot be reached: huggingface_hub would try for half a minute."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
 
@@ -162,7 +163,9 @@ def by_address(url: str) -> Reference | None:
     if url.lower().startswith("hf://"):
         match = _NAME.fullmatch(url[len("hf://") :])
         if not match or match["repo"].partition("/")[0] in _OTHERS:
-            raise SourceError(f"{shown(url)}: expected a model on the Hugging Face Hub, as hf://user/repo/file.safetensors")
+            raise SourceError(
+                f"{shown(url)}: expected a model on the Hugging Face Hub, as hf://user/repo/file.safetensors"
+            )
         return _reference(match["repo"], match["revision"], match["path"])
     if not url.lower().startswith(("http://", "https://")):
         return None

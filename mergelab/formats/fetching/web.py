@@ -23,7 +23,7 @@ _TIMEOUT = (15, 60)  # seconds to connect, and between two bytes
 _ABSENT = (404, 410)
 _LONGEST_NAME = 200  # bytes, of the 255 that file systems allow
 _KNOWN = (".safetensors", *PICKLES)
-# Why there is no answer, in the order in which it is looked for. What requests says has the address with its query in it.
+# Why there is no answer, in the order in which it is looked for; what requests says holds the query of the address.
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (requests.exceptions.ProxyError, "the proxy does not answer, or does not let it through"),
     (requests.exceptions.SSLError, "its certificate is not accepted, or it does not speak TLS"),
