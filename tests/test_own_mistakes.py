@@ -146,7 +146,7 @@ def test_everything_that_merge_has_itself_is_reserved() -> None:
     parameters = get_command(app).commands["merge"].params  # type: ignore[attr-defined]
     flags = {flag.removeprefix("--").replace("-", "_") for p in parameters for flag in p.opts if flag.startswith("--")}
     of_methods = {name for method in registry.METHODS for name in registry.options_of(method)}
-    assert (in_python | flags) - of_methods == RESERVED - SHARED
+    assert ((in_python | flags) - of_methods) | {"help"} == RESERVED - SHARED
 
 
 def test_errors_of_a_rule(tmp_path: Path, refused: Refused) -> None:

@@ -122,7 +122,8 @@ def test_text_of_the_user(pipeline: Any, tmp_path: Path, monkeypatch: pytest.Mon
     with serving() as site:
         site.pages["/fish.safetensors"] = Page(ml.load("miniature/sdxl/fish").inputs[0].read_bytes())
         url = f"{site.address}/fish.safetensors"
-        ml.evaluate(small | {"loras": [f"{url}?token=secret"]}, tmp_path / "run", pipeline=pipeline)
+        loras = [{"path": f"{url}?token=secret", "concept": "a qrv"}]
+        ml.evaluate(small | {"loras": loras}, tmp_path / "run", pipeline=pipeline)
     text = (tmp_path / "run" / "report.html").read_text()
     assert url in text and "secret" not in text and f"{url}?token=secret" in (tmp_path / "run" / CONFIG).read_text()
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text
