@@ -232,7 +232,7 @@ def test_what_is_left_out_is_said_with_its_share() -> None:
     (note,) = plan(adapter, for_="diffusers").notes
     assert (
         note
-        == f"diffusers has no place for T5 (1 layers, {names[1]} the first): left out, 60.00% of the norm of the change"
+        == f"diffusers has no place for T5 (1 layer, {names[1]} the first): left out, 60.00% of the norm of the change"
     )
 
 
@@ -248,7 +248,7 @@ def test_what_stays_is_said() -> None:
 
 def test_nothing_is_left() -> None:
     """An adapter of which a tool reads nothing is refused."""
-    with pytest.raises(ml.FormatError, match="nunchaku has no place for any of the 2 layers"):
+    with pytest.raises(ml.FormatError, match="nunchaku has no place for what the adapter holds, 2 layers"):
         small().select("text_encoder*").state_dict(for_="nunchaku")
 
 

@@ -12,6 +12,7 @@ from mergelab.formats.padding import completed
 from mergelab.formats.tools.tool import Lack, Tool
 from mergelab.layer import AdapterData
 from mergelab.linalg.lowrank import inner
+from mergelab.tables import counted
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,24 @@ def fitted(data: AdapterData, tool: Tool, measure: bool = True) -> Fitted:
     layers = {name: layer for name, layer in data.layers.items() if name not in left_out}
     extras = {key: tensor for key, tensor in data.extras.items() if key not in left_out}
     if not layers and data.layers:
-        raise FormatError(f"{tool.title} has no place for any of the {len(data.layers)} layers; choose another tool")
+        raise FormatError(
+            f"{tool.title} has no place for what the adapter holds, {counted(len(data.layers), 'layer')}; choose "
+            "another tool"
+        )
     if way.note and layers:
         notes.append(f"{tool.title}: {way.note.format(rank=max(layer.rank for layer in layers.values()))}")
     rest = replace(data, layers=layers, extras=extras)
     whole = completed(rest) if way.completed else rest
     if added := len(whole.layers) - len(layers):
-        notes.append(f"{added} layers of zeros are added, which {tool.title} expects beside the others")
+        verb = "is" if added == 1 else "are"
+        notes.append(f"{counted(added, 'layer')} of zeros {verb} added, which {tool.title} expects beside the others")
     return Fitted(whole, way.layout, tuple(notes))
 
 
 def _sentence(data: AdapterData, tool: Tool, lack: Lack, names: list[str], measure: bool) -> str:
     """What a tool has no place for, how many tensors or layers of it there are, and how much they are."""
     layers = [name for name in names if name in data.layers]
-    count = f"{len(layers)} layers" if layers else f"{len(names)} tensors"
+    count = counted(len(layers), "layer") if layers else counted(len(names), "tensor")
     what = f"{tool.title} has no place for {lack.what} ({count}, {names[0]} the first)"
     if lack.kept:
         return f"{what}; they stay in the file"
