@@ -11,6 +11,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.loaders import lora_pipeline
+from diffusers.utils import convert_state_dict_to_diffusers
 
 import mergelab as ml
 from mergelab.formats import TOOLS
@@ -79,9 +80,12 @@ def converted(of: ml.Adapter, format: str) -> dict[str, Any]:
         of = of.select("transformer.*")
     tensors = {key: tensor.clone() for key, tensor in of.state_dict(format).items()}
     try:
-        return dict(getattr(lora_pipeline, LOADERS[of.architecture or ""]).lora_state_dict(tensors))
+        found = dict(getattr(lora_pipeline, LOADERS[of.architecture or ""]).lora_state_dict(tensors))
     except (ValueError, KeyError, IndexError, RuntimeError):
         return {}
+    old = any(".to_k_lora." in key for key in found)
+    # As loading does for text encoders.
+    return convert_state_dict_to_diffusers(found) if old else found
 
 
 def read(of: ml.Adapter, format: str) -> set[str]:

@@ -67,8 +67,8 @@ def _strange_text_encoders(data: AdapterData, way: Way) -> list[Lack]:
     known = ARCHITECTURES.get(data.architecture or "")
     if known is None or way.layout.is_folder:
         return []
-    names = {key.removesuffix(BIAS_SUFFIX): re.escape(key) for key in (*data.layers, *data.extras)}
-    strange = [key for name, key in names.items() if name.startswith("text_encoder") and not is_module_of(known, name)]
+    keys = [key for key in (*data.layers, *data.extras) if key.startswith("text_encoder")]
+    strange = [re.escape(key) for key in keys if not is_module_of(known, key.removesuffix(BIAS_SUFFIX))]
     return [Lack(f"text encoders that are none of {known.title}'s", f"^({'|'.join(strange)})$")] if strange else []
 
 

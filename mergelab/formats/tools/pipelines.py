@@ -66,7 +66,9 @@ PIPELINES = Tool(
         "krea2": _way(comfy=(_ALL_IF_EXTRAS,)),
         **dict.fromkeys(
             ("wan-14b", "wan-5b", "wan-1.3b"),
-            _way(kohya=(_ALL_UNLESS_WHOLE, _ALL_IF_EXTRAS), comfy=(_ALL_IF_PATCHES, _ALL_WITHOUT_BLOCKS, _ALL_IF_NORMS)),
+            _way(
+                kohya=(_ALL_UNLESS_WHOLE, _ALL_IF_EXTRAS), comfy=(_ALL_IF_PATCHES, _ALL_WITHOUT_BLOCKS, _ALL_IF_NORMS)
+            ),
         ),
         **dict.fromkeys(("ltx-2", "hidream", "anima"), _COMFY_ONLY),
         **dict.fromkeys(("ltx-video", "ltx-video-13b"), _way(comfy=(_FIRST_LAYERS, _EXTRAS))),
