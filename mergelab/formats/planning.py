@@ -92,8 +92,7 @@ def check_writable(adapters: Sequence[AdapterData], format: str | None = None, f
     """
     chosen = plan(_stand_in(adapters), format, for_, measure=False)
     with about(chosen.data.source):
-        folder = chosen.layout.format == "peft"
-        for part in split_components(chosen.data).values() if folder else [chosen.data]:
+        for part in split_components(chosen.data).values() if chosen.layout.is_folder else [chosen.data]:
             tensors_of(part, chosen.layout)
     return chosen.layout.format
 

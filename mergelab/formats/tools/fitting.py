@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mergelab.errors import FormatError
+from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.layout import Layout
+from mergelab.formats.names import is_module_of
 from mergelab.formats.padding import completed
-from mergelab.formats.tools.tool import Lack, Tool
-from mergelab.layer import AdapterData
+from mergelab.formats.tools.tool import Lack, Tool, Way
+from mergelab.layer import BIAS_SUFFIX, AdapterData
 from mergelab.linalg.lowrank import inner
 from mergelab.tables import counted
 
@@ -44,7 +46,7 @@ def fitted(data: AdapterData, tool: Tool, measure: bool = True) -> Fitted:
     """
     way = tool.checked_way(data.architecture)
     notes, left_out = [], set[str]()
-    for lack in way.lacks:
+    for lack in (*way.lacks, *_strange_text_encoders(data, way)):
         if names := lack.of([name for name in (*data.layers, *data.extras) if name not in left_out]):
             notes.append(_sentence(data, tool, lack, names, measure))
             left_out |= set() if lack.kept else set(names)
@@ -65,19 +67,29 @@ def fitted(data: AdapterData, tool: Tool, measure: bool = True) -> Fitted:
     return Fitted(whole, way.layout, tuple(notes))
 
 
+def _strange_text_encoders(data: AdapterData, way: Way) -> list[Lack]:
+    """Layers of text encoders that the base model has not; a folder is one of whatever model."""
+    known = ARCHITECTURES.get(data.architecture or "")
+    if known is None or way.layout.is_folder:
+        return []
+    keys = [key for key in (*data.layers, *data.extras) if key.startswith("text_encoder")]
+    strange = [re.escape(key) for key in keys if not is_module_of(known, key.removesuffix(BIAS_SUFFIX))]
+    return [Lack(f"text encoders that are none of {known.title}'s", f"^({'|'.join(strange)})$")] if strange else []
+
+
 def _sentence(data: AdapterData, tool: Tool, lack: Lack, names: list[str], measure: bool) -> str:
     """What a tool has no place for, how many tensors or layers of it there are, and how much they are."""
     layers = [name for name in names if name in data.layers]
     count = counted(len(layers), "layer") if layers else counted(len(names), "tensor")
-    what = f"{tool.title} has no place for {lack.what} ({count}, {names[0]} the first)"
+    which = f"({count}, {names[0]} the first)"
     if lack.kept:
-        return f"{what}; they stay in the file"
-    share = f", {norm_share(data, layers):.2%} of the norm of the change" if layers and measure else ""
-    return f"{what}: left out{share}"
+        return f"{tool.title} reads {lack.what} only if {lack.kept} {which}; they stay in the file"
+    share = f", {norm_share(data, layers):.2%} of the squared norm of the change" if layers and measure else ""
+    return f"{tool.title} has no place for {lack.what} {which}: left out{share}"
 
 
 def norm_share(data: AdapterData, names: Iterable[str]) -> float:
-    """The norm of some layers as a share of that of all, in [0, 1]."""
+    """The squared norm of some layers as a share of that of all, in [0, 1]; shares of several groups add up."""
     norms = {name: max(0.0, inner(factors, factors)) for name in data.layers for factors in [data.matrices(name)]}
     whole = sum(norms.values())
-    return math.sqrt(sum(norms[name] for name in names) / whole) if whole > 0 else 0.0
+    return sum(norms[name] for name in names) / whole if whole > 0 else 0.0
