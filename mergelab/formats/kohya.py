@@ -11,7 +11,7 @@ from torch import Tensor
 from mergelab.errors import ArchitectureError
 from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.architectures.naming import Place
-from mergelab.formats.architectures.registry import ARCHITECTURES, architecture_of
+from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.layout import Layout
 from mergelab.formats.original import alone, modules_of, others_of
 from mergelab.formats.padding import projection_padded
@@ -61,7 +61,7 @@ def _architecture(data: AdapterData) -> Architecture:
                 f"layer {name}: the base model is unknown, and kohya's format has the names of the original model; "
                 f"{SAY_WHICH}, or write format='same'"
             )
-    return architecture_of(None, "unet")
+    return next(known for known in ARCHITECTURES.values() if known.denoiser == "unet")
 
 
 def _place(architecture: Architecture, layout: Layout, name: str) -> tuple[str, Place]:
