@@ -17,7 +17,6 @@ from mergelab.formats.original import alone, modules_of, others_of
 from mergelab.formats.padding import projection_padded
 from mergelab.formats.prefixes import flatten
 from mergelab.formats.writers import (
-    EMBEDDING_PREFIX,
     SAY_WHICH,
     folded_layer,
     is_t5,
@@ -25,7 +24,7 @@ from mergelab.formats.writers import (
     remedy,
     with_alpha,
 )
-from mergelab.layer import AdapterData, Layer
+from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer
 
 
 def kohya(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
@@ -55,11 +54,11 @@ def _architecture(data: AdapterData) -> Architecture:
     """By whose names an adapter is written: where the base model is not known, a UNet's, which are diffusers' then."""
     if known := ARCHITECTURES.get(data.architecture or ""):
         return known
-    for name in (*data.layers, *data.extras):
-        if not name.startswith(("unet.", "text_encoder", EMBEDDING_PREFIX)):
+    for name in (*data.layers, *(key for key in data.extras if key.endswith(BIAS_SUFFIX))):
+        if not name.startswith(("unet.", "text_encoder")):
             raise ArchitectureError(
                 f"layer {name}: the base model is unknown, and kohya's format has the names of the original model; "
-                f"{SAY_WHICH}, or write format='same'"
+                f"{SAY_WHICH}, or write it as format='same' or format='peft'"
             )
     return next(known for known in ARCHITECTURES.values() if known.denoiser == "unet")
 
