@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -41,6 +40,7 @@ class Adapter(formats.Savable):
         metadata: the header's strings.
         report: what a merge or a resize kept and lost, or how a file was read.
         inputs: the files it was made from, which `save` never replaces.
+        origin: of one that was read from a file its source; what is made from it has another source.
 
     Example:
         >>> import torch
@@ -53,6 +53,7 @@ class Adapter(formats.Savable):
     """
 
     report: Report = field(default_factory=Report)
+    origin: str = ""
 
     def __post_init__(self) -> None:
         for name in self.layers:
@@ -62,7 +63,7 @@ class Adapter(formats.Savable):
     @property
     def is_file(self) -> bool:
         """Whether this is a file (or a PEFT folder) as it was read, and nothing made from it."""
-        return bool(self.inputs) and Path(self.source) in (self.inputs[0], *self.inputs[0].parents[:2])
+        return bool(self.inputs) and self.source == self.origin
 
     @property
     def name(self) -> str:
@@ -128,13 +129,18 @@ class Adapter(formats.Savable):
         """Frobenius inner product of the changes, summed over the layers that both have; from the factors.
 
         Raises:
-            LayerError: a layer holds NaN or infinity.
+            ArchitectureError: the two are for different base models.
+            LayerError: a layer has another shape in each, or holds NaN or infinity.
 
         Example:
             >>> a = load("miniature/sdxl/ghost")
             >>> a.inner(-2 * a) == -2 * a.inner(a)
             True
         """
+        if other is not self:
+            names = self.name, other.name
+            check_base_models([self, other], names)
+            algebra.check_shapes(self.layers, other.layers, names)
         shared = [name for name in self.layers if name in other.layers]
         return sum(inner(self.matrices(name), other.matrices(name)) for name in shared)
 
@@ -149,7 +155,7 @@ class Adapter(formats.Savable):
         return math.sqrt(max(0.0, self.inner(self)))
 
     def cosine(self, other: Adapter) -> float:
-        """Cosine of the angle between two changes, in [-1, 1]; 0 where one of them is zero.
+        """Cosine of the angle between two changes, in [-1, 1]; 0 where one of them is zero. Raises as `inner` does.
 
         Example:
             >>> a = load("miniature/sdxl/ghost")
@@ -245,4 +251,4 @@ def load(source: Source, *, allow_pickle: bool = False, architecture: str | None
         {'unet.conv_in': 2}
     """
     data, files = formats.read(source, formats.ReadOptions(allow_pickle, architecture))
-    return Adapter(**vars(data), report=Report(notes=data.notes), inputs=files)
+    return Adapter(**vars(data), report=Report(notes=data.notes), inputs=files, origin=data.source)

@@ -48,18 +48,22 @@ def add_layers(first: Mapping[str, Layer], second: Mapping[str, Layer], names: t
     Raises:
         LayerError: the two change weights of different shapes.
     """
+    check_shapes(first, second, names)
     layers = dict(first)
     for name, layer in second.items():
         other = layers.get(name)
-        if other is None:
-            layers[name] = layer
-        elif same_weight(other.shape, layer.shape):
-            layers[name] = LoraSum(_same_kernel(*terms_of(other), *terms_of(layer)))
-        else:
-            raise LayerError(
-                f"layer {name}: {names[0]} has shape {other.shape}, {names[1]} {layer.shape}: they do not add"
-            )
+        layers[name] = layer if other is None else LoraSum(_same_kernel(*terms_of(other), *terms_of(layer)))
     return layers
+
+
+def check_shapes(first: Mapping[str, Layer], second: Mapping[str, Layer], names: tuple[str, str]) -> None:
+    """Raise `LayerError` where layers of one name change weights of different shapes."""
+    for name, layer in second.items():
+        other = first.get(name)
+        if other is not None and not same_weight(other.shape, layer.shape):
+            raise LayerError(
+                f"layer {name}: {names[0]} has shape {other.shape}, {names[1]} {layer.shape}: they do not go together"
+            )
 
 
 def widened(layer: Layer, columns: int) -> Layer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -81,6 +83,21 @@ def test_a_unet_and_a_transformer_do_not_go_together() -> None:
     for refused in (lambda: ml.merge([a, b]), lambda: ml.compare([b, a]), lambda: a + b):
         with pytest.raises(ml.ArchitectureError, match=r"a changes a UNet \(Stable Diffusion\), b changes a transf"):
             refused()
+
+
+def test_inner_products_are_of_one_base_model() -> None:
+    """As sums are: no bare error of torch, and no number where only some names agree."""
+    a = ml.Adapter({"unet.x": LoraLayer(torch.ones(2, 3), torch.ones(4, 2))}, architecture="sd15")
+    others = {
+        "different base models": replace(a, architecture="sdxl"),
+        r"layer unet\.x: .*\(4, 3\).*\(4, 5\): they do not go": replace(
+            a, layers={"unet.x": LoraLayer(torch.ones(2, 5), torch.ones(4, 2))}
+        ),
+    }
+    for sentence, other in others.items():
+        for product in (a.inner, a.cosine, a.__add__):
+            with pytest.raises((ml.ArchitectureError, ml.LayerError), match=sentence):
+                product(other)
 
 
 def test_a_layer_checks_its_shapes() -> None:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
-import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 import mergelab as ml
 from mergelab import cli
 from mergelab.formats.architectures import ARCHITECTURES, Architecture, Evidence
+from mergelab.formats.architectures.published import TABLE, is_published
 from mergelab.formats.names import locate
 from mergelab.formats.prefixes import flatten, unflatten
 from mergelab.formats.recognising import detect, recognise
+from tests.published import LAYERS, kinds, layers, model
 
 CROSS = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 DOUBLE = "transformer.transformer_blocks.{}.attn.to_q"
@@ -167,20 +166,6 @@ def test_the_user_may_say_which(tmp_path: Path) -> None:
 # The tables of names, against diffusers' class on the meta device.
 
 KNOWN = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda a: a.id)
-LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)
-
-
-@cache
-def model(architecture: Architecture) -> nn.Module:
-    """The denoiser's real modules, without memory for their weights."""
-    with torch.device("meta"):
-        return getattr(diffusers, architecture.model_class).from_config(dict(architecture.model_config))
-
-
-def layers(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Shape of the weight of every linear layer and convolution, by path."""
-    modules = model(architecture).named_modules()
-    return {path: tuple(m.weight.shape) for path, m in modules if isinstance(m, LAYERS)}
 
 
 def original_paths(architecture: Architecture) -> Iterator[str]:
@@ -196,6 +181,15 @@ def original_paths(architecture: Architecture) -> Iterator[str]:
             canonical, original = (part.replace("{}", str(number)) for part in (block.canonical, block.original))
             inside = (path.removeprefix(f"{canonical}.") for path in there if path.startswith(f"{canonical}."))
             yield from (f"{original}.{path}" for path in (inside if block.modules is None else block.modules))
+
+
+@KNOWN
+def test_published_shapes(architecture: Architecture) -> None:
+    """The table is what diffusers' class says; `python -m tests.published` writes it."""
+    table = json.loads(TABLE.read_text())
+    assert table.get(architecture.id, kinds(architecture)) == kinds(architecture)
+    if architecture.id in table:
+        assert is_published(architecture.id, layers(architecture))
 
 
 @KNOWN

@@ -57,6 +57,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "unknown dtype": (("--dtype", "float99"), ("'float99'", "'float16'")),
     "integer dtype": (("--dtype", "int8"), ("'int8'", "'float16'")),
     "no dtype": (("--dtype", "nn"), ("'nn'", "'float16'")),
+    "float8": (("--dtype", "float8_e4m3fn"), ("'float8_e4m3fn'", "'float64'")),
     "no plug-in": (("--import", "nowhere.py"), ("--import nowhere.py",)),
     "no module": (("--import", "no_such_module"), ("no_such_module",)),
     "relative module": (("--import", ".module"), (".module",)),
@@ -152,9 +153,9 @@ def test_rank_that_no_layer_can_hold(tmp_path: Path, good: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("weights", "needle"),
     [
-        ([1.0], "1 entries for 2"),
-        ([1.0, 1.0, 1.0], "3 entries for 2"),
-        ([], "0 entries for 2"),
+        ([1.0], "1 value for 2"),
+        ([1.0, 1.0, 1.0], "3 values for 2"),
+        ([], "0 values for 2"),
         ([1.0, math.nan], "finite"),
         ([1.0, 10**400], "finite"),
         ([0.0, 0.0], "every weight is 0"),

@@ -61,7 +61,7 @@ def test_output_exists(tmp_path: Path, good: Path, refused: Refused, capsys: pyt
     poison = lora()
     poison[A][0, 0] = math.nan
     bad = write(tmp_path / "bad.safetensors", poison)
-    refused("merge", bad, "-o", out, needles=[str(out), "exists", "--force"])
+    refused("merge", bad, "-o", out, needles=[str(out), "exists", "overwrite=True", "--force"])
     refused("convert", bad, "-o", out, "--format", "kohya", needles=[str(out), "exists", "--force"])
     refused("resize", bad, "-o", out, "--rank", "1", needles=[str(out), "exists", "--force"])
     refused("merge", bad, "-o", out, "--force", needles=["NaN"])

@@ -93,6 +93,17 @@ def test_damaged_file(name: str, tmp_path: Path, good: Path, refused: Refused) -
     assert str(bad) in str(caught.value)
 
 
+def test_archives(tmp_path: Path) -> None:
+    """One that torch wrote is told from any other."""
+    for name, sentence in (
+        ("torch.save", "is a PyTorch pickle.*allow_pickle=True"),
+        ("zip", "is a ZIP archive.*unpack"),
+    ):
+        DAMAGED[name](tmp_path / "a.safetensors")
+        with pytest.raises(ml.FormatError, match=sentence):
+            ml.load(tmp_path / "a.safetensors")
+
+
 @pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480, 0x0580])
 def test_length_that_looks_like_a_pickle(length: int, tmp_path: Path) -> None:
     """A header of 640 bytes is no pickle, although its length begins with the bytes of one."""

@@ -54,12 +54,12 @@ FILES: dict[str, tuple[str, dict[str, Tensor], dict[str, str]]] = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_same_names_come_out(name: str, tmp_path: Path) -> None:
-    """The keys of a file that is read and written as "same" are its own; an alpha may come beside them in "comfy"."""
+    """The keys of a file that is read and written as "same" are its own; to an unknown model's an alpha is added."""
     dialect, tensors, header = FILES[name]
     adapter = ml.load(write(tmp_path / "a.safetensors", tensors, metadata=header))
     assert (adapter.dialect or "") == dialect and (adapter.architecture is None) == name.startswith("unknown")
     keys = set(adapter.state_dict("same"))
-    assert keys - {f"{BFL}.qkv.alpha", f"{BFL}.proj.alpha", "diffusion_model.tower.3.mixer.proj.alpha"} == set(tensors)
+    assert keys - {"diffusion_model.tower.3.mixer.proj.alpha"} == set(tensors)
     again = ml.load(adapter.save(tmp_path / "b.safetensors", format="same"))
     assert difference(again, adapter) < 1e-6 and again.dialect == adapter.dialect
     assert difference(ml.load(adapter.save(tmp_path / "c.safetensors")), adapter) < 1e-6, "the default loses nothing"
@@ -91,7 +91,7 @@ def test_a_folder_stays_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rank", [1, 2])
 def test_comfy_fuses_exactly(rank: int) -> None:
-    """q, k and v in one module with an alpha; biases and norms under the keys that ComfyUI reads."""
+    """q, k and v in one module, the scaling within; biases and norms under the keys that ComfyUI reads."""
     block = "transformer.transformer_blocks.0.attn"
     generator = torch.Generator().manual_seed(0)
     layers = {
@@ -103,9 +103,10 @@ def test_comfy_fuses_exactly(rank: int) -> None:
     extras = {f"{block}.to_{part}.lora_B.bias": torch.full((8,), 1.0) for part in "qkv"}
     extras[f"{block}.norm_q.weight"] = torch.ones(4)
     tensors = ml.Adapter(layers, extras, architecture="flux").state_dict("comfy")
-    up, down, alpha = (tensors[f"{BFL}.qkv.{end}"] for end in ("lora_B.weight", "lora_A.weight", "alpha"))
+    up, down = (tensors[f"{BFL}.qkv.{end}"] for end in ("lora_B.weight", "lora_A.weight"))
     dense = torch.cat([layer.delta_weight() for layer in layers.values()])
-    torch.testing.assert_close(up @ down * (alpha / len(down)), dense)
+    torch.testing.assert_close(up @ down, dense)
+    assert not any(key.endswith(".alpha") for key in tensors)
     assert tensors[f"{BFL}.qkv.diff_b"].tolist() == [1.0] * 24
     assert f"{BFL}.norm.query_norm.set_weight" in tensors
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from safetensors.torch import save
 
 import mergelab as ml
 from mergelab import cli
+from mergelab.formats.fetching.cache import entry
+from mergelab.formats.fetching.folders import without_secrets
 from tests.files import LAYER, lora, write
 from tests.peft_folders import component_folders, peft_folder
 from tests.refusing import one_sentence
@@ -165,6 +167,42 @@ def test_a_connection_that_breaks_off(cache: Path) -> None:
         ml.load("flaky://other.safetensors")
     assert len(list(cache.rglob("*.safetensors"))) == 1
     assert ml.load("flaky://other.safetensors").inputs[0].read_bytes() == FILE
+
+
+def test_names_that_lead_out_of_a_folder(cache: Path, tmp_path: Path) -> None:
+    """Whoever fills a bucket chooses its names, and not where files of this machine are."""
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    system = fsspec.filesystem("flaky")
+    out = f"../{cache.name}/../evil/adapter_model.safetensors"
+    system.store[f"/evil/{out}"] = MemoryFile(system, f"/evil/{out}", FILE)
+    system.pseudo_dirs.append("/evil")
+    with pytest.raises(ml.SourceError, match=r"^flaky://evil/\.\./.*: the name '\.\./.*leads out of its folder"):
+        ml.load("flaky://evil")
+    assert not list(tmp_path.rglob("*.safetensors"))
+    for name in (out, "/etc/x", "a/../../x.safetensors"):
+        with pytest.raises(ml.SourceError, match="leads out of its folder"):
+            entry("flaky://evil", name)
+
+
+def test_what_is_there_no_more(cache: Path) -> None:
+    """A config that was fetched once does not count when the listing has it no more."""
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    system = fsspec.filesystem("flaky")
+    for name, body in peft_folder().items():
+        system.pipe(f"/peft/{name}", body)
+    for url in ("flaky://peft", "flaky://peft/adapter_model.safetensors"):
+        system.pipe("/peft/adapter_config.json", peft_folder()["adapter_config.json"])
+        adapter = ml.load(url)
+        assert [layer.scaling for layer in adapter.layers.values()] == [3.0]
+        assert (adapter.source, adapter.is_file) == (url, True)
+        system.rm("/peft/adapter_config.json")
+        assert [layer.scaling for layer in ml.load(url).layers.values()] == [1.0]
+
+
+def test_no_secrets_in_messages() -> None:
+    """Of addresses within another package's message as well."""
+    text = "GET 'https://me:se@cret@host/x?token=secret' failed for filecache::http://host/y?token=secret"
+    assert without_secrets(text) == "GET 'https://host/x failed for filecache::http://host/y"
 
 
 def test_a_file_of_this_machine(tmp_path: Path) -> None:

@@ -104,7 +104,11 @@ def test_peft(source: str, hub: Site) -> None:
     """The config comes with the weights."""
     adapter = ml.load(source.format(site=hub.address))
     assert [layer.scaling for layer in adapter.layers.values()] == [3.0]
-    assert [path.name for path in adapter.inputs] == ["adapter_model.safetensors", "adapter_config.json"]
+    assert adapter.is_file and adapter.source.startswith("user/")
+    assert COMMIT not in adapter.source and [path.name for path in adapter.inputs] == [
+        "adapter_model.safetensors",
+        "adapter_config.json",
+    ]
 
 
 def test_peft_of_two_components(hub: Site) -> None:
@@ -131,6 +135,23 @@ def test_without_a_connection(hub: Site, monkeypatch: pytest.MonkeyPatch) -> Non
         ml.load("user/many/a.safetensors")
     with pytest.raises(ml.SourceError, match=r"cannot be reached.*without a connection, name the file"):
         ml.load("user/one")
+
+
+@pytest.mark.parametrize("source", ["user/one", "user/one/loras/new.safetensors"])
+def test_a_hub_that_is_down(
+    source: str, hub: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence at once, and no line of each attempt; what is in the cache serves."""
+    ml.load("user/one/loras/style.safetensors")
+    with serving() as gone:
+        pass
+    monkeypatch.setattr(constants, "ENDPOINT", gone.address)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{gone.address}/{{repo_id}}/{{revision}}/{{filename}}"
+    )
+    assert cli.run(["inspect", source]) == 2
+    assert "the Hugging Face Hub cannot be reached" in one_sentence(capsys.readouterr().err)
+    assert ml.load("user/one/loras/style.safetensors").ranks == {LAYER: 4}
 
 
 REFUSALS: dict[str, tuple[str, list[str]]] = {

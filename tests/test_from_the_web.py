@@ -16,7 +16,7 @@ from mergelab.formats.fetching import web
 from tests.files import LAYER, lora, write
 from tests.peft_folders import peft_folder
 from tests.refusing import one_sentence
-from tests.serving import Page, Site, serving
+from tests.serving import Page, Site, certificate, serving
 
 FILE = save(lora(rank=4, inner=2**13, out=2**13))
 HALF = 2**17  # bytes, where blocks of a download end
@@ -27,6 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache."""
     monkeypatch.setenv("MERGELAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CIVITAI_API_TOKEN", raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
     return tmp_path / "cache"
 
 
@@ -131,8 +132,11 @@ def test_without_a_connection(cache: Path) -> None:
         site.pages["/style.safetensors"] = Page(FILE)
         ml.load(f"{site.address}/style.safetensors")
     assert ml.load(f"{site.address}/style.safetensors").ranks == {LAYER: 4}
-    with pytest.raises(ml.SourceError, match=r"other\.safetensors: 127\.0\.0\.1 cannot be reached"):
-        ml.load(f"{site.address}/other.safetensors")
+    sentence = r"other\.safetensors: 127\.0\.0\.1 cannot be reached: it refuses the connection$"
+    with pytest.raises(ml.SourceError, match=sentence):
+        ml.load(f"{site.address}/other.safetensors?token=secret")
+    with pytest.raises(ml.SourceError, match=r"^https://x\.invalid/x: x\.invalid cannot be reached: there is no such"):
+        ml.load("https://me:se@secret@x.invalid/x?token=secret")
 
 
 @pytest.mark.parametrize(
@@ -173,17 +177,25 @@ def test_a_pickle_stays_one(site: Site) -> None:
         ml.load(f"{site.address}/download/7")
 
 
-def test_a_token_goes_to_its_host_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not where that host redirects to (another port is another host), and not to any other."""
+def test_a_token_goes_to_its_host_alone(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where that host redirects to (another port is another host), not to any other, and not unencrypted."""
     monkeypatch.setenv("CIVITAI_API_TOKEN", "secret")
     monkeypatch.setitem(web._TOKENS, "127.0.0.1", "CIVITAI_API_TOKEN")
-    with serving() as storage:
+    site.pages["/x.safetensors"] = Page(status=401)
+    with pytest.raises(ml.SourceError, match=r"set CIVITAI_API_TOKEN.*begin the address with https://"):
+        ml.load(f"{site.address}/x.safetensors")
+    assert "Authorization" not in site.requests("/x.safetensors")[0]
+    pem = certificate(tmp_path)
+    with serving(pem) as site, serving() as storage:
+        with pytest.raises(ml.SourceError, match="its certificate is not accepted"):
+            ml.load(f"{site.address}/api/download/models/1")
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(pem))
         storage.pages["/signed/style.safetensors"] = Page(FILE)
         target = storage.address.replace("127.0.0.1", "localhost") + "/signed/style.safetensors"
         site.pages["/api/download/models/1"] = Page(status=307, headers={"Location": target})
         assert ml.load(f"{site.address}/api/download/models/1").name == "style"
         assert "Authorization" not in storage.requests("/signed/style.safetensors")[0]
-    assert site.requests("/api/download/models/1")[0]["Authorization"] == "Bearer secret"
+        assert site.requests("/api/download/models/1")[0]["Authorization"] == "Bearer secret"
 
 
 REFUSALS = {
@@ -198,7 +210,9 @@ REFUSALS = {
     ),
     "a page in disguise": (Page(b"<!DOCTYPE html><html></html>"), ["is a web page"]),
     "no adapter": (Page(b"GGUF\x03\x00\x00\x00"), ["is a GGUF file"]),
-    "nowhere": (Page(status=302, headers={"Location": "/x.safetensors"}), ["could not be fetched"]),
+    "nowhere": (Page(status=302, headers={"Location": "/x.safetensors"}), ["could not be fetched", "without an end"]),
+    "to no address": (Page(status=302, headers={"Location": "http://[bad"}), ["could not be fetched", "no address"]),
+    "not changed": (Page(status=304), ["HTTP 304"]),
 }
 
 
@@ -235,6 +249,51 @@ def test_peft(site: Site, cache: Path) -> None:
     assert [layer.scaling for layer in adapter.layers.values()] == [1.0] and adapter.notes
     with pytest.raises(ml.SourceError, match=r"/alone/adapter_config\.json: 127\.0\.0\.1 has no such file"):
         ml.load(f"{site.address}/alone/")
+
+
+def test_peft_is_called_by_its_address(site: Site) -> None:
+    """Not by its place in the cache; nor is what is wrong with it."""
+    for name, body in peft_folder().items():
+        site.pages[f"/peft/{name}"] = Page(body)
+    adapter = ml.load(f"{site.address}/peft/?token=secret")
+    assert (adapter.source, adapter.name, adapter.is_file) == (f"{site.address}/peft", "peft", True)
+    assert not (2 * adapter).is_file and not adapter.select("unet").is_file
+    site.pages["/peft/adapter_config.json"] = Page(b"{")
+    with pytest.raises(ml.FormatError, match=rf"^{site.address}/peft/adapter_config.json: is no JSON"):
+        ml.load(f"{site.address}/peft/")
+    site.pages["/models/7"] = Page(b"none", headers={"Content-Disposition": 'attachment; filename="x.safetensors"'})
+    with pytest.raises(ml.FormatError, match=rf"^{site.address}/models/7/x.safetensors: is no whole"):
+        ml.load(f"{site.address}/models/7?token=secret")
+
+
+def test_a_config_that_is_there_no_more(site: Site) -> None:
+    """It does not count any longer."""
+    for name, body in peft_folder().items():
+        site.pages[f"/peft/{name}"] = Page(body)
+    url = f"{site.address}/peft/adapter_model.safetensors"
+    assert [layer.scaling for layer in ml.load(url).layers.values()] == [3.0]
+    del site.pages["/peft/adapter_config.json"]
+    assert [layer.scaling for layer in ml.load(url).layers.values()] == [1.0]
+
+
+def test_a_signed_address(site: Site) -> None:
+    """What follows the "?" opens the config as well; where it does not, that is said of the config."""
+    for name, body in peft_folder().items():
+        site.pages[f"/peft/{name}"] = Page(status=403)
+        site.pages[f"/peft/{name}?sig=1"] = Page(body)
+    url = f"{site.address}/peft/adapter_model.safetensors?sig=1"
+    assert [layer.scaling for layer in ml.load(url).layers.values()] == [3.0]
+    del site.pages["/peft/adapter_config.json?sig=1"]
+    with pytest.raises(ml.SourceError, match=r"the adapter_config\.json beside it, which says its alpha, is refused"):
+        ml.load(url)
+
+
+@pytest.mark.parametrize("url", ["https://[bad/x.safetensors", "HTTP://[::1/x", "https://host:port/x?token=secret"])
+def test_no_address(url: str, cache: Path) -> None:
+    """One sentence."""
+    with pytest.raises(ml.SourceError, match=r"it is no address of the web") as caught:
+        ml.load(url)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_bar_on_a_terminal_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 import mergelab as ml
-from tests.files import KOHYA, LAYER, OTHER, TEXT, lora, write
+from tests.files import ALPHA, KOHYA, LAYER, OTHER, TEXT, lora, write
 
 RANK_4 = lora(LAYER, rank=4)
 BOTH = {**RANK_4, **lora(TEXT, rank=4)}
@@ -19,6 +19,15 @@ BOTH = {**RANK_4, **lora(TEXT, rank=4)}
 
 def scalings(path: Path) -> dict[str, float]:
     return {name: layer.scaling for name, layer in ml.load(path).layers.items()}
+
+
+def test_alphas_of_zero(tmp_path: Path) -> None:
+    """An adapter that changes nothing is sound, and said to be none."""
+    path = write(tmp_path / "zero.safetensors", RANK_4, {ALPHA: torch.tensor(0.0)})
+    assert ml.load(path).norm() == 0
+    assert "alpha = 0 in every layer: the adapter changes nothing, at whatever weight" in ml.load(path).notes
+    path = write(tmp_path / "half.safetensors", BOTH, {ALPHA: torch.tensor(0.0)})
+    assert not any("alpha = 0" in note for note in ml.load(path).notes)
 
 
 COUNTS: dict[str, tuple[dict[str, str], float]] = {
@@ -96,7 +105,7 @@ def test_alphas_in_tensors_count_once(field: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", tensors, {f"{KOHYA}.alpha": torch.tensor(2.0)}, metadata={field: "1"})
     adapter = ml.load(path)
     assert [layer.scaling for layer in adapter.layers.values()] == [0.5]
-    assert not adapter.report.notes
+    assert not any("alpha" in note for note in adapter.report.notes)
 
 
 def test_a_layer_without_an_alpha_among_others(tmp_path: Path) -> None:

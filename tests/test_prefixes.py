@@ -132,10 +132,10 @@ def test_what_is_not_known_is_said_everywhere(tmp_path: Path, capsys: pytest.Cap
     known = lora(f"unet.{UNET}", 640, 2048)
     strange = write(tmp_path / "strange.safetensors", known, lora(odd))
     plain = write(tmp_path / "plain.safetensors", known)
-    note = f"1 layer names belong to no module of SDXL ({odd} the first)"
+    note = f"1 layer name belongs to no module of SDXL ({odd} the first)"
     merged = ml.merge([plain, strange])
     assert any(line.startswith(f"strange: {note}") for line in merged.report.notes)
-    assert not any(line.startswith("plain: 1 layer names") for line in merged.report.notes)
+    assert not any(line.startswith("plain: 1 layer name ") for line in merged.report.notes)
     assert not any(line.startswith("strange") for line in ml.merge([plain, strange], [1, 0]).report.notes)
     assert note in str(ml.load(strange).resize(1).report)
     out = str(tmp_path / "out.safetensors")

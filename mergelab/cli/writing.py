@@ -30,6 +30,7 @@ from mergelab.cli.arguments import (
 )
 from mergelab.errors import OptionError
 from mergelab.report import carried
+from mergelab.tables import counted
 
 if TYPE_CHECKING:
     from mergelab.adapter import Adapter
@@ -177,4 +178,4 @@ def _save(adapter: Adapter, output: Path, format: str | None, for_: str | None, 
     written = adapter.write(output, format=format, dtype=dtype, for_=for_)
     files = [output] if output.is_file() else [p for p in output.rglob("*") if p.is_file()]
     size = sum(p.stat().st_size for p in files) / 1e6
-    return [f"{output}: {written.layers} layers, format {written.format}, {size:.1f} MB", *written.lines()]
+    return [f"{output}: {counted(written.layers, 'layer')}, format {written.format}, {size:.1f} MB", *written.lines()]

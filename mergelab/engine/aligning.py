@@ -11,6 +11,7 @@ from mergelab.errors import LayerError, OptionError
 from mergelab.formats.architectures import ARCHITECTURES
 from mergelab.formats.base_models import check_base_models
 from mergelab.layer import same_weight
+from mergelab.tables import counted
 
 
 def load_all(loras: Sequence[Adapter | Source], least: int = 1) -> list[Adapter]:
@@ -35,7 +36,7 @@ def load_all(loras: Sequence[Adapter | Source], least: int = 1) -> list[Adapter]
         raise OptionError(f"expected a list of adapters or files, found {type(loras).__name__}")
     adapters = [lora if isinstance(lora, Adapter) else load(lora) for lora in loras]
     if len(adapters) < least:
-        raise OptionError(f"expected at least {least} adapters, found {len(adapters)}")
+        raise OptionError(f"expected at least {counted(least, 'adapter')}, found {len(adapters)}")
     for adapter in adapters:
         if not adapter.layers:
             raise LayerError(f"{adapter.source}: holds no layer; expected at least one")

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
 from mergelab.errors import OptionError
+from mergelab.tables import counted
 
 Weight = float | Mapping[str, float]
 
@@ -36,7 +37,8 @@ def resolve(
     given = list(weights)
     if len(given) != len(names):
         raise OptionError(
-            f"weights has {len(given)} entries for {len(names)} adapters ({', '.join(names)}): expected one for each"
+            f"weights has {counted(len(given), 'value')} for {counted(len(names), 'adapter')} ({', '.join(names)}): "
+            "expected one for each"
         )
     return [_of_adapter(w, list(own), name) for w, own, name in zip(given, layers, names)]
 
@@ -60,8 +62,8 @@ def _of_adapter(weight: Weight, layers: list[str], adapter: str) -> dict[str, fl
     missing = [name for name in layers if name not in resolved]
     if missing:
         raise OptionError(
-            f"{adapter}: no weight for {len(missing)} layers, {missing[0]} the first; begin the mapping with '*': 1.0 "
-            "to give every layer one"
+            f"{adapter}: no weight for {counted(len(missing), 'layer')}, {missing[0]} the first; begin the mapping "
+            "with '*': 1.0 to give every layer one"
         )
     return resolved
 

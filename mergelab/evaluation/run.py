@@ -41,7 +41,7 @@ from mergelab.pipelines.fingerprints import fingerprint
 from mergelab.pipelines.opening import Pipeline, ignores_guidance, name_of, open_pipeline, usual_device
 
 CONFIG = "config.yaml"
-"""In the run folder: the configuration as it was resolved."""
+"""In the run folder: the configuration as it was resolved; its addresses are whole, to be run again."""
 
 
 def evaluate(

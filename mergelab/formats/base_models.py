@@ -32,20 +32,19 @@ def check_base_models(adapters: Sequence[AdapterData], names: Sequence[str]) -> 
         >>> check_base_models([a, b], ["a", "b"])
         Traceback (most recent call last):
             ...
-        mergelab.errors.ArchitectureError: adapters for different base models do not go together: a changes a UNet, b
-        changes a transformer; use adapters of one base model
+        mergelab.errors.ArchitectureError: adapters for different base models do not go together: a changes a UNet
+        (Stable Diffusion), b changes a transformer; use adapters of one base model
     """
     known = {a.architecture: f"{name} is for {a.architecture}" for a, name in zip(adapters, names) if a.architecture}
-    if not known:
-        known = {
-            word: f"{name} changes {word}"
-            for component, word in (("unet", "a UNet"), ("transformer", "a transformer"))
-            for adapter, name in zip(adapters, names)
-            if any(layer.startswith(f"{component}.") for layer in adapter.layers)
-        }
-    if len(known) > 1:
+    drawn = {
+        word: f"{name} changes {word}"
+        for component, word in (("unet", "a UNet (Stable Diffusion)"), ("transformer", "a transformer"))
+        for adapter, name in zip(adapters, names)
+        if any(layer.startswith(f"{component}.") for layer in adapter.layers)
+    }
+    if several := next((said for said in (known, drawn) if len(said) > 1), None):
         raise ArchitectureError(
-            f"adapters for different base models do not go together: {', '.join(known.values())}; {_REMEDY}"
+            f"adapters for different base models do not go together: {', '.join(several.values())}; {_REMEDY}"
         )
     architecture = ARCHITECTURES.get(next(iter(known), ""))
     if architecture:
@@ -57,15 +56,17 @@ def check_base_models(adapters: Sequence[AdapterData], names: Sequence[str]) -> 
 
 def _check_unknown(adapter: AdapterData, name: str, architecture: Architecture, shapes: _Shapes) -> None:
     own = {layer: change.shape for layer, change in adapter.layers.items() if layer.startswith("transformer.")}
-    others = [other.title for other in (fitting(own) if own else []) if other is not architecture]
-    if others:
+    possible = fitting(own) if own else []
+    others = [other.title for other in possible if other is not architecture]
+    if others and architecture in possible:
         raise ArchitectureError(
             f"{name} may be for {architecture.title}, as the others are, or for {', '.join(others)}, and nothing in "
             f"the file tells: load it with architecture={architecture.id!r} (on the command line --architecture) if it "
             "is"
         )
     for layer, change in adapter.layers.items():
-        there = shapes.get(layer) or shapes.get(_kind(layer)) or [change.shape]
+        # Of a layer that both have, it is said where the two meet.
+        there = [change.shape] if layer in shapes else shapes.get(_kind(layer), [change.shape])
         if not is_module_of(architecture, layer):
             why = f"its layer {layer} is none of {architecture.title}'s"
         elif not any(same_weight(change.shape, shape) for shape in there):

@@ -1,4 +1,8 @@
-"""The format "comfy": `diffusion_model.` and the original model's names, lora_A and lora_B with an alpha."""
+"""The format "comfy": `diffusion_model.` and the original model's names, lora_A and lora_B.
+
+Without alphas: what they say is folded into lora_B. ComfyUI reads both, but diffusers' conversions (0.42) of such names
+fail on alphas (FLUX.2, Krea 2), or pass them over in silence (HiDream, LTX-Video, LTX-2, Anima).
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,9 @@ from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.architectures.naming import Place
 from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.layout import Layout
+from mergelab.formats.names import is_module_of
 from mergelab.formats.original import alone, modules_of, others_of
-from mergelab.formats.writers import is_t5, with_alpha
+from mergelab.formats.writers import SAY_WHICH, folded_layer, is_t5, remedy
 from mergelab.layer import AdapterData
 
 
@@ -25,17 +30,16 @@ def comfy(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
     architecture = ARCHITECTURES.get(data.architecture or "")
     if architecture is None:
         raise ArchitectureError(
-            "the base model is unknown, and format 'comfy' has the names of the original model; say which one it is "
-            "(architecture=), or write format='same'"
+            f"the base model is unknown, and format 'comfy' has the names of the original model; {SAY_WHICH}, or write "
+            "format='same'"
         )
     modules = modules_of(data, partial(_place, architecture, layout))
     layers = {name: module.layer() for name, module in modules.items() if module.layers}
     tensors = others_of(data, "comfy")
     for name, layer in layers.items():
-        written, alpha = with_alpha(layer, layout.alpha_is_rank)
-        tensors[f"{name}.lora_A.weight"] = written.lora_A
-        tensors[f"{name}.lora_B.weight"] = written.lora_B
-        tensors[f"{name}.alpha"] = alpha
+        folded = folded_layer(layer)
+        tensors[f"{name}.lora_A.weight"] = folded.lora_A
+        tensors[f"{name}.lora_B.weight"] = folded.lora_B
     for name, module in modules.items():
         if module.biases:
             tensors[f"{name}.diff_b"] = module.bias(layers.get(name))
@@ -50,14 +54,12 @@ def _place(architecture: Architecture, layout: Layout, name: str) -> tuple[str, 
             return f"diffusion_model.{place.module.path}", place
     elif encoder := _encoder(architecture, component, path):
         return f"text_encoders.{encoder}.transformer.{path}", alone(path)
-    raise ArchitectureError(
-        f"layer {name} is no module of {architecture.title} that ComfyUI has; write it as format='diffusers' or 'peft'"
-    )
+    raise ArchitectureError(f"layer {name} is no module of {architecture.title} that ComfyUI has; {remedy(name)}")
 
 
 def _encoder(architecture: Architecture, component: str, path: str) -> str | None:
-    """What ComfyUI calls a text encoder."""
-    if not component.startswith("text_encoder"):
+    """What ComfyUI calls a text encoder; None for what is no module of the model's."""
+    if not is_module_of(architecture, f"{component}.{path}"):
         return None
     if is_t5(path):
         return "t5xxl"

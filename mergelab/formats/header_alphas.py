@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mergelab.checks import is_number, short_repr
+from mergelab.tables import counted
 
 # In the order of trust; kohya's describes a training whose alphas stand in tensors, so that a file without them has
 # been converted, usually with the alpha folded in: it is never more than named.
@@ -64,13 +65,13 @@ def header_alphas(metadata: Mapping[str, str], components: Mapping[str, Ranks]) 
         key, alpha = next(iter(stated.items()))
         if reason := _why_not(metadata, component, stated, ranks):
             notes.append(
-                f"the header's {key!r}, {short_repr(metadata[key])}, does not count for {count} layers without an "
-                f"alpha: {reason}; their alpha is their rank"
+                f"the header's {key!r}, {short_repr(metadata[key])}, does not count for {counted(count, 'layer')} "
+                f"without an alpha: {reason}; their alpha is their rank"
             )
             continue
         root = metadata.get(f"{_prefix(key)}use_rslora", "").strip().lower() in ("true", "1")
         scalings[component] = {r: alpha / (math.sqrt(r) if root else r) for r in set(ranks.without_alpha)}
-        notes.append(f"alpha = {alpha:g} for {count} layers from the header's {key!r}")
+        notes.append(f"alpha = {alpha:g} for {counted(count, 'layer')} from the header's {key!r}")
     return HeaderAlphas(scalings, tuple(dict.fromkeys(notes)))
 
 

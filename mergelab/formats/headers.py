@@ -87,10 +87,13 @@ def _declared(architecture: Architecture, header: Mapping[str, str], key: str) -
 def _network(architecture: Architecture | None, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """kohya's fields of the network: A1111, Forge and model managers show them."""
     ranks = Counter(t.shape[0] for key, t in tensors.items() if key.endswith(_DOWNS))
-    alphas = Counter(float(t) for key, t in tensors.items() if key.endswith(".alpha"))
+    given = Counter(float(t) for key, t in tensors.items() if key.endswith(".alpha"))
+    alphas = given or ranks
     known = architecture.kohya if architecture else None
-    return {
+    strings = {
         "ss_network_module": known.network_module if known else "networks.lora",
         "ss_network_dim": str(most_frequent(ranks)) if len(ranks) == 1 else "Dynamic",
-        "ss_network_alpha": f"{most_frequent(alphas):g}" if len(alphas) == 1 else "Dynamic",
     }
+    if given or len(ranks) == 1:
+        strings["ss_network_alpha"] = f"{most_frequent(alphas):g}" if len(alphas) == 1 else "Dynamic"
+    return strings

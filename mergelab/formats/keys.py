@@ -13,6 +13,7 @@ from mergelab.formats.kinds import KINDS, ModuleTensors, module_and_role, refuse
 from mergelab.formats.names import bare
 from mergelab.formats.prefixes import without_wrapping_steps
 from mergelab.formats.strangers import EMBEDDING
+from mergelab.tables import counted
 
 _LONGEST_KEY = 500
 
@@ -46,7 +47,9 @@ def group_keys(tensors: Mapping[str, Tensor]) -> KeyGroups:
         else:
             groups.others[key] = tensor
     if refused:
-        what = "; ".join(f"{name} ({len(keys)} tensors, {keys[0]!r} the first)" for name, keys in refused.items())
+        what = "; ".join(
+            f"{name} ({counted(len(keys), 'tensor')}, {keys[0]!r} the first)" for name, keys in refused.items()
+        )
         raise FormatError(
             f"holds {what}, which this version of mergelab does not read; it reads "
             f"{', '.join(kind.name for kind in KINDS)}: convert the adapter to a plain LoRA with the tool that wrote it"

@@ -9,25 +9,33 @@ from functools import partial
 from torch import Tensor
 
 from mergelab.errors import ArchitectureError
+from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.architectures.naming import Place
-from mergelab.formats.architectures.registry import ARCHITECTURES, architecture_of
+from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.layout import Layout
 from mergelab.formats.original import alone, modules_of, others_of
 from mergelab.formats.padding import projection_padded
 from mergelab.formats.prefixes import flatten
-from mergelab.formats.writers import folded_layer, is_t5, most_frequent, with_alpha
-from mergelab.layer import AdapterData, Layer
+from mergelab.formats.writers import (
+    SAY_WHICH,
+    folded_layer,
+    is_t5,
+    most_frequent,
+    remedy,
+    with_alpha,
+)
+from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer
 
 
 def kohya(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
     """The tensors of a file in kohya's names."""
     data = projection_padded(data)
-    modules = modules_of(data, partial(_place, data, layout))
+    architecture = _architecture(data)
+    modules = modules_of(data, partial(_place, architecture, layout))
     layers = {name: module.layer() for name, module in modules.items() if module.layers}
     tensors = others_of(data, "kohya")
-    known = ARCHITECTURES.get(data.architecture or "")
-    one = known is None or known.denoiser == "unet"
-    common = _one_alpha(layers.values()) if one and not layout.alpha_is_rank else None
+    one = architecture.denoiser == "unet" and not layout.alpha_is_rank
+    common = _one_alpha(layers.values()) if one else None
     for name, layer in layers.items():
         if common is not None:
             layer, _ = with_alpha(layer)
@@ -42,14 +50,26 @@ def kohya(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
     return tensors
 
 
-def _place(data: AdapterData, layout: Layout, name: str) -> tuple[str, Place]:
+def _architecture(data: AdapterData) -> Architecture:
+    """By whose names an adapter is written: where the base model is not known, a UNet's, which are diffusers' then."""
+    if known := ARCHITECTURES.get(data.architecture or ""):
+        return known
+    for name in (*data.layers, *(key for key in data.extras if key.endswith(BIAS_SUFFIX))):
+        if not name.startswith(("unet.", "text_encoder")):
+            raise ArchitectureError(
+                f"layer {name}: the base model is unknown, and kohya's format has the names of the original model; "
+                f"{SAY_WHICH}, or write it as format='same' or format='peft'"
+            )
+    return next(known for known in ARCHITECTURES.values() if known.denoiser == "unet")
+
+
+def _place(architecture: Architecture, layout: Layout, name: str) -> tuple[str, Place]:
     """kohya's name of the module that holds a layer, and where the layer is in it."""
     component, _, path = name.partition(".")
-    architecture = architecture_of(data.architecture, component)
     kohya = architecture.kohya
     naming = architecture.naming_of(component)
     place = naming.place(path) if naming and kohya and kohya.original_names and layout.original_names else None
-    if place or component == "unet":
+    if place or component == architecture.denoiser == "unet":
         prefix: str | None = "lora_unet"  # as kohya calls every denoiser
     elif layout.t5 and is_t5(path):
         prefix = layout.t5
@@ -58,9 +78,9 @@ def _place(data: AdapterData, layout: Layout, name: str) -> tuple[str, Place]:
     flat = flatten(place.module.path if place else path, naming or architecture.naming)
     if flat is None or prefix is None:
         titles = [a.title for a in ARCHITECTURES.values() if a.kohya]
+        models = "" if kohya else f", which exists for {', '.join(titles[:-1])} and {titles[-1]}"
         raise ArchitectureError(
-            f"layer {name} ({data.architecture or 'unknown base model'}) has no name in kohya's format, which exists "
-            f"for {', '.join(titles[:-1])} and {titles[-1]}; write it as format='peft'"
+            f"layer {name} ({architecture.title}) has no name in kohya's format{models}; {remedy(name)}"
         )
     return f"{prefix}_{flat}", place or alone(path)
 

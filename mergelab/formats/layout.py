@@ -18,13 +18,19 @@ class Layout:
         format: "diffusers", "kohya", "comfy", "peft" or "same".
         t5: what T5's modules begin with in kohya's format, None: as the architecture says.
         original_names: False: diffusers' names also where the format has those of the original model.
-        alpha_is_rank: every alpha is the rank of its layer, for a tool that reads no alpha.
+        alpha_is_rank: every alpha is the rank of its layer, for a tool that reads no alpha; so they always are in a
+            format that has no alphas.
     """
 
     format: str
     t5: str | None = None
     original_names: bool = True
     alpha_is_rank: bool = False
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether what is written is a folder, not a file."""
+        return self.format == "peft"
 
 
 Writer = Callable[[AdapterData, Layout], dict[str, Tensor]]

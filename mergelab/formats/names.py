@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from mergelab.formats.architectures import text_encoders
 from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.architectures.fused import OriginalModule
-from mergelab.formats.prefixes import T5, strip
+from mergelab.formats.prefixes import COMPONENTS, T5, strip
 
 _THIRD = "text_encoder_3"
 
@@ -33,6 +33,14 @@ class Located:
     path: str
     original: OriginalModule | None = None
     known: bool = True
+
+    @property
+    def name(self) -> str | None:
+        """The canonical name of the layer that the module is; None where it holds several, or in another order."""
+        if self.original is None:
+            return f"{self.component}.{self.path}"
+        whole = len(self.original.parts) == 1 and not self.original.swapped
+        return f"{self.component}.{self.original.parts[0]}" if whole else None
 
     @property
     def is_original(self) -> bool:
@@ -56,18 +64,18 @@ def locate(
         architecture: by whose names they are read; None: no model's, so that they keep the names they have.
         component: of names that do not say, where something else tells it.
     """
-    parsed = {module: _stripped(module, architecture) for module in modules}
+    outer = f"{component}." if component in COMPONENTS else ""
+    parsed = {module: _stripped(f"{outer}{module}", architecture) for module in modules}
     # kohya numbers text encoders; a third without a second is the second of a pipeline.
     second = "text_encoder_2" if all(part != "text_encoder_2" for part, _, _ in parsed.values()) else _THIRD
     t5 = (architecture and architecture.t5) or second
     has_third = architecture is not None and _THIRD in architecture.text_encoders
 
     def of(part: str | None, path: str) -> str | None:
-        return t5 if _is_t5(part, path) or (part == _THIRD and not has_third) else part
+        return t5 if (not outer and _is_t5(part, path)) or (part == _THIRD and not has_third) else part
 
     return {
-        module: _placed(_located(of(part, path), path, known, architecture), component)
-        for module, (part, path, known) in parsed.items()
+        module: _located(of(part, path), path, known, architecture) for module, (part, path, known) in parsed.items()
     }
 
 
@@ -125,10 +133,3 @@ def _located(component: str | None, path: str, known: bool, architecture: Archit
     elif naming and component == "unet":
         component = naming.component
     return Located(component, path, known=known)
-
-
-def _placed(where: Located, component: str | None) -> Located:
-    """A module at the component that something else tells, unless its own name says more."""
-    if component is None or where.is_original or where.component not in ("model", "text_encoder"):
-        return where
-    return Located(component, where.path, known=where.known)

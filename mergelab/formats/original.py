@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mergelab.formats.architectures.fused import OriginalModule
 from mergelab.formats.architectures.naming import Naming, Place
-from mergelab.formats.architectures.registry import ARCHITECTURES, NAMINGS
+from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.writers import EMBEDDING_PREFIX, no_place
 from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer
 
@@ -63,7 +63,7 @@ def others_of(data: AdapterData, format: str) -> dict[str, Tensor]:
     """Norms under ComfyUI's keys, in kohya's format also embeddings under those of A1111 and OneTrainer."""
     others: dict[str, Tensor] = {}
     known = ARCHITECTURES.get(data.architecture or "")
-    candidates = (known.naming, *known.companions) if known else NAMINGS
+    candidates = (known.naming, *known.companions) if known else ()
     for key, tensor in data.extras.items():
         if key.endswith(BIAS_SUFFIX):
             continue

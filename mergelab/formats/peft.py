@@ -13,11 +13,20 @@ from torch import Tensor
 
 from mergelab.errors import FormatError
 from mergelab.formats.architectures.architecture import PROJECTED
-from mergelab.formats.architectures.registry import ARCHITECTURES, architecture_of
+from mergelab.formats.architectures.naming import Naming
+from mergelab.formats.architectures.registry import ARCHITECTURES, NAMINGS
 from mergelab.formats.layout import Layout
 from mergelab.formats.prefixes import COMPONENTS, unflatten
 from mergelab.formats.saved_modules import is_saved, saved_fields, written_path
-from mergelab.formats.writers import FACTOR_SUFFIXES, by_component, folded_layer, is_t5, most_frequent, no_place
+from mergelab.formats.writers import (
+    FACTOR_SUFFIXES,
+    by_component,
+    folded_layer,
+    is_t5,
+    most_frequent,
+    no_place,
+    remedy,
+)
 from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer
 
 
@@ -27,10 +36,8 @@ def diffusers(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
     older = without_attention(data)
     for name, layer in data.layers.items():
         if not has_name_in_diffusers(data, name):
-            raise FormatError(
-                f"layer {name} has no name in a diffusers pipeline; write it as format='peft', or as format='kohya' "
-                "if it came from there"
-            )
+            same = "write it as format='same', which keeps its name, or " if not data.architecture else ""
+            raise FormatError(f"layer {name} has no name in a diffusers pipeline; {same}{remedy(name)}")
         folded = folded_layer(layer)
         down, up = FACTOR_SUFFIXES[2 if name.partition(".")[0] in older else 1]
         tensors[f"{name}{down}"], tensors[f"{name}{up}"] = folded.lora_A, folded.lora_B
@@ -54,9 +61,13 @@ def without_attention(data: AdapterData) -> set[str]:
 def has_name_in_diffusers(data: AdapterData, name: str) -> bool:
     """Whether a layer's canonical name is one that a pipeline may have."""
     component, _, path = name.partition(".")
-    architecture = architecture_of(data.architecture, component)
-    naming = architecture.naming_of(component) or architecture.naming
-    return component in COMPONENTS and not ("_" in path and "." not in path and unflatten(path, naming) != path)
+    if component not in COMPONENTS or "_" not in path or "." in path:
+        return component in COMPONENTS
+    if known := ARCHITECTURES.get(data.architecture or ""):
+        namings: tuple[Naming, ...] = (known.naming_of(component) or known.naming,)
+    else:
+        namings = tuple(naming for naming in NAMINGS if naming.component == component) or NAMINGS
+    return any(unflatten(path, naming) == path for naming in namings)
 
 
 def adapter_metadata(data: AdapterData) -> dict[str, Any]:

@@ -47,14 +47,9 @@ def check_choice(format: object, for_: object) -> None:
 def to_dtype(name: object) -> torch.dtype | None:
     """The torch dtype of "float32", "bfloat16", "bf16", ...; None stays None."""
     short = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "f32": "float32", "f16": "float16"}
-    if name is None or isinstance(name, torch.dtype):
-        dtype = name
-    else:
-        dtype = getattr(torch, short.get(str(name), str(name)), None)
-        if dtype is None:
-            raise OptionError(f"dtype={name!r}: expected 'float32', 'float16' or 'bfloat16'")
-    if dtype is not None and dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        raise OptionError(f"dtype={name!r}: expected 'float32', 'float16' or 'bfloat16'")
+    dtype = name if isinstance(name, torch.dtype) else getattr(torch, short.get(str(name), str(name)), None)
+    if name is not None and dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise OptionError(f"dtype={name!r}: expected 'float32', 'float16', 'bfloat16' or 'float64'")
     return dtype
 
 
@@ -97,8 +92,7 @@ def check_writable(adapters: Sequence[AdapterData], format: str | None = None, f
     """
     chosen = plan(_stand_in(adapters), format, for_, measure=False)
     with about(chosen.data.source):
-        folder = chosen.layout.format == "peft"
-        for part in split_components(chosen.data).values() if folder else [chosen.data]:
+        for part in split_components(chosen.data).values() if chosen.layout.is_folder else [chosen.data]:
             tensors_of(part, chosen.layout)
     return chosen.layout.format
 

@@ -21,8 +21,9 @@ from mergelab.formats.prefixes import strip
 from mergelab.formats.recognising import recognise
 from mergelab.formats.saved_modules import check_own, read_saved
 from mergelab.formats.scalings import ScalingOf, header_scaling
-from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer, LoraLayer
+from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer, LoraLayer, terms_of
 from mergelab.report import USUAL_ALPHA
+from mergelab.tables import counted
 
 _NORM_LEAF = re.compile(r"\.(scale|weight|set_weight|scale\.set_weight)$")
 
@@ -89,7 +90,7 @@ def parse(
 
 def _spelling(modules: Iterable[str], located: Mapping[str, Located], layers: Mapping[str, Layer]) -> dict[str, str]:
     """How the file names the modules of an unknown model, those that are one layer each."""
-    names = {f"{located[module].component}.{located[module].path}": module for module in modules}
+    names = {where.name: module for module in modules if (where := located[module]).name}
     return {name: module for name, module in names.items() if name in layers}
 
 
@@ -175,8 +176,8 @@ def _norms(
 def _unknown_tensors(keys: list[str], count: int) -> FormatError:
     some = ", ".join(repr(key) for key in keys[:3])
     return FormatError(
-        f"{len(keys)} of {count} tensors are none that mergelab knows from LoRA files: {some}; nothing is dropped in "
-        "silence: remove them from the file, or report the tool that wrote it"
+        f"{len(keys)} of {counted(count, 'tensor')} are none that mergelab knows from LoRA files: {some}; nothing is "
+        "dropped in silence: remove them from the file, or report the tool that wrote it"
     )
 
 
@@ -194,12 +195,15 @@ def _check_extras(extras: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> 
 def _notes(layers: Mapping[str, Layer], architecture: Architecture | None, without_alpha: int) -> tuple[str, ...]:
     notes = []
     if without_alpha:
-        notes.append(f"{without_alpha} layers have no alpha: {USUAL_ALPHA}")
+        have = "has" if without_alpha == 1 else "have"
+        notes.append(f"{counted(without_alpha, 'layer')} {have} no alpha: {USUAL_ALPHA}")
+    if layers and all(term.scaling == 0 for layer in layers.values() for term in terms_of(layer)):
+        notes.append("alpha = 0 in every layer: the adapter changes nothing, at whatever weight")
     odd = [name for name in layers if not (architecture and is_module_of(architecture, name))]
     if odd:
         where = f"no module of {architecture.title}" if architecture else "no model that mergelab knows"
         notes.append(
-            f"{len(odd)} layer names belong to {where} ({odd[0]} the first); they are kept as they are, and merge with "
-            "layers of the same name"
+            f"{counted(len(odd), 'layer name')} belong{'s' if len(odd) == 1 else ''} to {where} ({odd[0]} the first); "
+            "kept as in the file, to merge with layers of the same name"
         )
     return tuple(notes)

@@ -10,18 +10,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from statistics import median
 
-from mergelab.checks import did_you_mean
+from mergelab.checks import did_you_mean, short_repr
 from mergelab.errors import ArchitectureError, LayerError, OptionError
 from mergelab.formats.architectures.architecture import Architecture
-from mergelab.formats.architectures.evidence import Evidence
+from mergelab.formats.architectures.evidence import Evidence, Shape
+from mergelab.formats.architectures.published import is_published
 from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.names import Located, is_module_of, locate
 
-Shape = tuple[int, ...]
-
 # How many modules of a file are looked at to see which architectures are worth a look at all of them.
 _SAMPLE = 24
+# Most layers of a published model have more inputs or outputs.
+_LEAST = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +61,35 @@ class _Candidate:
             return None
         return Evidence.of(canonical, self.metadata)
 
-    @property
+    @cached_property
+    def published(self) -> bool | None:
+        """Whether the denoiser's layers have the shapes of the published model; None where these are not known."""
+        architecture, layers = (
+            self.architecture,
+            self.evidence.modules(self.architecture.denoiser) if self.evidence else {},
+        )
+        inside = (architecture.input_layer or "").partition(".")[2]
+        return is_published(architecture.id, layers, inside) if layers else None
+
+    @cached_property
     def fits(self) -> bool:
-        return self.evidence is not None and self.architecture.fits(self.evidence)
+        """Whether nothing speaks against it: a size that is not published does, unless the header says what it is.
+
+        Nothing speaks against a miniature, which may be any model's.
+        """
+        if self.evidence is None:
+            return False
+        said = self.evidence.says(self.architecture.header)
+        if self.evidence.denoiser is None and said:
+            return True
+        is_small = median([max(shape[:2]) for shape in self.shapes.values() if shape] or [0]) < _LEAST
+        sized = is_small or said or self.architecture.any_size or self.published is not False
+        return sized and self.architecture.fits(self.evidence)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it knows every module of the file."""
+        return self.known == len(self.located)
 
 
 @dataclass(frozen=True)
@@ -85,7 +113,7 @@ def check_architecture(id: str) -> Architecture:
     """The architecture of an id, or raise `OptionError`."""
     if not isinstance(id, str) or id not in ARCHITECTURES:
         raise OptionError(
-            f"architecture={id!r}: expected one of {', '.join(ARCHITECTURES)}{did_you_mean(str(id), ARCHITECTURES)}"
+            f"architecture={short_repr(id)}: there is no such base model; {did_you_mean(str(id), list(ARCHITECTURES))}"
         )
     return ARCHITECTURES[id]
 
@@ -110,15 +138,16 @@ def recognise(
         ArchitectureError: the file's modules are not those of the architecture that the user names.
     """
     if architecture is not None:
-        told = check_architecture(architecture)
-        return _as_told(_candidate(told, shapes, {"modelspec.architecture": told.modelspec}, component))
+        asked = check_architecture(architecture)
+        return _as_told(_candidate(asked, shapes, {"modelspec.architecture": asked.modelspec}, component))
     best = _best(shapes, metadata, component)
-    chosen = _chosen(best)
+    told, suggested = _told(best), _suggested(best)
     said = _declared(metadata)
-    if chosen:
-        odd = said and not Evidence.of({}, metadata).says(chosen.architecture.header)
-        notes = (f"the header names {said}, the layers are those of {chosen.architecture.title}",) if odd else ()
-        return Recognised(chosen.architecture.id, chosen.located, chosen.architecture, notes)
+    if chosen := told or suggested:
+        notes = [] if told else list(_other_notes(chosen, best))
+        if said and not Evidence.of({}, metadata).says(chosen.architecture.header):
+            notes.append(f"the header names {said}, the layers are those of {chosen.architecture.title}")
+        return Recognised(chosen.architecture.id, chosen.located, chosen.architecture, tuple(notes))
     # Where no module holds what it should, the split says what is wrong.
     possible = [candidate for candidate in best if candidate.fits or candidate.evidence is None]
     alike = len({tuple(where.reading for where in candidate.located.values()) for candidate in possible}) == 1
@@ -168,14 +197,38 @@ def _best(shapes: Mapping[str, Shape], metadata: Mapping[str, str], component: s
     return [candidate for candidate in best if candidate.evidence is not None] or best
 
 
-def _chosen(best: list[_Candidate]) -> _Candidate | None:
-    """The one reading that is proven, or else declared, or else suggested."""
+def _told(best: list[_Candidate]) -> _Candidate | None:
+    """The one reading that is proven, by a rule or by the shapes that it alone has, or else declared."""
     asked = [(candidate, candidate.architecture, candidate.evidence) for candidate in best if candidate.evidence]
-    proven = [candidate for candidate, a, evidence in asked if a.proves(evidence)]
-    of = proven or best
-    declared = [c for c, a, evidence in asked if c in of and evidence.says(a.header) and a.fits(evidence)]
-    suggested = [] if proven else [candidate for candidate, a, evidence in asked if a.suggests(evidence)]
-    return next((some[0] for some in (proven, declared, suggested) if len(some) == 1), None)
+    proven = [candidate for candidate, a, evidence in asked if candidate.fits and a.proves(evidence)]
+    alone = (
+        []
+        if proven
+        else [candidate for candidate in best if candidate.published and candidate.fits and candidate.whole]
+    )
+    among = proven or best
+    declared = [c for c, a, evidence in asked if c in among and evidence.says(a.header) and c.fits]
+    return next((some[0] for some in (proven, alone, declared) if len(some) == 1), None)
+
+
+def _suggested(best: list[_Candidate]) -> _Candidate | None:
+    """The one reading that is likely, where no other is proven: of a file that it knows wholly."""
+    asked = [(candidate, candidate.architecture, candidate.evidence) for candidate in best if candidate.evidence]
+    if any(candidate.fits and a.proves(evidence) for candidate, a, evidence in asked):
+        return None
+    some = [c for c, a, evidence in asked if c.fits and c.whole and a.suggests(evidence)]
+    return some[0] if len(some) == 1 else None
+
+
+def _other_notes(chosen: _Candidate, best: list[_Candidate]) -> Iterator[str]:
+    """That a likely reading is not the only one that the layers allow, where the header is silent."""
+    others = [c.architecture for c in best if c is not chosen and c.fits and c.published and c.whole]
+    if others and chosen.published:
+        titles = " and ".join(dict.fromkeys(other.title for other in others))
+        yield (
+            f"taken for {chosen.architecture.title}: {titles} may have such layers, too; if it is one, say "
+            f"architecture={others[0].id!r} (on the command line --architecture)"
+        )
 
 
 def _as_told(candidate: _Candidate) -> Recognised:
@@ -186,7 +239,7 @@ def _as_told(candidate: _Candidate) -> Recognised:
             f"architecture={architecture.id!r}: {len(candidate.shapes) - candidate.known} of {len(candidate.shapes)} "
             f"modules are none of {architecture.title}'s ({candidate.first_unknown()} the first)"
         )
-    if candidate.evidence is not None and candidate.evidence.denoiser and not candidate.fits:
+    if candidate.evidence is not None and not candidate.fits:
         raise ArchitectureError(
             f"architecture={architecture.id!r}: the layers are named as {architecture.title}'s, and their number or "
             "their shapes are another model's"

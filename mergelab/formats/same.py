@@ -24,8 +24,13 @@ def same_format(data: AdapterData) -> str:
         return data.dialect or "diffusers"
     if data.layers and all(name in data.spelling for name in data.layers):
         return "same"
-    if all(has_name_in_diffusers(data, name) for name in data.layers):
+    if data.dialect in (None, "diffusers") and all(has_name_in_diffusers(data, name) for name in data.layers):
         return "diffusers"
+    if data.dialect:
+        raise FormatError(
+            f"layer {next(iter(data.layers), '')}: the base model is unknown, and the file has modules that hold "
+            "several of its layers: say which model it is (architecture=, on the command line --architecture)"
+        )
     raise FormatError(
         f"layer {next(iter(data.layers), '')}: the base model is unknown, and the inputs name its modules in different "
         "ways, or are no files: there is no dialect to keep; write it as format='peft'"

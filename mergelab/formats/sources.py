@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mergelab import miniature
 from mergelab.errors import FormatError, SourceError
-from mergelab.formats.fetching import fetch, is_address
+from mergelab.formats.fetching import fetch, is_address, said
 from mergelab.formats.messages import about
 from mergelab.formats.options import ReadOptions
 from mergelab.formats.peft_config import PEFT_CONFIG, PEFT_WEIGHTS
@@ -27,6 +27,8 @@ from mergelab.layer import AdapterData
 _STATE_DICT = "<state dict>"
 
 Files = tuple[Path, ...]
+# What messages call a file: its path, or where it was fetched from; never its place in the cache.
+Called = Callable[[Path], str]
 
 
 def read(source: str | os.PathLike[str] | Mapping[str, Tensor], options: ReadOptions) -> tuple[AdapterData, Files]:
@@ -44,69 +46,78 @@ def read(source: str | os.PathLike[str] | Mapping[str, Tensor], options: ReadOpt
         return parse(tensors, {}, _STATE_DICT, architecture=options.architecture), ()
     if not isinstance(source, (str, os.PathLike)):
         raise SourceError(f"expected a path, a name on the Hub or a state dict, found {type(source).__name__}")
-    path = _local(os.fspath(source))
+    path, called = _local(os.fspath(source))
     if path.is_dir():
-        return _read_folder(path, options)
-    return _read_file(path, options)
+        return _read_folder(path, options, called)
+    return _read_file(path, options, called)
 
 
-def _read_file(path: Path, options: ReadOptions) -> tuple[AdapterData, Files]:
+def _read_file(path: Path, options: ReadOptions, called: Called) -> tuple[AdapterData, Files]:
     if path.name in PEFT_WEIGHTS and path.with_name(PEFT_CONFIG).is_file():
-        return _read_peft(path, None, options, source=path)
-    tensors, metadata = read_tensors(path, options)
-    with about(path):
+        return _read_peft(path, None, options, called, source=path)
+    with about(called(path)):
+        tensors, metadata = read_tensors(path, options)
         check_adapter(tensors)
-    return parse(tensors, metadata, str(path), architecture=options.architecture), (path,)
+    return parse(tensors, metadata, called(path), architecture=options.architecture), (path,)
 
 
-def _local(source: str) -> Path:
+def _local(source: str) -> tuple[Path, Called]:
     """A local path; what is elsewhere is fetched first."""
     if is_address(source):
-        return fetch(source)
+        return _fetched(source)
     try:
         path = Path(source).expanduser()
         if path.exists():
-            return path
+            return path, str
         # "loras/style/x.safetensors" beside a folder "loras" is a slip of the pen, and nothing to ask the Hub for.
         here = source.startswith((".", "/", "~")) or Path(source.split("/")[0]).exists()
     except (OSError, ValueError, RuntimeError) as error:
         raise SourceError(f"{source}: there is no such file or folder: {error}") from None
     if source.startswith(miniature.PREFIX):
-        return miniature.adapter(source).path
+        return miniature.adapter(source).path, str
     if here:
         raise SourceError(f"{source}: there is no such file or folder")
-    return fetch(source)
+    return _fetched(source)
 
 
-def _read_folder(folder: Path, options: ReadOptions) -> tuple[AdapterData, Files]:
+def _fetched(source: str) -> tuple[Path, Called]:
+    fetched = fetch(source)
+    address = said(source, fetched)
+    folder = fetched if fetched.is_dir() else fetched.parent
+    start = address if fetched.is_dir() else address.rpartition("/")[0]
+    return fetched, lambda path: address if path == fetched else f"{start}/{path.relative_to(folder).as_posix()}"
+
+
+def _read_folder(folder: Path, options: ReadOptions, called: Called) -> tuple[AdapterData, Files]:
     if (folder / PEFT_CONFIG).is_file():
-        return _read_peft(_weights_in(folder), None, options, source=folder)
+        return _read_peft(_weights_in(folder, called), None, options, called, source=folder)
     parts = [c for c in (*COMPONENTS, "model") if (folder / c / PEFT_CONFIG).is_file()]
     if parts:
-        return _joined(folder, [_read_peft(_weights_in(folder / c), c, options, source=folder / c) for c in parts])
+        read_parts = [_read_peft(_weights_in(folder / c, called), c, options, called, source=folder / c) for c in parts]
+        return _joined(called(folder), read_parts)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         names = ", ".join(f.name for f in files[:5]) or "none"
         raise SourceError(
-            f"{folder}: expected a PEFT folder ({PEFT_CONFIG} and {PEFT_WEIGHTS[0]}) or one safetensors file, found "
-            f"{names}; name the file"
+            f"{called(folder)}: expected a PEFT folder ({PEFT_CONFIG} and {PEFT_WEIGHTS[0]}) or one safetensors file, "
+            f"found {names}; name the file"
         )
-    return _read_file(files[0], options)
+    return _read_file(files[0], options, called)
 
 
-def _joined(folder: Path, parts: list[tuple[AdapterData, Files]]) -> tuple[AdapterData, Files]:
+def _joined(source: str, parts: list[tuple[AdapterData, Files]]) -> tuple[AdapterData, Files]:
     """One adapter from the PEFT folders of its components."""
     datas = [data for data, _ in parts]
     counts = Counter(name for data in datas for name in (*data.layers, *data.extras))
     if twice := [name for name, count in counts.items() if count > 1]:
-        raise FormatError(f"{folder}: two of its folders hold {twice[0]}; expected one for each component")
+        raise FormatError(f"{source}: two of its folders hold {twice[0]}; expected one for each component")
     known = [data.architecture for data in datas if data.architecture]
     joined = AdapterData(
         layers={name: layer for data in datas for name, layer in data.layers.items()},
         extras={name: tensor for data in datas for name, tensor in data.extras.items()},
         architecture=known[0] if known else None,
         metadata=datas[0].metadata,
-        source=str(folder),
+        source=source,
         notes=tuple(dict.fromkeys(note for data in datas for note in data.notes)),
         dialect=datas[0].dialect,
         spelling={name: spelt for data in datas for name, spelt in data.spelling.items()},
@@ -114,27 +125,28 @@ def _joined(folder: Path, parts: list[tuple[AdapterData, Files]]) -> tuple[Adapt
     return joined, tuple(path for _, paths in parts for path in paths)
 
 
-def _weights_in(folder: Path) -> Path:
+def _weights_in(folder: Path, called: Called) -> Path:
     for name in PEFT_WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    raise SourceError(f"{folder}: there is no {' or '.join(PEFT_WEIGHTS)} beside {PEFT_CONFIG}")
+    raise SourceError(f"{called(folder)}: there is no {' or '.join(PEFT_WEIGHTS)} beside {PEFT_CONFIG}")
 
 
 def _read_peft(
-    weights: Path, component: str | None, options: ReadOptions, *, source: Path
+    weights: Path, component: str | None, options: ReadOptions, called: Called, *, source: Path
 ) -> tuple[AdapterData, Files]:
     """PEFT's weights with the config beside them; `source` is what was asked for, the folder or the file."""
     config_path = weights.with_name(PEFT_CONFIG)
-    with about(config_path):
+    with about(called(config_path)):
         config = _read_config(config_path)
         scaling_of = for_all_components(config_scaling(config))
-    tensors, metadata = read_tensors(weights, options)
+    with about(called(weights)):
+        tensors, metadata = read_tensors(weights, options)
     component = component or metadata.get("mergelab.component")
     data = parse(
         tensors,
         metadata,
-        str(source),
+        called(source),
         scaling_of=scaling_of,
         component=component,
         config=config,

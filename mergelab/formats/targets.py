@@ -28,7 +28,10 @@ def check_target(target: Path, inputs: Sequence[Path], overwrite: bool, format: 
         if any(_replaces(target, path) for path in inputs):
             raise OutputError(f"{target}: is an input of this adapter, and an output never replaces an input")
         if target.exists() and not overwrite:
-            raise OutputError(f"{target}: exists already; choose another name, or allow it to be replaced (--force)")
+            raise OutputError(
+                f"{target}: exists already; choose another name, or allow it to be replaced: overwrite=True, on the "
+                "command line --force"
+            )
         if not target.parent.is_dir():
             raise OutputError(f"{target}: there is no folder {target.parent}")
     except (OSError, ValueError) as error:

@@ -18,7 +18,7 @@ from torch import Tensor
 from mergelab.checks import readable
 from mergelab.errors import FormatError, OutputError, SourceError
 from mergelab.formats.files import replacing
-from mergelab.formats.messages import about, one_line
+from mergelab.formats.messages import one_line
 from mergelab.formats.options import ReadOptions
 from mergelab.formats.strangers import other_file
 
@@ -50,19 +50,18 @@ def read_tensors(path: Path, options: ReadOptions) -> tuple[dict[str, Tensor], d
     """Tensors (memory-mapped where the format allows) and the header's strings.
 
     Raises:
-        SourceError, FormatError: no such file, or one that is damaged or not what its name says.
+        SourceError, FormatError: no such file, or one that is damaged or not what its name says; they do not name it.
     """
-    with about(path):
-        if not path.is_file():
-            raise SourceError("there is no such file")
-        if path.suffix.lower() not in PICKLES:
-            return _read_safetensors(path)
-        if not options.allow_pickle:
-            raise FormatError(
-                "is a pickle by its name, which can run code when it is read; pass allow_pickle=True "
-                "(--allow-pickle) to read its tensors with weights_only=True"
-            )
-        return _read_pickle(path), {}
+    if not path.is_file():
+        raise SourceError("there is no such file")
+    if path.suffix.lower() not in PICKLES:
+        return _read_safetensors(path)
+    if not options.allow_pickle:
+        raise FormatError(
+            "is a pickle by its name, which can run code when it is read; pass allow_pickle=True "
+            "(--allow-pickle) to read its tensors with weights_only=True"
+        )
+    return _read_pickle(path), {}
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -84,7 +83,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:  # a damaged file makes the package raise a dozen different things
         reason = one_line(error)
     # Looked at only now: a header of 640 bytes begins as a pickle does.
-    if start[:4] == b"PK\x03\x04" or start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+    is_archive = start[:4] == b"PK\x03\x04"
+    if is_archive and b".pkl" not in start:  # with which the archives of torch.save begin
+        raise FormatError("is a ZIP archive, expected safetensors; unpack it and give the file in it")
+    if is_archive or start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
         raise FormatError(
             "is a PyTorch pickle, expected safetensors; give it its name (.pt) and pass allow_pickle=True "
             "(--allow-pickle) if you trust it"

@@ -55,6 +55,18 @@ def most_frequent(counts: Counter[Any]) -> Any:
     return min(counts, key=lambda value: (-counts[value], value))
 
 
+SAY_WHICH = "say which one it is (architecture=, on the command line --architecture)"
+"""The remedy where the base model is not known."""
+
+
+def remedy(name: str) -> str:
+    """What can be done with a layer that a format has no name for."""
+    if name.startswith("text_encoder"):
+        # Layers of a denoiser that its base model has not are left out for no tool.
+        return "write it as format='peft', or leave it out: adapter.select(), or for a tool (for_=, --for)"
+    return "write it as format='peft', or leave it out: adapter.select()"
+
+
 EMBEDDING_PREFIX = "bundle_emb."
 """Begin of the keys of textual-inversion embeddings in a file of kohya's format."""
 

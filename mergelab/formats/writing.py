@@ -66,7 +66,7 @@ def state_dict(data: AdapterData, layout: Layout, dtype: torch.dtype | None = No
 def write(plan: Fitted, path: Path, dtype: torch.dtype | None) -> Written:
     """Write a file, or for "peft" a folder (one folder in it per component where there are several)."""
     data, layout = plan.data, plan.layout
-    if layout.format == "peft":
+    if layout.is_folder:
         error = _write_folder(data, layout, path, dtype)
     else:
         with about(data.source):

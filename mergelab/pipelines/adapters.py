@@ -14,6 +14,7 @@ from mergelab.errors import ArchitectureError, LayerError, OptionError
 from mergelab.formats.prefixes import COMPONENTS
 from mergelab.formats.recognising import detect
 from mergelab.pipelines.opening import Pipeline, quietly
+from mergelab.tables import counted
 
 
 def swap(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> list[str]:
@@ -32,7 +33,9 @@ def swap(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> list[str]:
     if not adapters:
         return []
     notes = [
-        f"{name}: {len(a.extras)} tensors that are no layers are not loaded" for name, a in adapters.items() if a.extras
+        f"{name}: {counted(len(a.extras), 'tensor')} beside the layers: not loaded"
+        for name, a in adapters.items()
+        if a.extras
     ]
     active = []
     with tempfile.TemporaryDirectory() as folder:
@@ -47,8 +50,8 @@ def swap(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> list[str]:
                 raise LayerError(f"{name}: {type(pipeline).__name__} loads none of its layers, {missing[0]} the first")
             if missing:
                 notes.append(
-                    f"{name}: {type(pipeline).__name__} does not load {len(missing)} of {len(adapter.layers)} layers, "
-                    f"{missing[0]} the first"
+                    f"{name}: {type(pipeline).__name__} does not load {len(missing)} of "
+                    f"{counted(len(adapter.layers), 'layer')}, {missing[0]} the first"
                 )
             active.append(f"adapter_{index}")
     if active:

@@ -16,8 +16,10 @@ from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.report import plots
 from mergelab.evaluation.report.verdict import sentences
 from mergelab.evaluation.result import Result
+from mergelab.evaluation.run import CONFIG
 from mergelab.evaluation.statistics import Interval
 from tests.evaluation.small import PROMPTS, SMALL
+from tests.serving import Page, serving
 
 
 def test_recovery_rises_with_strength(pipeline: Any, tmp_path: Path) -> None:
@@ -112,10 +114,16 @@ def test_names_in_the_scatter_are_readable() -> None:
         boxes.append(box)
 
 
-def test_text_of_the_user_is_escaped(pipeline: Any, tmp_path: Path) -> None:
-    """A prompt may hold any sign."""
+def test_text_of_the_user(pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt may hold any sign; an address may hold a token, which is in the run's configuration alone."""
     prompt = 'a "red" <script>alert(1)</script> & more'
     small = SMALL | {"seeds": 1, "prompts": [prompt], "merges": [], "metrics": ["judge"]}
-    ml.evaluate(small, tmp_path, pipeline=pipeline)
-    text = (tmp_path / "report.html").read_text()
+    monkeypatch.setenv("MERGELAB_CACHE", str(tmp_path / "cache"))
+    with serving() as site:
+        site.pages["/fish.safetensors"] = Page(ml.load("miniature/sdxl/fish").inputs[0].read_bytes())
+        url = f"{site.address}/fish.safetensors"
+        loras = [{"path": f"{url}?token=secret", "concept": "a qrv"}]
+        ml.evaluate(small | {"loras": loras}, tmp_path / "run", pipeline=pipeline)
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert url in text and "secret" not in text and f"{url}?token=secret" in (tmp_path / "run" / CONFIG).read_text()
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text

@@ -9,6 +9,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mergelab.comparing import Comparison
+from mergelab.evaluation.config import Config
 from mergelab.evaluation.names import label_of
 from mergelab.evaluation.report.figures import layer_lines, scatters
 from mergelab.evaluation.report.lookup import main_metric, metrics_with
@@ -17,6 +18,7 @@ from mergelab.evaluation.report.pictures import are_small, rows_of_images
 from mergelab.evaluation.report.tables import columns, finding_row, heads, row_of
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.variants import Variant
+from mergelab.formats.fetching import shown
 
 
 def render(
@@ -36,7 +38,7 @@ def render(
     )  # fmt: skip
     environment.filters |= {"decimal": decimal, "label": label_of}
     metric = main_metric(result)
-    shown = [column for column in columns(result) if column.metrics or column.quantity.shown != "share"]
+    chosen = [column for column in columns(result) if column.metrics or column.quantity.shown != "share"]
     return environment.get_template("report.html.j2").render(
         pipeline=result.config.pipeline,
         verdict=result.verdict,
@@ -44,8 +46,8 @@ def render(
         metric=metric.name if metric else "",
         lower_is_better=[known.name for known in result.metrics if not known.higher_is_better],
         between_images=[known.name for known in metrics_with(result, "images")],
-        columns=heads(result, shown),
-        rows=[row_of(result, shown, variant) for variant in variants if variant.name.kind != "base"],
+        columns=heads(result, chosen),
+        rows=[row_of(result, chosen, variant) for variant in variants if variant.name.kind != "base"],
         prompts=[rows_of_images(result, variants, prompt) for prompt in result.config.prompts],
         variants=[variant.name.display for variant in variants],
         pixelated=are_small(result, variants),
@@ -55,7 +57,13 @@ def render(
         findings=[finding_row(row) for row in result.findings],
         failures=result.failures,
         notes=summary["notes"],
-        config=yaml.safe_dump(result.config.model_dump(exclude_defaults=True), sort_keys=False, allow_unicode=True),
+        config=yaml.safe_dump(_public(result.config), sort_keys=False, allow_unicode=True),
         versions=summary["versions"],
         seconds=summary["seconds"],
     )
+
+
+def _public(config: Config) -> dict[str, Any]:
+    """As a page may show it that is passed on: addresses of adapters without what opens them."""
+    content = config.model_dump(exclude_defaults=True)
+    return content | {"loras": [lora | {"path": shown(lora["path"])} for lora in content["loras"]]}

@@ -41,9 +41,9 @@ class Architecture:
 
     How a file is recognised: it is read by the names of every architecture, and those stay that know the most of its
     modules. Of these, three rules are asked in this order, each with the `Evidence` of the architecture's own reading:
-    what `proves` it needs no header; what a header says is believed where `fits` finds nothing against it; what
-    `suggests` it decides where the header is silent, too. A rule counts where one architecture alone answers yes;
-    between two that are proven, the header decides.
+    what `proves` it needs no header, nor do shapes that one published model alone has; what a header says is believed
+    where `fits` finds nothing against it; what `suggests` it decides where the header is silent, too. A rule counts
+    where one architecture alone answers yes; between two that are proven, the header decides.
 
     Attributes:
         id: "sd15", ...: the name in `Adapter.architecture`.
@@ -61,6 +61,7 @@ class Architecture:
         respell: turns a key that only trainers of this family write into a usual one.
         model_class, model_config: the diffusers class of the denoiser and the published configuration that sets its
             shapes, the source of its true modules.
+        any_size: whether models of other sizes count, too; else a size that is not published needs a header.
         projected: text encoders of the class CLIPTextModelWithProjection.
     """
 
@@ -82,6 +83,7 @@ class Architecture:
     companions: tuple[Naming, ...] = ()
     respell: Callable[[str], str] = str
     projected: frozenset[str] = PROJECTED
+    any_size: bool = False
 
     def naming_of(self, component: str) -> Naming | None:
         """The names of a component's modules; None for text encoders, which have one name in all models."""

@@ -85,8 +85,6 @@ def _is_deep(evidence: Evidence) -> bool:
 
 def _proves(evidence: Evidence) -> bool:
     """What models with such names have not, together: modulation, as many blocks; or CLIP beside a T5."""
-    if evidence.denoiser is None:
-        return text_encoders.has_t5(evidence)
     both = evidence.has("text_encoder") and evidence.has("text_encoder_2")
     return (both or (_is_deep(evidence) and evidence.named(_MODULATION))) and _may_be(evidence)
 
@@ -97,6 +95,8 @@ def _fits(evidence: Evidence) -> bool:
 
 def _suggests(evidence: Evidence) -> bool:
     """By far the most frequent of those with such blocks, or with so many of them; and of miniatures."""
+    if evidence.denoiser is None:
+        return text_encoders.has_t5(evidence)
     found = widths(evidence)
     frequent = (
         evidence.blocks("single_transformer_blocks") > 0
@@ -146,6 +146,7 @@ FLUX = Architecture(
     ),
     text_encoders={"text_encoder": "clip", "text_encoder_2": "t5"},
     respell=_respell,
+    any_size=True,
     model_class="FluxTransformer2DModel",
     model_config={
         "attention_head_dim": 128,

@@ -150,7 +150,8 @@ class OriginalModule:
             if layer.shape != (sizes[index], columns):
                 raise LayerError(
                     f"layer {self.path}: its parts do not fit together: expected part {index} to have shape "
-                    f"{(sizes[index], columns)}, found {layer.shape}; kohya's format fuses them, write another format"
+                    f"{(sizes[index], columns)}, found {layer.shape}; the original model has them in one module, write "
+                    "format 'diffusers' or 'peft'"
                 )
         return sizes
 

@@ -94,7 +94,7 @@ def _proves(evidence: Evidence) -> bool:
     deep = evidence.blocks("single_transformer_blocks") > _OTHER_SINGLES or (
         evidence.blocks("transformer_blocks") > _OTHER_DOUBLES and evidence.blocks("single_transformer_blocks") > 0
     )
-    return _fits(evidence) and (deep or evidence.named(r"^(x|context)_embedder\."))
+    return _fits(evidence) and (deep or evidence.named(r"^context_embedder\."))
 
 
 def _fits(evidence: Evidence) -> bool:

@@ -51,9 +51,7 @@ _NAMING = Naming(
     linear=True,
 )
 
-_QUERIES = r"^transformer_blocks\.\d+\.attn\.to_(q|out\.0)$"
 _KEYS = r"^transformer_blocks\.\d+\.attn\.to_[kv]$"
-_OTHER_WIDTHS = {1536, 2432, 3072, 4096, _WIDTH}
 _OWN_NAMES = r"\.attn\.to_gate$|\.ff\.(gate|up|down)$|^text_fusion\.|^time_mod_proj$"
 
 
@@ -70,11 +68,6 @@ def _proves(evidence: Evidence) -> bool:
     return _fits(evidence) and (evidence.named(_OWN_NAMES) or (_KEY_WIDTH, _WIDTH) in evidence.weights(_KEYS))
 
 
-def _suggests(evidence: Evidence) -> bool:
-    """Queries alone may be another model's of two streams, of FLUX.2's at this width."""
-    return _fits(evidence) and not evidence.inputs(_QUERIES) & _OTHER_WIDTHS
-
-
 KREA2 = Architecture(
     id="krea2",
     title="Krea 2",
@@ -82,7 +75,6 @@ KREA2 = Architecture(
     naming=_NAMING,
     proves=_proves,
     fits=_fits,
-    suggests=_suggests,
     header=r"krea[-_ ]?2",
     modelspec="krea-2/lora",
     base_version="krea2",

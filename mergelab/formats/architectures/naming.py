@@ -157,12 +157,6 @@ class Naming:
         return frozenset(_root(path) for block in self.blocks for path in (block.original, block.canonical))
 
     @cached_property
-    def roots(self) -> frozenset[str]:
-        """First steps of all paths, by either name."""
-        paths = [*self.top, *(part for held in self.top.values() for part in held.parts)]
-        return self.block_roots.union(map(_root, paths))
-
-    @cached_property
     def steps(self) -> frozenset[str]:
         """Every step of a path in either model, by which a flat name is read."""
         paths = [*self.top, *(part for held in self.top.values() for part in held.parts)]

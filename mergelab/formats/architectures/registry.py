@@ -37,16 +37,3 @@ ARCHITECTURES: dict[str, Architecture] = {known.id: known for known in map(resol
 
 NAMINGS: tuple[Naming, ...] = tuple(dict.fromkeys(architecture.naming for architecture in ARCHITECTURES.values()))
 """How the modules of denoisers are named, each way once."""
-
-
-def architecture_of(id: str | None, component: str) -> Architecture:
-    """The architecture by whose names a component is written.
-
-    Where the base model is not known, that is the first in the table with such a denoiser, and for everything else
-    the first of all.
-    """
-    known = ARCHITECTURES.get(id or "")
-    with_denoiser = [a for a in ARCHITECTURES.values() if a.denoiser == component]
-    if known is None or (with_denoiser and known not in with_denoiser):
-        return next(iter(with_denoiser or ARCHITECTURES.values()))
-    return known

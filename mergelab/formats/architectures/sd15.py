@@ -32,6 +32,7 @@ SD15 = Architecture(
     modelspec="stable-diffusion-v1/lora",
     base_version="sd_v1",
     kohya=Kohya({"text_encoder": "lora_te"}),
+    any_size=True,
     model_class="UNet2DConditionModel",
     model_config={
         "attention_head_dim": 8,

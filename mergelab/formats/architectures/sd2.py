@@ -36,6 +36,7 @@ SD2 = Architecture(
     base_version="sd_v2",
     v2=True,
     kohya=Kohya({"text_encoder": "lora_te"}),
+    any_size=True,
     model_class="UNet2DConditionModel",
     model_config={
         **SD15.model_config,

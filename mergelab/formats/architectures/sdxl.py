@@ -14,10 +14,12 @@ def _proves(evidence: Evidence) -> bool:
     if evidence.denoiser == "unet":
         widths = text_widths(evidence)
         return widths == {2048} or (evidence.blocks("transformer_blocks") > 1 and not widths & {768, 1024})
-    return evidence.denoiser is None and evidence.has("text_encoder_2") and not text_encoders.has_t5(evidence)
+    return False
 
 
 def _suggests(evidence: Evidence) -> bool:
+    if evidence.denoiser is None:
+        return evidence.has("text_encoder_2") and not text_encoders.has_t5(evidence)
     return evidence.denoiser == "unet" and is_like_sdxl(evidence)
 
 
@@ -34,6 +36,7 @@ SDXL = Architecture(
     modelspec="stable-diffusion-xl-v1-base/lora",
     base_version="sdxl_base_v1-0",
     kohya=Kohya({"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}, original_names=True),
+    any_size=True,
     model_class="UNet2DConditionModel",
     model_config={
         "addition_embed_type": "text_time",

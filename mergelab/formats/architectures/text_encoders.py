@@ -51,8 +51,8 @@ def canonical(path: str) -> str:
 
 
 def alone(evidence: Evidence) -> bool:
-    """Whether a file changes text encoders alone, the first among them."""
-    return evidence.denoiser is None and evidence.has("text_encoder")
+    """Whether a file changes text encoders alone."""
+    return evidence.denoiser is None and any(component.startswith("text_encoder") for component in evidence.shapes)
 
 
 def has_t5(evidence: Evidence) -> bool:

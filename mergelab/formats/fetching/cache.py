@@ -104,6 +104,14 @@ class Entry:
                 self.forget_part()
         return self.folder / name
 
+    def forget(self) -> None:
+        """The file is there no more, and is here no more either."""
+        with suppress(OSError):
+            if kept := self.whole:
+                kept.path.unlink()
+            (self.folder / f".{self.key}.json").unlink(missing_ok=True)
+        self.forget_part()
+
     def forget_part(self) -> None:
         """The next download begins anew."""
         for path in (self._part, self.folder / f".{self.key}.part.json"):
@@ -146,8 +154,13 @@ def entry(address: str, name: str = "") -> Entry:
     """The place of a file in the cache: that of a folder's address and a name in it, or of an address alone.
 
     PEFT's files keep the layout of their folder, any other file has a folder of its own.
+
+    Raises:
+        SourceError: the name, which may be another's choice, would lead out of the folder.
     """
     path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise SourceError(f"the name {name!r} leads out of its folder, expected one in it; nothing was fetched")
     if path.name in (PEFT_CONFIG, *PEFT_WEIGHTS):
         return Entry(_root() / _digest(address) / path.parent, path.name)
     return Entry(_root() / _digest(f"{address}/{name}" if name else address), "download")

@@ -12,11 +12,22 @@ from mergelab.errors import SourceError
 from mergelab.formats.peft_config import PEFT_CONFIG, PEFT_WEIGHTS
 from mergelab.formats.prefixes import COMPONENTS
 
+PEFT_FILES = tuple(
+    f"{folder}{name}"
+    for folder in ("", *(f"{c}/" for c in (*COMPONENTS, "model")))
+    for name in (PEFT_CONFIG, *PEFT_WEIGHTS)
+)
+"""Whatever a PEFT folder may hold that counts."""
+
 _SHOWN = 8
 
 
 class MissingError(SourceError):
     """There is a folder elsewhere, and no such file in it."""
+
+
+class RefusedError(SourceError):
+    """A file elsewhere may not be read by whoever asks."""
 
 
 def shown(address: str) -> str:
@@ -25,9 +36,21 @@ def shown(address: str) -> str:
     Example:
         >>> shown("https://me:secret@example.org/x.safetensors?token=secret"), shown("s3://bucket/what?.safetensors")
         ('https://example.org/x.safetensors', 's3://bucket/what?.safetensors')
+        >>> shown("filecache::https://example.org/x?token=secret")  # one file system on top of another
+        'filecache::https://example.org/x'
     """
-    plain = re.sub(r"(?<=://)[^/@]+@", "", address)
-    return plain.partition("?")[0] if plain.lower().startswith(("http://", "https://")) else plain
+    plain = re.sub(r"(?<=://)[^/]*@", "", address)
+    return plain.partition("?")[0] if re.search(r"https?://", plain, re.IGNORECASE) else plain
+
+
+def without_secrets(text: str) -> str:
+    """Another package's message, its addresses as they may be shown.
+
+    Example:
+        >>> without_secrets("GET https://me:secret@example.org/x?token=secret failed")
+        'GET https://example.org/x failed'
+    """
+    return re.sub(r"\S+://\S+", lambda match: shown(match[0]), text)
 
 
 @dataclass(frozen=True)
@@ -45,11 +68,22 @@ class RemoteFolder:
     names: Callable[[], list[str]] | None = None
 
     def fetch_file(self, name: str) -> Path:
-        """One file; beside PEFT's weights the config that belongs to them, if there is one."""
+        """One file; beside PEFT's weights the config that belongs to them, if there is one.
+
+        Raises:
+            SourceError: it is not given, or the config is not, without which nobody knows the alpha.
+        """
         path = self.get(name)
         if PurePosixPath(name).name in PEFT_WEIGHTS:
-            with suppress(MissingError):
+            try:
                 self.get(str(PurePosixPath(name).with_name(PEFT_CONFIG)))
+            except MissingError:
+                pass
+            except RefusedError:
+                raise SourceError(
+                    f"{self.address}: the {PEFT_CONFIG} beside it, which says its alpha, is refused; put both "
+                    "files into a folder here, and give that"
+                ) from None
         return path
 
     def fetch(self) -> Path:

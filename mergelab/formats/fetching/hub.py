@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from mergelab.errors import SourceError
-from mergelab.formats.fetching.folders import MissingError, RemoteFolder
+from mergelab.formats.fetching.folders import MissingError, RemoteFolder, shown
 from mergelab.formats.messages import one_line
 from mergelab.formats.tensor_files import PICKLES
 
@@ -18,6 +21,7 @@ _PATH = r"(?P<path>[^/]+(?:/[^/]+)*)"
 _NAME = re.compile(rf"{_REPO}(?:@{_REVISION})?(?:/{_PATH})?/?", re.ASCII)
 _PAGE = re.compile(rf"/{_REPO}(?:/(?:resolve|blob|raw|tree)/{_REVISION}(?:/{_PATH})?)?/?", re.ASCII)
 _OTHERS = ("datasets", "spaces", "buckets", "api", "docs", "collections", "papers")  # no users, and no models
+_PATIENCE = 10  # seconds to wait for the first answer
 _UNREACHABLE = ("TransportError", "ConnectionError", "Timeout", "OfflineModeIsEnabled", "LocalEntryNotFoundError")
 
 
@@ -55,6 +59,13 @@ class Reference:
             raise MissingError(f"{source}: the repository {self._shown} has no file or folder {self.path!r}")
         return RemoteFolder(source, lambda name: self._download(source, start + name), lambda: inside).fetch()
 
+    def __str__(self) -> str:
+        """As `by_name` reads it."""
+        revision = (
+            f"@{quote(self.revision, safe='/' if self.revision.startswith('refs/') else '')}" if self.revision else ""
+        )
+        return f"{self.repo}{revision}{'/' if self.path else ''}{self.path}"
+
     @property
     def _shown(self) -> str:
         return f"{self.repo} at revision {self.revision!r}" if self.revision else self.repo
@@ -63,15 +74,20 @@ class Reference:
         from huggingface_hub import HfApi
 
         try:
-            return list(HfApi().list_repo_files(self.repo, revision=self.revision))
+            _knock()
+            with _quiet():
+                return list(HfApi().list_repo_files(self.repo, revision=self.revision))
         except Exception as error:
             raise self._sentence(source, self.path or "the list of its files", error) from None
 
     def _download(self, source: str, name: str) -> Path:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
         try:
-            return Path(hf_hub_download(self.repo, name, revision=self.revision))
+            if not isinstance(try_to_load_from_cache(self.repo, name, revision=self.revision), str):
+                _knock()
+            with _quiet():
+                return Path(hf_hub_download(self.repo, name, revision=self.revision))
         except Exception as error:
             raise self._sentence(source, name, error) from None
 
@@ -95,6 +111,25 @@ class Reference:
             what = f"{type(error).__name__}: {one_line(error)}"
             reason = f"it could not be fetched from the Hugging Face Hub: {what}"
         return SourceError(f"{source}: {reason}")
+
+
+def _knock() -> None:
+    """Raise at once where the Hub cannot be reached: huggingface_hub would try for half a minute."""
+    from huggingface_hub import constants, get_session
+
+    get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without huggingface_hub's lines on each attempt; what comes of them is one sentence."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def by_name(source: str) -> Reference | None:
@@ -128,9 +163,16 @@ def by_address(url: str) -> Reference | None:
     if url.lower().startswith("hf://"):
         match = _NAME.fullmatch(url[len("hf://") :])
         if not match or match["repo"].partition("/")[0] in _OTHERS:
-            raise SourceError(f"{url}: expected a model on the Hugging Face Hub, as hf://user/repo/file.safetensors")
+            raise SourceError(
+                f"{shown(url)}: expected a model on the Hugging Face Hub, as hf://user/repo/file.safetensors"
+            )
         return _reference(match["repo"], match["revision"], match["path"])
-    parts = urlsplit(url)
+    if not url.lower().startswith(("http://", "https://")):
+        return None
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
     hosts = ("huggingface.co", "www.huggingface.co", "hf.co", urlsplit(constants.ENDPOINT).netloc)
     match = _PAGE.fullmatch(parts.path) if parts.scheme in ("http", "https") and parts.netloc in hosts else None
     if not match or match["repo"].partition("/")[0] in _OTHERS:

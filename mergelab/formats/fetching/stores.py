@@ -10,7 +10,14 @@ from typing import Any
 
 from mergelab.errors import MergelabError, SourceError
 from mergelab.formats.fetching.cache import BrokenError, Entry, entry
-from mergelab.formats.fetching.folders import MissingError, RemoteFolder, shown
+from mergelab.formats.fetching.folders import (
+    PEFT_FILES,
+    MissingError,
+    RefusedError,
+    RemoteFolder,
+    shown,
+    without_secrets,
+)
 from mergelab.formats.messages import one_line
 
 _BLOCK = 1 << 22
@@ -46,10 +53,10 @@ def _open(url: str) -> tuple[Any, str]:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
-        remedy = f"python -m pip install 'mergelab[{extra}]'" if extra else one_line(error)
+        remedy = f"python -m pip install 'mergelab[{extra}]'" if extra else _said(error)
         raise SourceError(f"{shown(url)}: {protocol}:// needs another package: {remedy}") from None
     except Exception as error:
-        raise SourceError(f"{shown(url)}: cannot be opened: {one_line(error)}") from None
+        raise SourceError(f"{shown(url)}: cannot be opened: {_said(error)}") from None
     system.invalidate_cache()  # what another process has put there since
     return system, path
 
@@ -67,16 +74,23 @@ class _Store:
         with _explained(self.url):
             found = self.system.find(self.folder)
         start = self.folder.lstrip("/") + "/"
-        return [path.lstrip("/").removeprefix(start) for path in found]
+        names = [path.lstrip("/").removeprefix(start) for path in found]
+        for gone in set(PEFT_FILES) - set(names):
+            entry(self.address, gone).forget()
+        return names
 
     def get(self, name: str) -> Path:
-        place = entry(self.address, name)
         with _explained(f"{self.address}/{name}"):
+            place = entry(self.address, name)
             return place.complete(lambda: self._attempt(f"{self.folder}/{name}", place))
 
     def _attempt(self, path: str, place: Entry) -> Path:
         """Ask for what is not here: the rest of a part, or the file if it is another version than the one kept."""
-        version, size = self.system.ukey(path), self.system.info(path).get("size")
+        try:
+            version, size = self.system.ukey(path), self.system.info(path).get("size")
+        except FileNotFoundError:
+            place.forget()
+            raise
         kept, part = place.whole, place.part
         if kept and kept.version == version:
             return kept.path
@@ -91,7 +105,11 @@ class _Store:
                 while block := remote.read(_BLOCK):
                     yield block
         except Exception as error:
-            raise BrokenError(one_line(error)) from None
+            raise BrokenError(_said(error)) from None
+
+
+def _said(error: Exception) -> str:
+    return without_secrets(one_line(error))
 
 
 @contextmanager
@@ -106,11 +124,11 @@ def _explained(address: str) -> Iterator[None]:
     except FileNotFoundError:
         raise MissingError(f"{address}: there is no such file or folder") from None
     except PermissionError as error:
-        raise SourceError(f"{address}: no access, {one_line(error)}: check the credentials") from None
+        raise RefusedError(f"{address}: no access, {_said(error)}: check the credentials") from None
     except Exception as error:
         if "Credentials" in type(error).__name__:
             raise SourceError(
                 f"{address}: needs credentials, and there are none; for S3 set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY"
             ) from None
-        raise SourceError(f"{address}: could not be fetched: {type(error).__name__}: {one_line(error)}") from None
+        raise SourceError(f"{address}: could not be fetched: {type(error).__name__}: {_said(error)}") from None

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Iterator
 from email.message import Message
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import requests
 
 from mergelab.errors import SourceError
 from mergelab.formats.fetching.cache import BrokenError, Entry, entry
-from mergelab.formats.fetching.folders import MissingError, RemoteFolder, shown
-from mergelab.formats.messages import one_line
+from mergelab.formats.fetching.folders import MissingError, RefusedError, RemoteFolder, shown
 from mergelab.formats.peft_config import PEFT_CONFIG, PEFT_WEIGHTS
 from mergelab.formats.tensor_files import PICKLES
 
 _BLOCK = 1 << 16  # what is lost where a connection breaks off
 _TIMEOUT = (15, 60)  # seconds to connect, and between two bytes
+_ABSENT = (404, 410)
 _LONGEST_NAME = 200  # bytes, of the 255 that file systems allow
 _KNOWN = (".safetensors", *PICKLES)
-# The variable with the token of a host; a token goes to no other.
+# Why there is no answer, in the order in which it is looked for; what requests says holds the query of the address.
+_REASONS: tuple[tuple[type[BaseException], str], ...] = (
+    (requests.exceptions.ProxyError, "the proxy does not answer, or does not let it through"),
+    (requests.exceptions.SSLError, "its certificate is not accepted, or it does not speak TLS"),
+    (requests.Timeout, "no answer in time"),
+    (socket.gaierror, "there is no such host"),
+    (ConnectionRefusedError, "it refuses the connection"),
+    (requests.ConnectionError, "the connection failed"),
+    (requests.TooManyRedirects, "it leads from one address to another without an end"),
+    (ValueError, "it is no address of the web, or leads to none; check how it is spelt"),
+)
+# The variable with the token of a host; a token goes to no other, and nowhere unencrypted.
 _TOKENS = {"civitai.com": "CIVITAI_API_TOKEN", "civitai.red": "CIVITAI_API_TOKEN"}
 
 
@@ -30,10 +42,20 @@ def fetch(url: str) -> Path:
     """The file at an address; of a PEFT folder, whose address ends in "/", the folder.
 
     Raises:
-        SourceError: no such file, no access, no file but a web page, no connection.
+        SourceError: no address, no such file, no access, no file but a web page, no connection.
     """
-    own = urlsplit(url).path.rpartition("/")[2]
-    folder = RemoteFolder(shown(url), lambda name: _download(url if name == own else urljoin(url, name)))
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise SourceError(f"{shown(url)}: {_reason(error)}") from None
+    own = parts.path.rpartition("/")[2]
+
+    def get(name: str) -> Path:
+        # What follows the "?" may be what opens all of a folder.
+        beside = f"{parts.path.rpartition('/')[0]}/{name}"
+        return _download(url if name == own else urlunsplit((*parts[:2], beside, parts.query, "")))
+
+    folder = RemoteFolder(shown(url), get)
     return folder.fetch_file(own) if own else folder.fetch()
 
 
@@ -42,34 +64,46 @@ def _download(url: str) -> Path:
     place = entry(folder, name) if name in (PEFT_CONFIG, *PEFT_WEIGHTS) else entry(url)
     try:
         return place.complete(lambda: _attempt(url, place))
-    except requests.ConnectionError as error:
+    except (requests.ConnectionError, requests.Timeout) as error:
         if kept := place.whole:
             return kept.path  # as the Hub's cache does without a connection
-        raise SourceError(f"{shown(url)}: {urlsplit(url).hostname} cannot be reached: {one_line(error)}") from None
-    except requests.RequestException as error:
-        raise SourceError(f"{shown(url)}: could not be fetched: {one_line(error)}") from None
+        raise SourceError(f"{shown(url)}: {urlsplit(url).hostname} cannot be reached: {_reason(error)}") from None
+    except (requests.RequestException, ValueError) as error:  # the latter for redirects to what is no address
+        raise SourceError(f"{shown(url)}: could not be fetched: {_reason(error)}") from None
     except SourceError as error:
         error.args = (f"{shown(url)}: {error}",)
         raise
+
+
+def _reason(error: BaseException) -> str:
+    """Why there is no answer, from an error and those that it comes from."""
+    chain: list[BaseException] = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    words = (text for kind, text in _REASONS if any(isinstance(link, kind) for link in chain))
+    return next(words, type(error).__name__)
 
 
 def _attempt(url: str, place: Entry) -> Path:
     """Ask for what is not here: the rest of a part, or the file if it is another version than the one that is kept."""
     part, kept = place.part, place.whole
     headers = {"Accept-Encoding": "identity", **_authorization(url)}
+    compared = kept if kept and kept.version and not part else None
     if part:
         headers |= {"Range": f"bytes={part.size}-", "If-Range": part.version}
-    elif kept and kept.version:
-        headers["If-None-Match" if '"' in kept.version else "If-Modified-Since"] = kept.version
+    elif compared:
+        headers["If-None-Match" if '"' in compared.version else "If-Modified-Since"] = compared.version
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
-        if response.status_code == requests.codes.not_modified and kept:
-            return kept.path
+        if response.status_code == requests.codes.not_modified and compared:
+            return compared.path
         start, whole = _range(response)
         if part and (
             response.status_code == requests.codes.requested_range_not_satisfiable or start not in (0, part.size)
         ):
             place.forget_part()
             return _attempt(url, place)
+        if response.status_code in _ABSENT:
+            place.forget()
         _check(url, response)
         # A file of unknown length may have been cut short, and is fetched again each time.
         version = "" if whole is None else _version(response)
@@ -77,7 +111,8 @@ def _attempt(url: str, place: Entry) -> Path:
 
 
 def _authorization(url: str) -> dict[str, str]:
-    token = os.environ.get(_TOKENS.get(urlsplit(url).hostname or "", ""))
+    parts = urlsplit(url)
+    token = os.environ.get(_TOKENS.get(parts.hostname or "", "")) if parts.scheme == "https" else None
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
@@ -92,17 +127,19 @@ def _range(response: requests.Response) -> tuple[int, int | None]:
 
 def _check(url: str, response: requests.Response) -> None:
     """Raise for an answer that is no file."""
-    status, host = response.status_code, urlsplit(url).hostname or ""
+    status, parts = response.status_code, urlsplit(url)
+    host = parts.hostname or ""
+    encrypted = "" if parts.scheme == "https" else ", and begin the address with https://"
     token = (
-        f"set {_TOKENS[host]} to a token of your account there"
+        f"set {_TOKENS[host]} to a token of your account there{encrypted}"
         if host in _TOKENS
         else f"add a name and a password for {host} to ~/.netrc"
     )
     if status in (401, 403):
-        raise SourceError(f"{host} does not give it to anyone (HTTP {status}), and needs a token: {token}")
-    if status in (404, 410):
+        raise RefusedError(f"{host} does not give it to anyone (HTTP {status}), and needs a token: {token}")
+    if status in _ABSENT:
         raise MissingError(f"{host} has no such file (HTTP {status})")
-    if not response.ok:
+    if not 200 <= status < 300:
         raise SourceError(f"{host} answers HTTP {status} {response.reason}; try again later")
     if response.headers.get("Content-Type", "").lower().startswith(("text/html", "application/xhtml")):
         hint = f" (on Civitai that of its download button; for some files {token})" if host in _TOKENS else ""
@@ -134,4 +171,4 @@ def _blocks(response: requests.Response) -> Iterator[bytes]:
     try:
         yield from response.iter_content(_BLOCK)
     except requests.RequestException as error:
-        raise BrokenError(one_line(error)) from None
+        raise BrokenError(_reason(error)) from None

@@ -36,7 +36,8 @@ def module_shape(module: ModuleTensors) -> tuple[int, ...]:
     down, up = module.tensors.get("down"), module.tensors.get("up")
     if down is None or up is None or down.dim() < 2 or not up.dim():
         return ()
-    return (up.shape[0], *down.shape[1:])
+    shape = (up.shape[0], *down.shape[1:])
+    return shape if all(shape) else ()
 
 
 def to_layer(module: ModuleTensors, scaling: float | None) -> LoraLayer | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mergelab.errors import FormatError
+from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.layout import Layout
+from mergelab.formats.names import is_module_of
 from mergelab.formats.padding import completed
-from mergelab.formats.tools.tool import Lack, Tool
-from mergelab.layer import AdapterData
+from mergelab.formats.tools.tool import Lack, Tool, Way
+from mergelab.layer import BIAS_SUFFIX, AdapterData
 from mergelab.linalg.lowrank import inner
+from mergelab.tables import counted
 
 
 @dataclass(frozen=True)
@@ -43,36 +46,50 @@ def fitted(data: AdapterData, tool: Tool, measure: bool = True) -> Fitted:
     """
     way = tool.checked_way(data.architecture)
     notes, left_out = [], set[str]()
-    for lack in way.lacks:
+    for lack in (*way.lacks, *_strange_text_encoders(data, way)):
         if names := lack.of([name for name in (*data.layers, *data.extras) if name not in left_out]):
             notes.append(_sentence(data, tool, lack, names, measure))
             left_out |= set() if lack.kept else set(names)
     layers = {name: layer for name, layer in data.layers.items() if name not in left_out}
     extras = {key: tensor for key, tensor in data.extras.items() if key not in left_out}
     if not layers and data.layers:
-        raise FormatError(f"{tool.title} has no place for any of the {len(data.layers)} layers; choose another tool")
+        raise FormatError(
+            f"{tool.title} has no place for what the adapter holds, {counted(len(data.layers), 'layer')}; choose "
+            "another tool"
+        )
     if way.note and layers:
         notes.append(f"{tool.title}: {way.note.format(rank=max(layer.rank for layer in layers.values()))}")
     rest = replace(data, layers=layers, extras=extras)
     whole = completed(rest) if way.completed else rest
     if added := len(whole.layers) - len(layers):
-        notes.append(f"{added} layers of zeros are added, which {tool.title} expects beside the others")
+        verb = "is" if added == 1 else "are"
+        notes.append(f"{counted(added, 'layer')} of zeros {verb} added, which {tool.title} expects beside the others")
     return Fitted(whole, way.layout, tuple(notes))
+
+
+def _strange_text_encoders(data: AdapterData, way: Way) -> list[Lack]:
+    """Layers of text encoders that the base model has not; a folder is one of whatever model."""
+    known = ARCHITECTURES.get(data.architecture or "")
+    if known is None or way.layout.is_folder:
+        return []
+    keys = [key for key in (*data.layers, *data.extras) if key.startswith("text_encoder")]
+    strange = [re.escape(key) for key in keys if not is_module_of(known, key.removesuffix(BIAS_SUFFIX))]
+    return [Lack(f"text encoders that are none of {known.title}'s", f"^({'|'.join(strange)})$")] if strange else []
 
 
 def _sentence(data: AdapterData, tool: Tool, lack: Lack, names: list[str], measure: bool) -> str:
     """What a tool has no place for, how many tensors or layers of it there are, and how much they are."""
     layers = [name for name in names if name in data.layers]
-    count = f"{len(layers)} layers" if layers else f"{len(names)} tensors"
-    what = f"{tool.title} has no place for {lack.what} ({count}, {names[0]} the first)"
+    count = counted(len(layers), "layer") if layers else counted(len(names), "tensor")
+    which = f"({count}, {names[0]} the first)"
     if lack.kept:
-        return f"{what}; they stay in the file"
-    share = f", {norm_share(data, layers):.2%} of the norm of the change" if layers and measure else ""
-    return f"{what}: left out{share}"
+        return f"{tool.title} reads {lack.what} only if {lack.kept} {which}; they stay in the file"
+    share = f", {norm_share(data, layers):.2%} of the squared norm of the change" if layers and measure else ""
+    return f"{tool.title} has no place for {lack.what} {which}: left out{share}"
 
 
 def norm_share(data: AdapterData, names: Iterable[str]) -> float:
-    """The norm of some layers as a share of that of all, in [0, 1]."""
+    """The squared norm of some layers as a share of that of all, in [0, 1]; shares of several groups add up."""
     norms = {name: max(0.0, inner(factors, factors)) for name in data.layers for factors in [data.matrices(name)]}
     whole = sum(norms.values())
-    return math.sqrt(sum(norms[name] for name in names) / whole) if whole > 0 else 0.0
+    return sum(norms[name] for name in names) / whole if whole > 0 else 0.0

@@ -30,10 +30,10 @@ def other_tools(data: AdapterData, format: str) -> str:
 def missed_by(tool: Tool, data: AdapterData, format: str) -> str:
     """What a tool does not read of a file, in words; "" where it reads all, or is not for this base model."""
     way = tool.way(data.architecture) if data.architecture else None
-    if way is None or (tool.name == "peft") != (format == "peft"):
+    if way is None:
         return ""
     lacks = way.missed(format)
     if EVERYTHING in lacks:
         return EVERYTHING.what
     names = [*data.layers, *data.extras]
-    return ", ".join(lack.what for lack in lacks if lack.of(names))
+    return ", ".join(lack.said for lack in lacks if lack.of(names))

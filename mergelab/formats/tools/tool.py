@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from mergelab.errors import ArchitectureError
 from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.layout import Layout
+from mergelab.formats.writers import SAY_WHICH
 
 
 @dataclass(frozen=True)
@@ -18,17 +19,27 @@ class Lack:
     Attributes:
         what: in words.
         pattern: of the canonical names of such layers, and of the keys of such extras.
-        kept: it stays in the file, since the tool passes over it, and reads it in some settings.
+        kept: when the tool reads it none the less ("its network has them"); it stays in the file then, and the tool
+            passes over it otherwise.
+        unless: of names, of which one in the file is enough for the tool to lack nothing; "" where none helps.
     """
 
     what: str
     pattern: str
-    kept: bool = False
+    kept: str = ""
+    unless: str = ""
 
     def of(self, names: Iterable[str]) -> list[str]:
         """Those of the names that the tool has no place for."""
-        matches = re.compile(self.pattern).search
-        return [name for name in names if matches(name)]
+        given = list(names)
+        if self.unless and any(map(re.compile(self.unless).search, given)):
+            return []
+        return list(filter(re.compile(self.pattern).search, given))
+
+    @property
+    def said(self) -> str:
+        """In words, with the condition."""
+        return f"{self.what}, unless {self.kept}" if self.kept else self.what
 
 
 EVERYTHING = Lack("everything", "")
@@ -43,7 +54,7 @@ class Way:
         layout: of the file.
         lacks: what has no place in the tool.
         reads: format -> what the tool does not read of a file that is written in it; a format that is not here is not
-            read at all.
+            read at all, but of folders and files, of which a tool has one, nothing is said then.
         note: what a user has to do in the tool; "{rank}" stands for the highest rank.
         completed: with layers of zeros beside those that the tool expects in company.
     """
@@ -56,7 +67,8 @@ class Way:
 
     def missed(self, format: str) -> tuple[Lack, ...]:
         """What the tool does not read of a file in a format that was not written for it."""
-        return self.reads.get(format, (EVERYTHING,))
+        other_kind = self.layout.is_folder != Layout(format).is_folder
+        return self.reads.get(format, () if other_kind else (EVERYTHING,))
 
 
 @dataclass(frozen=True)
@@ -92,8 +104,8 @@ class Tool:
         known = ARCHITECTURES.get(architecture or "")
         if known is None:
             raise ArchitectureError(
-                f"the base model is unknown, and how {self.title} names modules depends on it; say which one it is "
-                "(architecture=), or choose a format"
+                f"the base model is unknown, and how {self.title} names modules depends on it; {SAY_WHICH}, or choose "
+                "a format"
             )
         titles = ", ".join(ARCHITECTURES[id].title for id in self.ways if id in ARCHITECTURES)
         raise ArchitectureError(
