@@ -27,6 +27,8 @@ from .methods.method import MatrixWise as MatrixWise
 from .methods.method import Strategy as Strategy
 from .methods.registry import register as register
 from .methods.ties import Ties as Ties
+from .pipelines.applying import apply as apply
+from .pipelines.applying import remove as remove
 from .ranks import RankBudget as RankBudget
 from .report import Report as Report
 

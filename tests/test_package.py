@@ -69,7 +69,7 @@ LAYERS = {
     "mergelab.miniature": ("judge", "world"),
     "mergelab.methods": ("registry", "dare | magnitude_prune", "*", "method", "sparsify"),
     "mergelab.linalg": ("draws | selection | stacks", "dense", "lowrank | workspace", "precision"),
-    "mergelab.pipelines": ("adapters | images", "opening", "fingerprints"),
+    "mergelab.pipelines": ("combinations", "applying", "adapters | images | live", "opening", "fingerprints"),
     "mergelab.evaluation": (
         "demo",
         "run",
