@@ -29,8 +29,16 @@ from .methods.registry import register as register
 from .methods.ties import Ties as Ties
 from .pipelines.applying import apply as apply
 from .pipelines.applying import remove as remove
+from .pipelines.combinations.composite import Composite as Composite
+from .pipelines.combinations.klora import KLora as KLora
+from .pipelines.combinations.schedule import Schedule as Schedule
+from .pipelines.combinations.switch import Switch as Switch
 from .ranks import RankBudget as RankBudget
 from .report import Report as Report
 
 __version__: str
 register_method = register
+switch = Switch
+composite = Composite
+klora = KLora
+schedule = Schedule

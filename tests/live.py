@@ -31,9 +31,10 @@ TEXT_LAYERS = {
 
 
 def opened(name: str) -> Any:
-    """A small pipeline without bars."""
+    """A small pipeline without bars, after its first image: transformers and diffusers install hooks of their own."""
     pipe = miniature.pipeline(name)
     pipe.set_progress_bar_config(disable=True)
+    latents(pipe, name, steps=1)
     return pipe
 
 
