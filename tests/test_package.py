@@ -70,7 +70,7 @@ LAYERS = {
     "mergelab.methods": ("registry", "dare | magnitude_prune", "*", "method", "sparsify"),
     "mergelab.linalg": ("draws | selection | stacks", "dense", "lowrank | workspace", "precision"),
     "mergelab.pipelines": ("combinations", "applying", "adapters | images | live", "opening", "fingerprints"),
-    "mergelab.pipelines.combinations": ("*", "combination"),
+    "mergelab.pipelines.combinations": ("registry", "*", "combination"),
     "mergelab.evaluation": (
         "demo",
         "run",

@@ -31,9 +31,7 @@ def swap(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> list[str]:
         pipeline.unload_lora_weights()
     if not adapters:
         return []
-    notes = [
-        f"{name}: {len(a.extras)} tensors that are no layers are not loaded" for name, a in adapters.items() if a.extras
-    ]
+    notes = extras_notes(adapters)
     active = []
     with tempfile.TemporaryDirectory() as folder:
         for index, (name, adapter) in enumerate(adapters.items()):
@@ -54,6 +52,13 @@ def swap(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> list[str]:
     if active:
         pipeline.set_adapters(active, [1.0] * len(active))
     return notes
+
+
+def extras_notes(adapters: Mapping[str, Adapter]) -> list[str]:
+    """What of these adapters no pipeline loads, in words."""
+    return [
+        f"{name}: {len(a.extras)} tensors that are no layers are not loaded" for name, a in adapters.items() if a.extras
+    ]
 
 
 def place_of(pipeline: Pipeline, layer: str) -> tuple[nn.Module, str] | None:
