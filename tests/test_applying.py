@@ -153,6 +153,23 @@ def test_what_is_refused_changes_nothing(sdxl: Any) -> None:
         ml.apply(sdxl.unet, [ghost])
 
 
+def test_layers_that_are_offloaded_are_refused() -> None:
+    """One by one, where nothing is left of a weight but its shape, and in groups."""
+    pipe = opened("sdxl")
+    kept, pipe.unet = pipe.unet, copy.deepcopy(pipe.unet).to("meta")
+    before = state(pipe)
+    with pytest.raises(ml.OptionError, match=r"unet\..*offloaded layer by layer; apply the adapters before"):
+        ml.apply(pipe, _adapters("sdxl", 1))
+    assert state(pipe) == before
+    pipe.unet = kept
+    cpu = torch.device("cpu")
+    pipe.unet.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    before = state(pipe)
+    with pytest.raises(ml.OptionError, match="unet: its layers are offloaded in groups"):
+        ml.apply(pipe, _adapters("sdxl", 1))
+    assert state(pipe) == before
+
+
 class _Doubled(nn.Module):
     """A layer of somebody's own, with the weight of another."""
 
@@ -223,7 +240,15 @@ def test_a_compiled_model_is_changed_within(sdxl: Any) -> None:
     pipe = type(sdxl)(**sdxl.components)
     pipe.unet = torch.compile(sdxl.unet, backend="eager")
     before = state(pipe)
-    ml.apply(pipe, _adapters("sdxl", 1))
+    ml.apply(pipe, _adapters("sdxl", 2))
     assert any("lora_A" in key for key in pipe.unet.state_dict())
+    with ml.switch(every=1).attach(pipe):
+        compiled = latents(pipe, "sdxl")
     ml.remove(pipe)
     assert state(pipe) == before
+    torch.compiler.reset()
+    pipe.unet = sdxl.unet
+    ml.apply(pipe, _adapters("sdxl", 2))
+    with ml.switch(every=1).attach(pipe):
+        assert torch.equal(latents(pipe, "sdxl"), compiled)
+    ml.remove(pipe)

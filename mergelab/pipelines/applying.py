@@ -30,7 +30,7 @@ def apply(
     its patterns give it, in a UNet, a transformer and the text encoders alike. Everything is checked before anything
     is changed. diffusers knows the adapters by the names that are returned: `pipeline.set_adapters(names, [0.5, 1.0])`
     scales them further (but for the T5 of FLUX, where it looks for no adapters). Layers that are offloaded one by one
-    are refused: apply first, and offload then.
+    or in groups are refused: apply first, and offload then.
 
     Args:
         pipeline: of diffusers, without adapters.
@@ -61,6 +61,7 @@ def apply(
         raise OptionError(
             "the pipeline already carries adapters, in a model where diffusers looks for none: ml.remove(it)"
         )
+    _check_offloading(pipeline)
     adapters = load_all(loras)
     titles = unique_names([adapter.name for adapter in adapters])
     check_adapters(pipeline, dict(zip(titles, adapters)))
@@ -182,3 +183,13 @@ def _check_module(title: str, layer: str, module: nn.Module, adapter: Adapter) -
             f"{layer}: its weights are offloaded layer by layer; apply the adapters before "
             "pipeline.enable_sequential_cpu_offload()"
         )
+
+
+def _check_offloading(pipeline: Pipeline) -> None:
+    """Raises where groups of layers are offloaded: layers that come later belong to none, and stay behind."""
+    for name, part in pipeline.components.items():
+        for module in part.modules() if isinstance(part, nn.Module) else ():
+            if "group_offloading" in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}):
+                raise OptionError(
+                    f"{name}: its layers are offloaded in groups; apply the adapters before enable_group_offload()"
+                )
