@@ -29,6 +29,12 @@ from .methods.method import MatrixWise as MatrixWise
 from .methods.method import Strategy as Strategy
 from .methods.registry import register as register
 from .methods.ties import Ties as Ties
+from .pipelines.applying import apply as apply
+from .pipelines.applying import remove as remove
+from .pipelines.combinations.composite import Composite as Composite
+from .pipelines.combinations.klora import KLora as KLora
+from .pipelines.combinations.schedule import Schedule as Schedule
+from .pipelines.combinations.switch import Switch as Switch
 from .pipelines.fusing import Fused as Fused
 from .pipelines.fusing import fuse as fuse
 from .pipelines.fusing import fused as fused
@@ -37,3 +43,7 @@ from .report import Report as Report
 
 __version__: str
 register_method = register
+switch = Switch
+composite = Composite
+klora = KLora
+schedule = Schedule

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from mergelab.errors import OptionError
@@ -146,3 +147,16 @@ def check_number(option: str, value: object) -> None:
     """Raise `OptionError` unless the value of an option is a number of ordinary size."""
     if not is_number(value):
         raise OptionError(f"{option}={short_repr(value)}: {EXPECTED_NUMBER}")
+
+
+def check_count(option: str, value: object) -> None:
+    """Raise `OptionError` unless the value of an option is a whole number of at least 1.
+
+    Example:
+        >>> check_count("every", 0)
+        Traceback (most recent call last):
+            ...
+        mergelab.errors.OptionError: every=0: expected a whole number of at least 1
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
+        raise OptionError(f"{option}={short_repr(value)}: expected a whole number of at least 1")

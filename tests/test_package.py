@@ -71,7 +71,15 @@ LAYERS = {
     "mergelab.miniature": ("judge", "world"),
     "mergelab.methods": ("registry", "dare | magnitude_prune", "*", "method", "sparsify"),
     "mergelab.linalg": ("adding | draws | selection | stacks", "dense", "lowrank | workspace", "precision"),
-    "mergelab.pipelines": ("fusing", "originals", "places", "adapters | images", "opening", "fingerprints"),
+    "mergelab.pipelines": (
+        "combinations | fusing",
+        "applying | originals",
+        "places",
+        "adapters | images | live",
+        "opening",
+        "fingerprints",
+    ),
+    "mergelab.pipelines.combinations": ("registry", "*", "combination"),
     "mergelab.evaluation": (
         "demo",
         "run",

@@ -14,6 +14,7 @@ from mergelab import miniature
 from mergelab.checks import short_repr
 from mergelab.errors import OptionError
 from mergelab.methods.registry import strategy_of
+from mergelab.pipelines.combinations.registry import COMBINATIONS, combination_of
 from mergelab.ranks import check_rank, rank_text
 
 
@@ -125,7 +126,7 @@ class Config(_Strict):
 
 
 def expanded_merges(config: Config) -> dict[str, dict[str, Any]]:
-    """Label -> keywords of `mergelab.merge`, one for every point of the grid.
+    """Label -> keywords of `mergelab.merge`, or of a combination at run time, one for every point of the grid.
 
     A list is an axis. The label holds the method and every option that is given: "ties density=0.3 rank=16".
 
@@ -149,12 +150,15 @@ def expanded_merges(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def _checked(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords of `mergelab.merge` that it will not refuse."""
+    """Keywords of `mergelab.merge` or of a combination that will not be refused."""
     for key in ("weight", "weights", "loras"):
         if key in keywords:
             raise OptionError(
                 f"merges: {key!r} is no option of a merge; every adapter under loras has a weight of its own"
             )
+    if keywords["method"] in COMBINATIONS:
+        combination_of(keywords["method"], {k: v for k, v in keywords.items() if k != "method"})
+        return dict(keywords)
     options = {k: v for k, v in keywords.items() if k not in ("method", "rank", "seed")}
     strategy = strategy_of(str(keywords["method"]), options)
     seed = keywords.get("seed", 0)

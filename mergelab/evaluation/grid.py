@@ -21,7 +21,8 @@ from mergelab.evaluation.metrics.metric import Description, Metric, Picture
 from mergelab.evaluation.names import at_seed, split_seed
 from mergelab.evaluation.store import Store, hash_of
 from mergelab.evaluation.variants import Variant
-from mergelab.pipelines.adapters import swap
+from mergelab.pipelines.adapters import extras_notes, swap
+from mergelab.pipelines.applying import apply, remove
 from mergelab.pipelines.images import generate_image
 from mergelab.pipelines.opening import Pipeline
 
@@ -71,7 +72,7 @@ def generate_missing(grid: Grid, pipeline: Pipeline, fingerprint: str, keywords:
                     bar.set_postfix_str(str(variant.name))
                     _draw_all(grid, variant, todo, pipeline, keywords, bar)
         finally:
-            swap(pipeline, {})
+            _make_bare(pipeline)
             grid.failures.tell()
     for variant in grid.variants:
         grid.notes += store.recall(f"notes of {variant.fingerprint}") or []
@@ -89,7 +90,7 @@ def _draw_all(
     bar: Any,
 ) -> None:
     try:
-        grid.store.keep(f"notes of {variant.fingerprint}", swap(pipeline, variant.adapters))
+        grid.store.keep(f"notes of {variant.fingerprint}", _activate(pipeline, variant))
     except Exception as error:  # whatever diffusers or PEFT find wrong with a file concerns this variant alone
         grid.failures.add(error, variant.name)
         bar.update(len(todo))
@@ -108,6 +109,22 @@ def _draw_all(
             grid.store.save_image(key, pixels)
             grid.store.keep(f"seconds of {key}", seconds)
         bar.update()
+
+
+def _activate(pipeline: Pipeline, variant: Variant) -> list[str]:
+    """Makes a variant's adapters active, and no others; what the pipeline does not load, in words."""
+    _make_bare(pipeline)
+    if variant.combination is None:
+        return swap(pipeline, variant.adapters)
+    apply(pipeline, [adapter.without_extras() for adapter in variant.adapters.values()])
+    variant.combination.attach(pipeline)
+    return extras_notes(variant.adapters)
+
+
+def _make_bare(pipeline: Pipeline) -> None:
+    """The base model again, whatever was active."""
+    swap(pipeline, {})
+    remove(pipeline)
 
 
 def score_all(grid: Grid, metrics: list[Metric]) -> pd.DataFrame:

@@ -17,6 +17,8 @@ from mergelab.evaluation.failures import Failures
 from mergelab.evaluation.names import BASE, STACK, VariantName
 from mergelab.evaluation.store import Store, file_name, hash_of, to_json, write
 from mergelab.methods.registry import METHODS
+from mergelab.pipelines.combinations.combination import Combination
+from mergelab.pipelines.combinations.registry import COMBINATIONS, combination_of
 from mergelab.pipelines.fingerprints import adapter_hash
 
 
@@ -30,6 +32,7 @@ class Variant:
         requests: (prompt, seed) -> key of the image.
         cost: seconds to merge, bytes of the file; seconds per image.
         layers: the report of a merge, one row for each layer.
+        combination: what combines the adapters while an image is made; None adds them.
     """
 
     name: VariantName
@@ -37,11 +40,15 @@ class Variant:
     requests: dict[tuple[str, int], str] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
+    combination: Combination | None = None
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of what is active."""
-        return hash_of({"adapters": sorted(adapter_hash(adapter) for adapter in self.adapters.values())})
+        hashes = [adapter_hash(adapter) for adapter in self.adapters.values()]
+        if self.combination:  # has an order, as a sum has not
+            return hash_of({"adapters": hashes, "combination": repr(self.combination)})
+        return hash_of({"adapters": sorted(hashes)})
 
 
 def make_variants(
@@ -51,13 +58,18 @@ def make_variants(
     store: Store,
     failures: Failures,
 ) -> list[Variant]:
-    """Base, singles, stack and merges; a merge that fails is recorded and left out."""
+    """Base, singles, stack, merges and combinations; a merge that fails is recorded and left out."""
     variants = [Variant(BASE, {})]
     variants += [Variant(VariantName("single", name), {name: one}) for name, one in scaled.items()]
     if len(loras) > 1:
         variants.append(Variant(STACK, scaled))
     inputs = {name: adapter_hash(adapter) for name, adapter in loras.items()}
     for label, keywords in expanded_merges(config).items():
+        if keywords["method"] in COMBINATIONS:
+            options = {key: value for key, value in keywords.items() if key != "method"}
+            combination = combination_of(keywords["method"], options)
+            variants.append(Variant(VariantName("merge", label), scaled, combination=combination))
+            continue
         try:
             variants.append(_merged(label, keywords, config, loras, inputs, store))
         except Exception as error:  # out of memory, a rule of the user's own: this merge alone

@@ -1,10 +1,13 @@
 """A loaded diffusers pipeline: opened, told apart, given adapters, asked for an image.
 
     opening       a pipeline from a name or a folder, on its device, with what spares memory; what it says of itself
-    adapters      adapters made active unmerged and taken away again; whether they fit; the module of a canonical name
     fusing        adapters added to the weights, and taken back bit for bit
     places        the tensor that each change is for, which can be changed in place, or is refused
     originals     the weights as they were, and what is fused into them
+    applying      adapters made active unmerged, and taken away without a trace
+    live          the PEFT layers in a model that this is done with
+    combinations  adapters combined while an image is made
+    adapters      files of adapters loaded by diffusers; whether adapters fit; the module of a canonical name
     images        one image from one seed
     fingerprints  hashes of a pipeline, a model, an adapter
 

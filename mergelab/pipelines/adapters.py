@@ -32,11 +32,7 @@ def swap(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> list[str]:
         pipeline.unload_lora_weights()
     if not adapters:
         return []
-    notes = [
-        f"{name}: {counted(len(a.extras), 'tensor')} beside the layers: not loaded"
-        for name, a in adapters.items()
-        if a.extras
-    ]
+    notes = extras_notes(adapters)
     active = []
     with tempfile.TemporaryDirectory() as folder:
         for index, (name, adapter) in enumerate(adapters.items()):
@@ -59,19 +55,38 @@ def swap(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> list[str]:
     return notes
 
 
-def module_of(pipeline: Pipeline, layer: str) -> nn.Module | None:
-    """The module of the pipeline with this canonical name, or None.
+def extras_notes(adapters: Mapping[str, Adapter]) -> list[str]:
+    """What of these adapters no pipeline loads, in words."""
+    return [
+        f"{name}: {counted(len(a.extras), 'tensor')} beside the layers: not loaded"
+        for name, a in adapters.items()
+        if a.extras
+    ]
+
+
+def place_of(pipeline: Pipeline, layer: str) -> tuple[nn.Module, str] | None:
+    """The model of the pipeline that has the module with this canonical name, and its path there; or None.
 
     Text encoders carry `text_model.` in every file; whether the live module does depends on its class and version.
     """
     component, _, path = layer.partition(".")
-    model = getattr(pipeline, component, None)
+    part = getattr(pipeline, component, None)
+    if not isinstance(part, nn.Module):
+        return None
+    model: nn.Module = getattr(part, "_orig_mod", part)  # what torch.compile wraps
     for candidate in (path, path.removeprefix("text_model."), f"text_model.{path}"):
         try:
-            return model.get_submodule(candidate) if isinstance(model, nn.Module) else None
+            model.get_submodule(candidate)
         except AttributeError:
             continue
+        return model, candidate
     return None
+
+
+def module_of(pipeline: Pipeline, layer: str) -> nn.Module | None:
+    """The module of the pipeline with this canonical name, or None."""
+    place = place_of(pipeline, layer)
+    return place[0].get_submodule(place[1]) if place else None
 
 
 def _is_loaded(pipeline: Pipeline, layer: str, adapter: str) -> bool:
@@ -118,4 +133,7 @@ def check_bare(pipeline: Pipeline) -> None:
             "a name or a folder belongs into the configuration"
         )
     if any(pipeline.get_list_adapters().values()):
-        raise OptionError("the pipeline already carries adapters: unload them first (pipeline.unload_lora_weights())")
+        raise OptionError(
+            "the pipeline already carries adapters: take them away first (ml.remove(pipeline) where ml.apply made them "
+            "active, else pipeline.unload_lora_weights())"
+        )
