@@ -120,8 +120,9 @@ def _stripped(module: str, architecture: Architecture | None) -> tuple[str | Non
 
 def _located(component: str | None, path: str, known: bool, architecture: Architecture | None) -> Located:
     naming = (architecture.naming_of(component or "") or architecture.naming) if architecture else None
-    # Some trainers call every denoiser a UNet.
-    if naming and known and component in (None, "unet", naming.component):
+    # Some trainers call every denoiser a UNet, and a folder may be named as another's.
+    strange = (component or "").startswith("text_encoder") and not text_encoders.kind(path)
+    if naming and known and (strange or component in (None, "unet", naming.component)):
         if module := naming.module(path):
             return Located(naming.component, path, module)
         path = naming.completed(path)
