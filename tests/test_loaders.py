@@ -277,15 +277,7 @@ def sdxl() -> StableDiffusionXLPipeline:
         latent_channels=4,
         sample_size=32,
     ).eval()
-    return StableDiffusionXLPipeline(
-        vae=vae,
-        text_encoder=clip(CLIPTextModel),
-        text_encoder_2=clip(CLIPTextModelWithProjection),
-        tokenizer=tokenizer(),
-        tokenizer_2=tokenizer(),
-        unet=unet,
-        scheduler=EulerDiscreteScheduler(),
-    )
+    return sdxl_pipeline(unet, vae)
 
 
 @pytest.fixture(scope="module")
@@ -374,6 +366,18 @@ def test_strength_means_strength(sdxl: StableDiffusionXLPipeline, sdxl_adapter: 
 
 
 # (c) FLUX, small; for kohya's files in its real width, which diffusers' conversion takes for granted.
+
+
+def sdxl_pipeline(unet: UNet2DConditionModel, vae: AutoencoderKL | None = None) -> StableDiffusionXLPipeline:
+    return StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=clip(CLIPTextModel),
+        text_encoder_2=clip(CLIPTextModelWithProjection),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(),
+    )
 
 
 def flux_pipeline(config: Mapping[str, object]) -> FluxPipeline:

@@ -57,7 +57,7 @@ LAYERS = {
         "layout | prefixes",
         "architectures | files | header_alphas | messages | options | peft_config | saved_modules | targets | words",
     ),
-    "mergelab.formats.tools": ("fitting | others", "table", "pipelines", "lacks", "tool"),
+    "mergelab.formats.tools": ("fitting | others", "table", "pipelines", "families | lacks", "tool"),
     "mergelab.formats.fetching": ("hub | stores | web", "cache | folders"),
     "mergelab.formats.architectures": (
         "registry",

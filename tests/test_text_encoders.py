@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from peft import PeftModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -20,8 +20,8 @@ from tests.test_loaders import (
     random_adapter,
     random_layer,
     read_by,
+    sdxl_pipeline,
     text_weights,
-    tokenizer,
 )
 
 PROJECTION = "text_encoder_2.text_projection"
@@ -29,15 +29,7 @@ PROJECTION = "text_encoder_2.text_projection"
 
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionXLPipeline:
-    return StableDiffusionXLPipeline(
-        vae=None,
-        text_encoder=clip(CLIPTextModel),
-        text_encoder_2=clip(CLIPTextModelWithProjection),
-        tokenizer=tokenizer(),
-        tokenizer_2=tokenizer(),
-        unet=UNet2DConditionModel(**SDXL_UNET),
-        scheduler=EulerDiscreteScheduler(),
-    )
+    return sdxl_pipeline(UNet2DConditionModel(**SDXL_UNET))
 
 
 def assert_loads(pipeline: StableDiffusionXLPipeline, adapter: ml.Adapter, path: Path) -> None:

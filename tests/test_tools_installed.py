@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import (
-    EulerDiscreteScheduler,
     FluxPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 import mergelab as ml
 from mergelab.formats import TOOLS
@@ -21,12 +19,11 @@ from mergelab.formats.tools.tool import EVERYTHING
 from tests.test_loaders import (
     FLUX_DEV,
     SDXL_UNET,
-    clip,
     flux_pipeline,
     random_layer,
     read_by,
+    sdxl_pipeline,
     text_weights,
-    tokenizer,
     weights_of,
 )
 
@@ -35,15 +32,7 @@ T5 = "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q"
 
 @pytest.fixture(scope="module")
 def sdxl() -> StableDiffusionXLPipeline:
-    return StableDiffusionXLPipeline(
-        vae=None,
-        text_encoder=clip(CLIPTextModel),
-        text_encoder_2=clip(CLIPTextModelWithProjection),
-        tokenizer=tokenizer(),
-        tokenizer_2=tokenizer(),
-        unet=UNet2DConditionModel(**SDXL_UNET),
-        scheduler=EulerDiscreteScheduler(),
-    )
+    return sdxl_pipeline(UNet2DConditionModel(**SDXL_UNET))
 
 
 @pytest.fixture(scope="module")

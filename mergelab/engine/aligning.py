@@ -65,29 +65,20 @@ def with_one_input(adapters: Sequence[Adapter], names: Sequence[str]) -> tuple[l
     """
     ids = {adapter.architecture for adapter in adapters} - {None} or set(ARCHITECTURES)
     inputs = {known.input_layer for id, known in ARCHITECTURES.items() if id in ids and known.input_layer}
-    notes: list[str] = []
-    given = list(adapters)
+    given, notes = list(adapters), []
     for name in sorted(inputs):
-        given = _with_one_width(given, names, name, notes)
-    return given, notes
-
-
-def _with_one_width(adapters: Sequence[Adapter], names: Sequence[str], name: str, notes: list[str]) -> list[Adapter]:
-    shapes = [a.layers[name].shape for a in adapters if name in a.layers]
-    widest = max((shape[1] for shape in shapes), default=0)
-    if len({shape[0] for shape in shapes}) != 1:
-        return list(adapters)
-    given = []
-    for adapter, title in zip(adapters, names):
-        layer = adapter.layers.get(name)
-        if layer is not None and layer.shape[1] < widest:
+        shapes = {i: a.layers[name].shape for i, a in enumerate(given) if name in a.layers}
+        widest = max((shape[1] for shape in shapes.values()), default=0)
+        if len({shape[0] for shape in shapes.values()}) > 1:
+            continue  # other models, as it is said where the two meet
+        for i in (i for i, shape in shapes.items() if shape[1] < widest):
             notes.append(
-                f"{title}: {name} reads {layer.shape[1]} inputs, and {widest} in a Control adapter of this merge: "
+                f"{names[i]}: {name} reads {shapes[i][1]} inputs, and {widest} in a Control adapter of this merge: "
                 "padded with zeros"
             )
-            adapter = replace(adapter, layers={**adapter.layers, name: widened(layer, widest)})
-        given.append(adapter)
-    return given
+            layers = {**given[i].layers, name: widened(given[i].layers[name], widest)}
+            given[i] = replace(given[i], layers=layers)
+    return given, notes
 
 
 def aligned_layers(adapters: Sequence[Adapter], names: Sequence[str]) -> dict[str, list[int]]:

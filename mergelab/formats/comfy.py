@@ -14,10 +14,11 @@ from mergelab.errors import ArchitectureError
 from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.architectures.naming import Place
 from mergelab.formats.architectures.registry import ARCHITECTURES
+from mergelab.formats.architectures.text_encoders import is_t5
 from mergelab.formats.layout import Layout
 from mergelab.formats.names import is_module_of
 from mergelab.formats.original import alone, modules_of, others_of
-from mergelab.formats.writers import SAY_WHICH, folded_layer, is_t5, remedy
+from mergelab.formats.writers import SAY_WHICH, folded_layer, remedy
 from mergelab.layer import AdapterData
 
 

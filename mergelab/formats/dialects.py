@@ -28,6 +28,5 @@ def _kind(key: str) -> str | None:
         return "kohya"
     if key.startswith(_COMFY):
         return "comfy"
-    return (
-        "diffusers" if key.startswith(_DIFFUSERS) and key.endswith((*FACTOR_SUFFIXES[1], *FACTOR_SUFFIXES[2])) else None
-    )
+    of_diffusers = key.startswith(_DIFFUSERS) and key.endswith((*FACTOR_SUFFIXES[1], *FACTOR_SUFFIXES[2]))
+    return "diffusers" if of_diffusers else None

@@ -12,6 +12,7 @@ from mergelab.errors import ArchitectureError
 from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.architectures.naming import Place
 from mergelab.formats.architectures.registry import ARCHITECTURES
+from mergelab.formats.architectures.text_encoders import is_t5
 from mergelab.formats.layout import Layout
 from mergelab.formats.original import alone, modules_of, others_of
 from mergelab.formats.padding import projection_padded
@@ -19,7 +20,6 @@ from mergelab.formats.prefixes import flatten
 from mergelab.formats.writers import (
     SAY_WHICH,
     folded_layer,
-    is_t5,
     most_frequent,
     remedy,
     with_alpha,

@@ -43,11 +43,6 @@ class Located:
         return f"{self.component}.{self.original.parts[0]}" if whole else None
 
     @property
-    def is_original(self) -> bool:
-        """Whether the file has the names of the original model."""
-        return self.original is not None
-
-    @property
     def reading(self) -> tuple[str, OriginalModule, bool]:
         """What two architectures that read a name alike have in common, whatever their original models call it."""
         whole = self.original or OriginalModule(self.path, (self.path,))

@@ -81,6 +81,5 @@ def others_of(data: AdapterData, format: str) -> dict[str, Tensor]:
 
 def _widened(data: AdapterData, naming: Naming) -> dict[str, Tensor]:
     """A Control adapter widens the input layer; ComfyUI has to be told."""
-    module = naming.module(naming.input_layer) if naming.input_layer else None
-    layer = data.layers.get(f"{naming.component}.{module.parts[0]}") if module else None
+    layer = data.layers.get(naming.input_name or "")
     return {f"diffusion_model.{naming.input_layer}.reshape_weight": torch.tensor(layer.shape)} if layer else {}

@@ -15,6 +15,7 @@ from mergelab.errors import FormatError
 from mergelab.formats.architectures.architecture import PROJECTED
 from mergelab.formats.architectures.naming import Naming
 from mergelab.formats.architectures.registry import ARCHITECTURES, NAMINGS
+from mergelab.formats.architectures.text_encoders import is_t5
 from mergelab.formats.layout import Layout
 from mergelab.formats.prefixes import COMPONENTS, unflatten
 from mergelab.formats.saved_modules import is_saved, saved_fields, written_path
@@ -22,7 +23,6 @@ from mergelab.formats.writers import (
     FACTOR_SUFFIXES,
     by_component,
     folded_layer,
-    is_t5,
     most_frequent,
     no_place,
     remedy,

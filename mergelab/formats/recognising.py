@@ -64,12 +64,14 @@ class _Candidate:
     @cached_property
     def published(self) -> bool | None:
         """Whether the denoiser's layers have the shapes of the published model; None where these are not known."""
-        architecture, layers = (
-            self.architecture,
-            self.evidence.modules(self.architecture.denoiser) if self.evidence else {},
-        )
-        inside = (architecture.input_layer or "").partition(".")[2]
-        return is_published(architecture.id, layers, inside) if layers else None
+        layers = self.evidence.modules(self.architecture.denoiser) if self.evidence else {}
+        inside = (self.architecture.input_layer or "").partition(".")[2]
+        return is_published(self.architecture.id, layers, inside) if layers else None
+
+    @cached_property
+    def said(self) -> bool:
+        """Whether the header says so."""
+        return self.evidence is not None and self.evidence.says(self.architecture.header)
 
     @cached_property
     def fits(self) -> bool:
@@ -79,12 +81,21 @@ class _Candidate:
         """
         if self.evidence is None:
             return False
-        said = self.evidence.says(self.architecture.header)
-        if self.evidence.denoiser is None and said:
+        if self.evidence.denoiser is None and self.said:
             return True
         is_small = median([max(shape[:2]) for shape in self.shapes.values() if shape] or [0]) < _LEAST
-        sized = is_small or said or self.architecture.any_size or self.published is not False
+        sized = is_small or self.said or self.architecture.any_size or self.published is not False
         return sized and self.architecture.fits(self.evidence)
+
+    @cached_property
+    def proven(self) -> bool:
+        """Whether a rule of the architecture proves it."""
+        return self.evidence is not None and self.fits and self.architecture.proves(self.evidence)
+
+    @property
+    def suggested(self) -> bool:
+        """Whether it is likely: of a file that the architecture knows wholly."""
+        return self.evidence is not None and self.fits and self.whole and self.architecture.suggests(self.evidence)
 
     @property
     def whole(self) -> bool:
@@ -141,11 +152,10 @@ def recognise(
         asked = check_architecture(architecture)
         return _as_told(_candidate(asked, shapes, {"modelspec.architecture": asked.modelspec}, component))
     best = _best(shapes, metadata, component)
-    told, suggested = _told(best), _suggested(best)
-    said = _declared(metadata)
-    if chosen := told or suggested:
+    told, said = _told(best), _declared(metadata)
+    if chosen := told or _suggested(best):
         notes = [] if told else list(_other_notes(chosen, best))
-        if said and not Evidence.of({}, metadata).says(chosen.architecture.header):
+        if said and not chosen.said:
             notes.append(f"the header names {said}, the layers are those of {chosen.architecture.title}")
         return Recognised(chosen.architecture.id, chosen.located, chosen.architecture, tuple(notes))
     # Where no module holds what it should, the split says what is wrong.
@@ -199,25 +209,16 @@ def _best(shapes: Mapping[str, Shape], metadata: Mapping[str, str], component: s
 
 def _told(best: list[_Candidate]) -> _Candidate | None:
     """The one reading that is proven, by a rule or by the shapes that it alone has, or else declared."""
-    asked = [(candidate, candidate.architecture, candidate.evidence) for candidate in best if candidate.evidence]
-    proven = [candidate for candidate, a, evidence in asked if candidate.fits and a.proves(evidence)]
-    alone = (
-        []
-        if proven
-        else [candidate for candidate in best if candidate.published and candidate.fits and candidate.whole]
-    )
-    among = proven or best
-    declared = [c for c, a, evidence in asked if c in among and evidence.says(a.header) and c.fits]
+    proven = [candidate for candidate in best if candidate.proven]
+    alone = [] if proven else [c for c in best if c.published and c.fits and c.whole]
+    declared = [candidate for candidate in proven or best if candidate.said and candidate.fits]
     return next((some[0] for some in (proven, alone, declared) if len(some) == 1), None)
 
 
 def _suggested(best: list[_Candidate]) -> _Candidate | None:
-    """The one reading that is likely, where no other is proven: of a file that it knows wholly."""
-    asked = [(candidate, candidate.architecture, candidate.evidence) for candidate in best if candidate.evidence]
-    if any(candidate.fits and a.proves(evidence) for candidate, a, evidence in asked):
-        return None
-    some = [c for c, a, evidence in asked if c.fits and c.whole and a.suggests(evidence)]
-    return some[0] if len(some) == 1 else None
+    """The one reading that is likely, where none is proven."""
+    likely = [] if any(candidate.proven for candidate in best) else [c for c in best if c.suggested]
+    return likely[0] if len(likely) == 1 else None
 
 
 def _other_notes(chosen: _Candidate, best: list[_Candidate]) -> Iterator[str]:

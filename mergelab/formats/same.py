@@ -8,7 +8,7 @@ from mergelab.errors import FormatError
 from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.layout import Layout
 from mergelab.formats.peft import has_name_in_diffusers
-from mergelab.formats.writers import FACTOR_SUFFIXES, no_place, with_alpha
+from mergelab.formats.writers import FACTOR_SUFFIXES, SAY_WHICH, no_place, with_alpha
 from mergelab.layer import BIAS_SUFFIX, AdapterData
 
 
@@ -29,7 +29,7 @@ def same_format(data: AdapterData) -> str:
     if data.dialect:
         raise FormatError(
             f"layer {next(iter(data.layers), '')}: the base model is unknown, and the file has modules that hold "
-            "several of its layers: say which model it is (architecture=, on the command line --architecture)"
+            f"several of its layers: {SAY_WHICH}"
         )
     raise FormatError(
         f"layer {next(iter(data.layers), '')}: the base model is unknown, and the inputs name its modules in different "

@@ -45,11 +45,6 @@ def by_component(data: AdapterData) -> dict[str, dict[str, Layer]]:
     return components
 
 
-def is_t5(path: str) -> bool:
-    """Whether a path in a text encoder is that of a T5's module."""
-    return path.startswith(("encoder.block.", "shared", "encoder.final_layer_norm"))
-
-
 def most_frequent(counts: Counter[Any]) -> Any:
     """The most frequent value, the smallest of several."""
     return min(counts, key=lambda value: (-counts[value], value))

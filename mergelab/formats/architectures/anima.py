@@ -61,12 +61,8 @@ def _fits(evidence: Evidence) -> bool:
     if evidence.denoiser is None:
         return evidence.has(CONDITIONER.component)
     # LTX-Video's blocks have these names in diffusers, and the 2B's this width.
-    return (
-        evidence.denoiser == "transformer"
-        and evidence.blocks("transformer_blocks") <= _LAYERS
-        and not evidence.inputs(_WIDE) & {4096, 5120}
-        and (_WIDTH, _WIDTH) not in evidence.weights(_TEXT)
-    )
+    own_depth = evidence.may_be({"transformer_blocks": _LAYERS}, _WIDE, {4096, 5120})
+    return own_depth and (_WIDTH, _WIDTH) not in evidence.weights(_TEXT)
 
 
 def _proves(evidence: Evidence) -> bool:
@@ -89,7 +85,7 @@ ANIMA = Architecture(
     header=r"(?<![a-z])anima(?![a-z])",
     modelspec="anima/lora",
     base_version="anima",
-    kohya=Kohya({}, network_module="networks.lora_anima", original_names=True),
+    kohya=Kohya({}, network_module="networks.lora_anima"),
     model_class="CosmosTransformer3DModel",
     model_config={
         "adaln_lora_dim": _MODULATION_RANK,

@@ -32,7 +32,7 @@ class Kohya:
 
     text_encoders: Mapping[str, str]
     network_module: str = "networks.lora"
-    original_names: bool = False
+    original_names: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,5 +97,4 @@ class Architecture:
     @property
     def input_layer(self) -> str | None:
         """The canonical name of the layer that reads the latents, which a Control adapter may widen."""
-        module = self.naming.module(self.naming.input_layer) if self.naming.input_layer else None
-        return f"{self.denoiser}.{module.parts[0]}" if module else None
+        return self.naming.input_name

@@ -71,7 +71,7 @@ CHROMA = Architecture(
     header=r"(?<!zeta[_-])chroma(?![_-]?radiance)",
     modelspec="chroma/lora",
     base_version="chroma",
-    kohya=Kohya({"text_encoder": "lora_te3"}, network_module="networks.lora_flux", original_names=True),
+    kohya=Kohya({"text_encoder": "lora_te3"}, network_module="networks.lora_flux"),
     model_class="ChromaTransformer2DModel",
     model_config={
         "approximator_hidden_dim": 5120,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -74,6 +74,17 @@ class Evidence:
         pattern = re.compile(rf"(?:^|\.){re.escape(name)}\.(\d+)\.")
         numbers = (int(m[1]) for path in self.modules(self.denoiser or "") if (m := pattern.search(path)))
         return max(numbers, default=-1) + 1
+
+    def may_be(self, blocks: Mapping[str, int], pattern: str = "", others: Collection[int] = ()) -> bool:
+        """Whether it is a transformer of at most so many blocks, by their names, and of none of other widths.
+
+        Args:
+            blocks: the name of blocks -> how many the model has.
+            pattern: of modules with as many inputs as the model is wide.
+            others: widths of other models.
+        """
+        deep = any(self.blocks(name) > count for name, count in blocks.items())
+        return self.denoiser == "transformer" and not deep and self.inputs(pattern).isdisjoint(others)
 
     def says(self, pattern: str) -> bool:
         """Whether the header does."""

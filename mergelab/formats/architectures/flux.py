@@ -142,7 +142,6 @@ FLUX = Architecture(
     kohya=Kohya(
         {"text_encoder": "lora_te1", "text_encoder_2": "lora_te3"},
         network_module="networks.lora_flux",
-        original_names=True,
     ),
     text_encoders={"text_encoder": "clip", "text_encoder_2": "t5"},
     respell=_respell,

@@ -96,7 +96,7 @@ def _model(
         header=header,
         modelspec=f"flux.2-{size}/lora",
         base_version=f"flux_2_{size.replace('-', '_')}",
-        kohya=Kohya({}, network_module="networks.lora_flux_2", original_names=True),
+        kohya=Kohya({}, network_module="networks.lora_flux_2"),
         model_class="Flux2Transformer2DModel",
         model_config={
             "attention_head_dim": 128,

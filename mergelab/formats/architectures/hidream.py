@@ -46,11 +46,7 @@ _NAMING = Naming(
 
 
 def _fits(evidence: Evidence) -> bool:
-    return (
-        evidence.denoiser == "transformer"
-        and evidence.blocks("double_stream_blocks") <= _LAYERS
-        and evidence.blocks("single_stream_blocks") <= _SINGLE_LAYERS
-    )
+    return evidence.may_be({"double_stream_blocks": _LAYERS, "single_stream_blocks": _SINGLE_LAYERS})
 
 
 def _proves(evidence: Evidence) -> bool:

@@ -114,7 +114,7 @@ HUNYUAN_VIDEO = Architecture(
     header=_HEADER,
     modelspec="hunyuan-video/lora",
     base_version="hunyuan_video",
-    kohya=Kohya({}, original_names=True),
+    kohya=Kohya({}),
     model_class="HunyuanVideoTransformer3DModel",
     model_config={
         "attention_head_dim": 128,

@@ -57,11 +57,7 @@ _OWN_NAMES = r"\.attn\.to_gate$|\.ff\.(gate|up|down)$|^text_fusion\.|^time_mod_p
 
 def _fits(evidence: Evidence) -> bool:
     # FLUX.2 has modules of such names and of this width, with square keys.
-    return (
-        evidence.denoiser == "transformer"
-        and evidence.blocks("transformer_blocks") <= _LAYERS
-        and (_WIDTH, _WIDTH) not in evidence.weights(_KEYS)
-    )
+    return evidence.may_be({"transformer_blocks": _LAYERS}) and (_WIDTH, _WIDTH) not in evidence.weights(_KEYS)
 
 
 def _proves(evidence: Evidence) -> bool:
@@ -78,7 +74,7 @@ KREA2 = Architecture(
     header=r"krea[-_ ]?2",
     modelspec="krea-2/lora",
     base_version="krea2",
-    kohya=Kohya({}, network_module="networks.lora_krea2", original_names=True),
+    kohya=Kohya({}, network_module="networks.lora_krea2"),
     model_class="Krea2Transformer2DModel",
     model_config={
         "attention_head_dim": 128,

@@ -77,11 +77,9 @@ _T5_WIDTH, _GEMMA_WIDTH = 4096, 3840
 
 def _is_ltx_video(evidence: Evidence, layers: int, other_width: int) -> bool:
     return (
-        evidence.denoiser == "transformer"
+        evidence.may_be({"transformer_blocks": layers}, _WIDE, {other_width})
         and not evidence.named(_OWN_NAMES)
-        and evidence.blocks("transformer_blocks") <= layers
-        and not evidence.inputs(_WIDE) & {other_width}
-        and not evidence.inputs(_CAPTION) & {_GEMMA_WIDTH}
+        and _GEMMA_WIDTH not in evidence.inputs(_CAPTION)
         # Anima has a narrower text embedding.
         and 1024 not in evidence.inputs(_TEXT)
     )
@@ -108,12 +106,8 @@ def _proves_13b(evidence: Evidence) -> bool:
 def _fits_ltx2(evidence: Evidence) -> bool:
     if evidence.denoiser is None:
         return evidence.has(CONNECTORS.component)
-    return (
-        evidence.denoiser == "transformer"
-        and evidence.blocks("transformer_blocks") <= _LAYERS_LTX2
-        and not evidence.inputs(_WIDE) & {_WIDTH}
-        and not evidence.inputs(_CAPTION) & {_T5_WIDTH}
-    )
+    own = evidence.may_be({"transformer_blocks": _LAYERS_LTX2}, _WIDE, {_WIDTH})
+    return own and _T5_WIDTH not in evidence.inputs(_CAPTION)
 
 
 def _proves_ltx2(evidence: Evidence) -> bool:

@@ -52,11 +52,7 @@ _OTHER_WIDTHS = {2520, 3840, 4608}
 
 
 def _fits(evidence: Evidence) -> bool:
-    return (
-        evidence.denoiser == "transformer"
-        and all(evidence.blocks(root) <= count for root, count in _COUNTS.items())
-        and not evidence.inputs(_WIDE) & _OTHER_WIDTHS
-    )
+    return evidence.may_be(_COUNTS, _WIDE, _OTHER_WIDTHS)
 
 
 def _proves(evidence: Evidence) -> bool:
@@ -74,7 +70,7 @@ LUMINA2 = Architecture(
     header="lumina",
     modelspec="lumina-2/lora",
     base_version="lumina2",
-    kohya=Kohya({}, network_module="networks.lora_lumina", original_names=True),
+    kohya=Kohya({}, network_module="networks.lora_lumina"),
     model_class="Lumina2Transformer2DModel",
     model_config={
         "axes_dim_rope": [32, 32, 32],

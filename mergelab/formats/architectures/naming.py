@@ -146,6 +146,12 @@ class Naming:
                     return f"{block.original.replace('{}', number)}.{original}"
         return None
 
+    @cached_property
+    def input_name(self) -> str | None:
+        """The canonical name of the input layer."""
+        module = self.module(self.input_layer) if self.input_layer else None
+        return f"{self.component}.{module.parts[0]}" if module else None
+
     def completed(self, path: str) -> str:
         """A canonical path whose last step is whole."""
         before, dot, last = path.rpartition(".")

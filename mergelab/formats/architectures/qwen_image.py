@@ -71,7 +71,7 @@ QWEN_IMAGE = Architecture(
     header=r"qwen[_-]?image(?![_-]?2\.?[01]\b)",
     modelspec="qwen-image/lora",
     base_version="qwen_image",
-    kohya=Kohya({}, network_module="networks.lora_qwen_image", original_names=True),
+    kohya=Kohya({}, network_module="networks.lora_qwen_image"),
     model_class="QwenImageTransformer2DModel",
     model_config={
         "attention_head_dim": 128,

@@ -31,7 +31,7 @@ SD15 = Architecture(
     header="stable-diffusion-v1|sd_v1",
     modelspec="stable-diffusion-v1/lora",
     base_version="sd_v1",
-    kohya=Kohya({"text_encoder": "lora_te"}),
+    kohya=Kohya({"text_encoder": "lora_te"}, original_names=False),
     any_size=True,
     model_class="UNet2DConditionModel",
     model_config={

@@ -35,7 +35,7 @@ SD2 = Architecture(
     modelspec="stable-diffusion-v2-768-v/lora",
     base_version="sd_v2",
     v2=True,
-    kohya=Kohya({"text_encoder": "lora_te"}),
+    kohya=Kohya({"text_encoder": "lora_te"}, original_names=False),
     any_size=True,
     model_class="UNet2DConditionModel",
     model_config={

@@ -125,7 +125,6 @@ def _model(
         kohya=Kohya(
             {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2", "text_encoder_3": "lora_te3"},
             network_module="networks.lora_sd3",
-            original_names=True,
         ),
         model_class="SD3Transformer2DModel",
         model_config={

@@ -35,7 +35,7 @@ SDXL = Architecture(
     header="stable-diffusion-xl|sdxl",
     modelspec="stable-diffusion-xl-v1-base/lora",
     base_version="sdxl_base_v1-0",
-    kohya=Kohya({"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}, original_names=True),
+    kohya=Kohya({"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}),
     any_size=True,
     model_class="UNet2DConditionModel",
     model_config={

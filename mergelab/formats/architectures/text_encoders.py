@@ -31,6 +31,11 @@ def has(path: str) -> bool:
     return all(step in STEPS or step.isdecimal() for step in path.split("."))
 
 
+def is_t5(path: str) -> bool:
+    """Whether a path in a text encoder is that of a T5's module."""
+    return path.startswith(("encoder.block.", "shared", "encoder.final_layer_norm"))
+
+
 def kind(path: str) -> str | None:
     """Whose module a canonical path is: "clip", "t5", or None for neither's.
 
@@ -40,7 +45,7 @@ def kind(path: str) -> str | None:
     """
     if not has(path):
         return None
-    if path.startswith("encoder.block.") or path == "shared":
+    if is_t5(path):
         return "t5"
     return "clip" if path.startswith("text_model.") or path == "text_projection" else None
 

@@ -60,11 +60,7 @@ def _rules(width: int, layers: int) -> tuple[Rule, Rule]:
     """What proves one of the sizes, and what fits it."""
 
     def fits(evidence: Evidence) -> bool:
-        return (
-            evidence.denoiser == "transformer"
-            and evidence.blocks("blocks") <= layers
-            and not evidence.inputs(_WIDE) & (_WIDTHS - {width})
-        )
+        return evidence.may_be({"blocks": layers}, _WIDE, _WIDTHS - {width})
 
     def proves(evidence: Evidence) -> bool:
         return fits(evidence) and width in evidence.inputs(_WIDE)
@@ -86,7 +82,7 @@ def _wan(size: str, header: str, modelspec: str, base_version: str, config: Mapp
         header=header,
         modelspec=modelspec,
         base_version=base_version,
-        kohya=Kohya({}, network_module="networks.lora_wan", original_names=True),
+        kohya=Kohya({}, network_module="networks.lora_wan"),
         model_class="WanTransformer3DModel",
         model_config={"attention_head_dim": 128, "freq_dim": 256, "text_dim": 4096, **config},
     )

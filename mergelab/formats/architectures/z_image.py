@@ -52,11 +52,7 @@ _OTHER_WIDTHS = {2304, 4608}
 
 
 def _fits(evidence: Evidence) -> bool:
-    return (
-        evidence.denoiser == "transformer"
-        and all(evidence.blocks(root) <= count for root, count in _COUNTS.items())
-        and not evidence.inputs(_WIDE) & _OTHER_WIDTHS
-    )
+    return evidence.may_be(_COUNTS, _WIDE, _OTHER_WIDTHS)
 
 
 def _proves(evidence: Evidence) -> bool:
@@ -74,7 +70,7 @@ Z_IMAGE = Architecture(
     header=r"z[-_]?image",
     modelspec="z-image/lora",
     base_version="z_image",
-    kohya=Kohya({}, network_module="networks.lora_zimage", original_names=True),
+    kohya=Kohya({}, network_module="networks.lora_zimage"),
     model_class="ZImageTransformer2DModel",
     model_config={
         "all_f_patch_size": [1],

@@ -6,6 +6,7 @@ Its converters raise on a name that they do not know, so that a single layer may
 from __future__ import annotations
 
 from mergelab.formats.layout import Layout
+from mergelab.formats.tools.families import FLUX2, LTX_VIDEO, SD3, UNETS, WAN
 from mergelab.formats.tools.lacks import BIASES, EMBEDDINGS, FLUX_REST, SAVED, T5
 from mergelab.formats.tools.tool import EVERYTHING, Lack, Tool, Way
 
@@ -50,28 +51,28 @@ PIPELINES = Tool(
     "diffusers",
     {
         **dict.fromkeys(
-            ("sd15", "sd2", "sdxl"),
+            UNETS,
             Way(_OWN, (EMBEDDINGS, SAVED), {"kohya": (), "diffusers": (), "peft": (EVERYTHING,)}),
         ),
         "flux": _way(kohya=(T5, FLUX_REST, BIASES, _ALL_IF_NORMS)),
         "chroma": _way(kohya=(T5, FLUX_REST, BIASES, _ALL_IF_NORMS, _ALL_IF_NETWORK)),
         **dict.fromkeys(
-            ("flux2-dev", "flux2-klein-9b", "flux2-klein-4b"),
+            FLUX2,
             _way(kohya=(_MODULATIONS, _EXTRAS), comfy=(_LAST_MODULATION, _ALL_IF_EXTRAS)),
         ),
         **dict.fromkeys(("qwen-image", "z-image"), _NO_EXTRAS),
-        **dict.fromkeys(("sd3", "sd35-medium", "sd35-large"), _way()),
+        **dict.fromkeys(SD3, _way()),
         "hunyuan-video": _way(comfy=(_ALL_WITHOUT_IMAGE, _ALL_IF_REFINER, _LAST_MODULATION, _EXTRAS)),
         "lumina2": _way(comfy=(_ALL_UNLESS_WHOLE, _ALL_IF_EXTRAS)),
         "krea2": _way(comfy=(_ALL_IF_EXTRAS,)),
         **dict.fromkeys(
-            ("wan-14b", "wan-5b", "wan-1.3b"),
+            WAN,
             _way(
                 kohya=(_ALL_UNLESS_WHOLE, _ALL_IF_EXTRAS), comfy=(_ALL_IF_PATCHES, _ALL_WITHOUT_BLOCKS, _ALL_IF_NORMS)
             ),
         ),
         **dict.fromkeys(("ltx-2", "hidream", "anima"), _COMFY_ONLY),
-        **dict.fromkeys(("ltx-video", "ltx-video-13b"), _way(comfy=(_FIRST_LAYERS, _EXTRAS))),
+        **dict.fromkeys(LTX_VIDEO, _way(comfy=(_FIRST_LAYERS, _EXTRAS))),
     },
     others=Way(_OWN, _LACKS, _ALWAYS),
     unknown=Way(_OWN, (EMBEDDINGS, SAVED), _ALWAYS),

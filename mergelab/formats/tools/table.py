@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mergelab.errors import OptionError
 from mergelab.formats.layout import Layout
+from mergelab.formats.tools.families import FLUX2, LTX_VIDEO, SD3, UNETS, WAN
 from mergelab.formats.tools.lacks import (
     ALL_IF_ATTENTION,
     ALL_IF_MORE,
@@ -31,11 +32,6 @@ from mergelab.formats.tools.tool import Tool, Way
 _KOHYA, _COMFY, _DIFFUSERS, _PEFT = (Layout(format) for format in ("kohya", "comfy", "diffusers", "peft"))
 _T5_SECOND = Layout("kohya", t5="lora_te2")
 
-_UNETS = ("sd15", "sd2", "sdxl")
-_SD3 = ("sd3", "sd35-medium", "sd35-large")
-_FLUX2 = ("flux2-dev", "flux2-klein-9b", "flux2-klein-4b")
-_WAN = ("wan-1.3b", "wan-5b", "wan-14b")
-
 _COMFY_READ = {"comfy": (EMBEDDINGS,), "kohya": (EMBEDDINGS,)}
 _COMFY_ANY = Way(_COMFY, (EMBEDDINGS, SAVED), _COMFY_READ | {"diffusers": ()})
 _COMFY_OWN_NAMES = Way(_COMFY, _COMFY_ANY.lacks, _COMFY_READ)
@@ -45,9 +41,9 @@ _COMFYUI = Tool(
     "comfyui",
     "ComfyUI",
     {
-        **dict.fromkeys(_UNETS, _COMFY_UNET),
-        **dict.fromkeys(("flux", *_SD3), _COMFY_WITH_T5),
-        **dict.fromkeys((*_WAN, "hunyuan-video", "ltx-video", "ltx-video-13b", "ltx-2"), _COMFY_OWN_NAMES),
+        **dict.fromkeys(UNETS, _COMFY_UNET),
+        **dict.fromkeys(("flux", *SD3), _COMFY_WITH_T5),
+        **dict.fromkeys((*WAN, "hunyuan-video", *LTX_VIDEO, "ltx-2"), _COMFY_OWN_NAMES),
     },
     others=_COMFY_ANY,
 )
@@ -58,14 +54,14 @@ _FORGE = Tool(
     "forge",
     "Forge",
     {
-        **dict.fromkeys(_UNETS, Way(_KOHYA, _FORGE_LACKS, _FORGE_READS | {"diffusers": (ALL_IF_ATTENTION,)})),
+        **dict.fromkeys(UNETS, Way(_KOHYA, _FORGE_LACKS, _FORGE_READS | {"diffusers": (ALL_IF_ATTENTION,)})),
         "flux": Way(_KOHYA, _FORGE_LACKS, _FORGE_READS | {"diffusers": (ALL_IF_T5,)}),
     },
 )
 _A1111 = Tool(
     "a1111",
     "A1111",
-    dict.fromkeys(_UNETS, Way(_KOHYA, (PROJECTION, BIASES, NORMS, SAVED), {"kohya": (PROJECTION, BIASES)})),
+    dict.fromkeys(UNETS, Way(_KOHYA, (PROJECTION, BIASES, NORMS, SAVED), {"kohya": (PROJECTION, BIASES)})),
 )
 _KOHYA_LACKS = (PROJECTION, BIASES, NORMS, EMBEDDINGS, SAVED)
 _SD_SCRIPTS = Tool(
@@ -73,10 +69,10 @@ _SD_SCRIPTS = Tool(
     "sd-scripts",
     {
         **dict.fromkeys(
-            _UNETS, Way(_KOHYA, (UNET_ENDS, *_KOHYA_LACKS), {"kohya": (UNET_ENDS, PROJECTION, BIASES, EMBEDDINGS)})
+            UNETS, Way(_KOHYA, (UNET_ENDS, *_KOHYA_LACKS), {"kohya": (UNET_ENDS, PROJECTION, BIASES, EMBEDDINGS)})
         ),
         "flux": Way(_KOHYA, (FLUX_LAST, *_KOHYA_LACKS), {"kohya": (FLUX_LAST, BIASES, NORMS, EMBEDDINGS)}),
-        **dict.fromkeys((*_SD3, "chroma", "lumina2", "anima"), Way(_KOHYA, _KOHYA_LACKS, {"kohya": (PROJECTION,)})),
+        **dict.fromkeys((*SD3, "chroma", "lumina2", "anima"), Way(_KOHYA, _KOHYA_LACKS, {"kohya": (PROJECTION,)})),
     },
 )
 _NETWORK = "its network needs rank {rank} at least, it cuts off what is above its own"
@@ -100,10 +96,10 @@ _AITOOLKIT = Tool(
             {"diffusers": (TEXT, FLUX_REST)},
             _NETWORK,
         ),
-        **dict.fromkeys(("chroma", *_FLUX2, "krea2", *_WAN, "ltx-2", "anima"), _ORIGINAL),
+        **dict.fromkeys(("chroma", *FLUX2, "krea2", *WAN, "ltx-2", "anima"), _ORIGINAL),
         **dict.fromkeys(("qwen-image", "z-image", "hidream"), _NAMED_ALIKE),
         **dict.fromkeys(
-            (*_SD3, "lumina2"),
+            (*SD3, "lumina2"),
             Way(_DIFFUSERS, (TEXT, *_NO_EXTRAS), {"diffusers": (TEXT,)}, _NETWORK),
         ),
     },
@@ -114,10 +110,10 @@ _ONETRAINER = Tool(
     "onetrainer",
     "OneTrainer",
     {
-        **dict.fromkeys(_UNETS, Way(_KOHYA, _ONE_LACKS, {"kohya": (), "diffusers": (), "comfy": ()})),
+        **dict.fromkeys(UNETS, Way(_KOHYA, _ONE_LACKS, {"kohya": (), "diffusers": (), "comfy": ()})),
         "flux": Way(_T5_SECOND, _ONE_LACKS, {"kohya": (ALL_IF_T5,), "diffusers": (), "comfy": ()}),
         **dict.fromkeys(
-            (*_SD3, "chroma", *_FLUX2, "qwen-image", "z-image", "krea2", "hunyuan-video", "hidream", "anima"),
+            (*SD3, "chroma", *FLUX2, "qwen-image", "z-image", "krea2", "hunyuan-video", "hidream", "anima"),
             Way(_DIFFUSERS, (*_ONE_LACKS, EMBEDDINGS), {"diffusers": ()}),
         ),
     },
@@ -127,7 +123,7 @@ _INVOKEAI = Tool(
     "invokeai",
     "InvokeAI",
     {
-        **dict.fromkeys(_UNETS, Way(_KOHYA, _NO_EXTRAS, {"kohya": _NO_EXTRAS})),
+        **dict.fromkeys(UNETS, Way(_KOHYA, _NO_EXTRAS, {"kohya": _NO_EXTRAS})),
         "flux": Way(
             _T5_SECOND,
             (FLUX_REST, *_NO_EXTRAS),
