@@ -17,8 +17,8 @@ import mergelab as ml
 from mergelab import miniature
 from mergelab.layer import BIAS_SUFFIX
 from mergelab.pipelines import originals
-from mergelab.pipelines.adapters import swap
 from mergelab.pipelines.opening import quietly
+from tests.live import stack
 
 PROMPT = "a large sks on a navy background in szn style"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -82,9 +82,9 @@ def test_fused_images_are_those_of_the_stack_and_unfused_ones_the_base_models(ki
     base, before = image(pipe, kind), state(pipe)
     for count in (1, 2, 5):
         adapters = loaded(kind, count)
-        swap(pipe, {str(i): w * a for i, (a, w) in enumerate(zip(adapters, WEIGHTS))})
+        stack(pipe, [w * a for a, w in zip(adapters, WEIGHTS)])
         stacked = image(pipe, kind)
-        swap(pipe, {})
+        stack(pipe, [])
         with ml.fused(pipe, adapters, WEIGHTS[:count]):
             drawn = image(pipe, kind)
         assert (drawn - stacked).abs().mean() < TOLERANCE[dtype]
@@ -208,10 +208,10 @@ def test_beside_active_adapters(pipe: Any) -> None:
     adapters = loaded("sdxl", 2)
     with ml.fused(pipe, adapters):
         both = image(pipe, "sdxl")
-    swap(pipe, {"day": adapters[1]})
+    stack(pipe, adapters[1:])
     active = ml.fuse(pipe, adapters[0])
     assert (image(pipe, "sdxl") - both).abs().max() < 1e-3
-    swap(pipe, {})
+    stack(pipe, [])
     active.unfuse()
     assert same(state(pipe), before)
     assert torch.equal(image(pipe, "sdxl"), base)
