@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {
     "prompts": PROMPTS,
     "seeds": 2,
     "metrics": ["judge", "clip_text", "clip_image", "lpips"],
-    "generation": {"steps": 4},
+    "generation": {"steps": 4, "batch": 4},
 }
 
 
