@@ -164,7 +164,7 @@ def one_round(bench: Bench, folder: Path) -> None:
 
 
 def table(bench: Bench) -> list[str]:
-    """Images first, as multiples of the base model's of the same round; then what is left in the weights by the rest."""
+    """Images first, as multiples of the base model's of the same round; then the rest, and what it leaves behind."""
     images = [name for name in bench.rows if name == "base model" or " fused" in name or " active (" in name]
     base, lines = bench.rows["base model"].seconds, []
     for heading, names in {

@@ -251,6 +251,15 @@ def test_an_interruption_leaves_no_trace(pipe: Any, monkeypatch: pytest.MonkeyPa
     assert same(state(pipe), before)
 
 
+def test_a_bar_is_shown_where_it_is_asked_for(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """And by default on a terminal only."""
+    ml.fuse(pipe, "miniature/sdxl/ghost", progress=False)
+    ml.fuse(pipe, "miniature/sdxl/ghost")
+    assert "fusing" not in capsys.readouterr().err
+    with ml.fused(pipe, "miniature/sdxl/ghost", progress=True):
+        assert "fusing: 100%" in capsys.readouterr().err
+
+
 def test_what_others_changed_is_said(pipe: Any) -> None:
     """A change that mergelab did not make is neither lost nor taken for the original's."""
     active = ml.fuse(pipe, "miniature/sdxl/ghost")
