@@ -14,7 +14,7 @@ from mergelab.formats.comfy import comfy
 from mergelab.formats.kohya import kohya
 from mergelab.formats.layout import Layout, Writer
 from mergelab.formats.messages import about
-from mergelab.formats.nunchaku import nunchaku
+from mergelab.formats.nunchaku import QuantizedModel, nunchaku
 from mergelab.formats.peft import diffusers, has_name_in_diffusers, peft, split_components
 from mergelab.formats.same import as_spelt, same_format
 from mergelab.formats.tools import PACKED, Fitted, check_tool, fitted, other_tools
@@ -39,7 +39,7 @@ def check_format(name: object) -> str:
 
 
 def check_choice(format: object, for_: object, quantized: object = None) -> None:
-    """Raise `OptionError` unless there are such a format and such a tool, not both, and a model for one that is packed."""
+    """Raise `OptionError` unless there are such a format and tool, not both, and a model only where it is used."""
     if format is not None:
         check_format(format)
     if for_ is not None:
@@ -47,7 +47,9 @@ def check_choice(format: object, for_: object, quantized: object = None) -> None
         if format is not None:
             raise OptionError(f"format={format!r} and for_={tool.name!r}: a tool has a format of its own; give one")
     if quantized is not None and format != "nunchaku":
-        raise OptionError("quantized= names the model that format='nunchaku' (--format nunchaku) is packed for; give both")
+        raise OptionError(
+            f"quantized= (--quantized) names the model that format 'nunchaku' is packed for, found format={format!r}"
+        )
 
 
 def to_dtype(name: object) -> torch.dtype | None:
@@ -80,10 +82,14 @@ def plan(
         ArchitectureError, FormatError: the tool reads no such adapters; there is no dialect to keep.
     """
     check_choice(format, for_, quantized)
-    with about(data.source):
-        if format == PACKED.name:
+    if format == PACKED.name:
+        model = QuantizedModel.of(quantized)
+        with about(data.source):
             whole = fitted(data, PACKED, measure)
-            return replace(whole, layout=replace(whole.layout, quantized=quantized))
+        return replace(
+            whole, layout=replace(whole.layout, quantized=model.path), notes=(*whole.notes, f"packed for {model.said}")
+        )
+    with about(data.source):
         if for_ is not None:
             return fitted(data, check_tool(for_), measure)
         if format is None:

@@ -68,8 +68,8 @@ class Savable(AdapterData):
         Args:
             path: a `.safetensors` file; for "peft" a folder.
             format: "diffusers", "kohya", "comfy" (ComfyUI's names for every base model), "peft", or "same" (the dialect
-                of the inputs). By default "diffusers" where a pipeline has such layers, else "same". And "nunchaku": packed
-                as the kernels of one quantised FLUX.1 read it.
+                of the inputs). By default "diffusers" where a pipeline has such layers, else "same".
+                And "nunchaku": packed as the kernels of one quantised FLUX.1 read it.
             dtype: "float32", "float16", "bfloat16"; None keeps every tensor exact in the dtype it has. A packed file is
                 float16 or bfloat16, by default as the quantised model's own branch.
             overwrite: whether an existing file may be replaced. A file that went into the adapter never is.

@@ -79,7 +79,10 @@ def write(plan: Fitted, path: Path, dtype: torch.dtype | None) -> Written:
             error = None if dtype is None else cast_error(exact, tensors)
             tensors = packed(tensors, layout) if layout.is_packed else tensors
         format = data.dialect or "" if layout.format == "same" else layout.format
-        write_safetensors(path, tensors, header(data, format, tensors))
+        strings = header(data, format, tensors)
+        if layout.quantized is not None:
+            strings["mergelab.quantized"] = layout.quantized.name
+        write_safetensors(path, tensors, strings)
     return Written(path, layout.format, len(data.layers), plan.notes, error)
 
 

@@ -15,7 +15,7 @@ from mergelab.layer import AdapterData, Layer, LoraLayer
 
 _COMPONENT = "transformer"
 _NAMING = Naming(_COMPONENT, (fused_streams(10**6), fused_stream(10**6)), {}, linear=True)
-BLOCKS = (f"{_COMPONENT}.transformer_blocks.", f"{_COMPONENT}.single_transformer_blocks.")
+QUANTIZED = (f"{_COMPONENT}.transformer_blocks.", f"{_COMPONENT}.single_transformer_blocks.")
 """What the names of quantised layers begin with; the ranks of others cost nothing, nunchaku adds their changes up."""
 
 

@@ -56,7 +56,7 @@ def nunchaku(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
     Raises:
         LayerError: the quantised model has no such module, or one of another shape.
     """
-    model = QuantizedModel.of(layout)
+    model = QuantizedModel.of(layout.quantized)
     tensors: dict[str, Tensor] = {}
     modules = modules_of(data, _place)
     for name, module in modules.items():

@@ -1,4 +1,4 @@
-"""The tensors of a packed file: an adapter's layers beside the quantised model's own branch, as the kernels read them."""
+"""The tensors of a packed file: an adapter's layers beside the quantised model's own branch, in the kernels' order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mergelab.formats.nunchaku.quantized import QuantizedModel
 
 # The kernel of the first writes what the second reads, its low-rank part too: their ranks must be equal.
 _TOGETHER = {"mlp_fc1": "mlp_fc2", "mlp_context_fc1": "mlp_context_fc2"}
-# The outputs of a modulation (shift, scale, gate) are so many groups in diffusers; nunchaku has one of each side by side.
+# The outputs of a modulation (shift, scale, gate, ...) are so many groups in diffusers; nunchaku interleaves them.
 _GROUPS = {"norm1.linear": 6, "norm1_context.linear": 6, "norm.linear": 3}
 
 
@@ -50,7 +50,7 @@ def packed_dtype(layout: Layout, dtype: torch.dtype | None) -> torch.dtype:
     if dtype not in (None, torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
         raise OptionError(f"dtype={name!r}: format 'nunchaku' holds bfloat16 or float16, which its kernels read")
-    return dtype or QuantizedModel.of(layout).dtype
+    return dtype or QuantizedModel.of(layout.quantized).dtype
 
 
 def packed(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ def packed(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     Raises:
         FormatError, OutputError: the model's own branch is damaged, or is too large for the dtype.
     """
-    model = QuantizedModel.of(layout)
+    model = QuantizedModel.of(layout.quantized)
     floats = [tensor.dtype for tensor in tensors.values()]
     dtype = floats[0] if floats else model.dtype
     pairs: dict[str, _Pair] = {}

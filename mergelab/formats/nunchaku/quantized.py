@@ -12,7 +12,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mergelab.errors import FormatError, LayerError, OptionError
-from mergelab.formats.layout import Layout
 from mergelab.formats.messages import about
 from mergelab.formats.nunchaku.packing import unpack
 from mergelab.formats.streaming import Header, read_header
@@ -35,25 +34,25 @@ class QuantizedModel:
     header: Header
 
     @classmethod
-    def of(cls, layout: Layout) -> QuantizedModel:
+    def of(cls, path: Path | None) -> QuantizedModel:
         """The model that a file is packed for.
 
         Raises:
-            OptionError: the layout names none.
+            OptionError: none is given.
             SourceError, FormatError: it cannot be read, or is none of nunchaku's files of FLUX.1.
         """
-        if layout.quantized is None:
+        if path is None:
             raise OptionError(
                 "format 'nunchaku' is packed for one quantised model: name its file, quantized=, with mergelab convert "
                 "--quantized transformer_blocks.safetensors; any of them reads a file that is written for_='nunchaku' "
                 "(--for nunchaku)"
             )
-        model = cls(read_header(layout.quantized))
+        model = cls(read_header(path))
         known = {module.rpartition(".")[2] for module in model.modules}
         if not known.issuperset(_OF_FLUX):
             some = next(iter(model.header.entries), "no tensor")
             raise FormatError(
-                f"{layout.quantized}: expected FLUX.1 as nunchaku quantised it (transformer_blocks.safetensors), with "
+                f"{path}: expected FLUX.1 as nunchaku quantised it (transformer_blocks.safetensors), with "
                 f"modules {', '.join(_OF_FLUX)}; found {some!r}"
             )
         return model
@@ -79,6 +78,12 @@ class QuantizedModel:
         """How the weights are quantised: "int4" or "fp4"."""
         scales = (entry for key, entry in self.header.entries.items() if key.endswith(".wscales"))
         return "fp4" if any(entry.dtype.startswith("F8") for entry in scales) else "int4"
+
+    @property
+    def said(self) -> str:
+        """What a user has to know of a file that is packed for it."""
+        name = f"{self.header.path.name} ({self.bits})"
+        return f"{name}, whose own low-rank branch is in the file: no other model can read it, and no tool but nunchaku"
 
     @property
     def dtype(self) -> torch.dtype:
