@@ -25,8 +25,8 @@ _WRITERS: Mapping[str, Writer] = {
     "kohya": kohya,
     "comfy": comfy,
     "peft": peft,
-    "nunchaku": nunchaku,
     "same": as_spelt,
+    "nunchaku": nunchaku,
 }
 FORMATS = tuple(_WRITERS)
 

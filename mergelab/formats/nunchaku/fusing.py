@@ -7,15 +7,17 @@ from dataclasses import replace
 
 import torch
 
-from mergelab.formats.architectures.double_stream import fused_stream, fused_streams
+from mergelab.formats.architectures.double_stream import ADDED_QKV, QKV
 from mergelab.formats.architectures.fused import OriginalModule
-from mergelab.formats.architectures.naming import Naming, Place
+from mergelab.formats.architectures.naming import Block, Naming, Place, holds
 from mergelab.formats.original import alone, modules_of
 from mergelab.layer import AdapterData, Layer, LoraLayer
 
 _COMPONENT = "transformer"
-_NAMING = Naming(_COMPONENT, (fused_streams(10**6), fused_stream(10**6)), {}, linear=True)
-QUANTIZED = (f"{_COMPONENT}.transformer_blocks.", f"{_COMPONENT}.single_transformer_blocks.")
+_FUSED = {"attn.to_qkv": holds(*QKV), "attn.add_qkv_proj": holds(*ADDED_QKV)}
+_KINDS = ("transformer_blocks", "single_transformer_blocks")
+_NAMING = Naming(_COMPONENT, tuple(Block(f"{kind}.{{}}", f"{kind}.{{}}", _FUSED) for kind in _KINDS), {}, linear=True)
+QUANTIZED = tuple(f"{_COMPONENT}.{kind}." for kind in _KINDS)
 """What the names of quantised layers begin with; the ranks of others cost nothing, nunchaku adds their changes up."""
 
 
