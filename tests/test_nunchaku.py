@@ -155,9 +155,11 @@ def test_refused(tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture
         ([wide, *packing, model, "--architecture", "flux"], ["has one of shape", "are the two for one base model?"]),
         ([tmp_path / "deep.safetensors", *packing, model, "--architecture", "flux"], ["has none there"]),
         ([style, *packing, tmp_path / "broken.safetensors"], ["lacks lora_down or lora_up"]),
+        ([style, "-o", model, *packing[2:], model, "--force"], ["never replaces an input"]),
         (["miniature/sdxl/ghost", *packing, model, "--architecture", "sdxl"], ["nunchaku reads no adapters of"]),
     ):
         refused("convert", *arguments, needles=needles)
+    refused("merge", style, "-o", out, "--format", "nunchaku", needles=["mergelab convert --quantized"])
     assert cli.run(["convert", str(style), *map(str, [*packing, model])]) == 0
     for command in (["merge", style, out], ["compose", "-s", "1", "-i", out], ["inspect", out], ["convert", out]):
         end = [] if command[0] == "inspect" else ["-o", tmp_path / "again.safetensors"]

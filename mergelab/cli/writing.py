@@ -190,7 +190,8 @@ def _check_writable(
     from mergelab.formats.targets import check_target
 
     chosen = check_writable(adapters, format, for_, quantized)
-    check_target(output, [path for adapter in adapters for path in adapter.inputs], force, chosen)
+    model = [quantized] if quantized else []
+    check_target(output, [*model, *(path for adapter in adapters for path in adapter.inputs)], force, chosen)
 
 
 def _open(

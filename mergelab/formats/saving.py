@@ -121,7 +121,8 @@ class Savable(AdapterData):
             ('diffusers', True)
         """
         chosen, target = plan(self, format, for_, quantized=located(quantized)), Path(path)
-        check_target(target, self.inputs, overwrite, chosen.layout.format)
+        model = [chosen.layout.quantized] if chosen.layout.quantized else []
+        check_target(target, [*self.inputs, *model], overwrite, chosen.layout.format)
         return write(chosen, target, to_dtype(dtype))
 
 

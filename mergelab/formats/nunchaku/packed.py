@@ -70,11 +70,11 @@ def packed(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     dtype = floats[0] if floats else model.dtype
     pairs: dict[str, _Pair] = {}
     for module, own in model.branches():
-        added = _Pair(tensors[f"{module}{DOWN}"], tensors[f"{module}{UP}"]) if f"{module}{DOWN}" in tensors else None
+        keys = f"{module}{DOWN}", f"{module}{UP}"
+        added = _Pair(*(tensors[key].cpu() for key in keys)) if keys[0] in tensors else None
         if own is not None:
-            branch = {f"{module}{DOWN}": own[0], f"{module}{UP}": own[1]}
             same = own[0].dtype == own[1].dtype == dtype
-            pairs[module] = _Pair(*(branch if same else cast(branch, dtype)).values()).beside(added)
+            pairs[module] = _Pair(*(own if same else cast(dict(zip(keys, own)), dtype).values())).beside(added)
         elif added is not None:
             pairs[module] = added
     done = {f"{module}{end}" for module in pairs for end in (DOWN, UP)}
