@@ -24,6 +24,10 @@ PEER = Path(__file__).parent / "data" / "nunchaku" / "compose.safetensors"
 CASES = json.loads(PEER.with_suffix(".json").read_text(encoding="utf-8"))["cases"]
 BLOCK = "transformer.transformer_blocks.0"
 QKV = [f"{BLOCK}.attn.to_{x}" for x in "qkv"]
+TOGETHER = (
+    *(("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")),
+    *(("net.0.proj", "net.2"), ("proj_mlp", "proj_out")),
+)
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -101,17 +105,17 @@ def test_every_layer_in_both_orders(strengths: list[float]) -> None:
     check(ml.compose(adapters[::-1], strengths[::-1]), expected)
 
 
-def _without(*ends: str) -> Shapes:
+def _ending(*ends: str) -> Shapes:
     return {name: shape for name, shape in layer_shapes(16).items() if name.endswith(ends)}
 
 
 @pytest.mark.parametrize(("first", "second"), [
-    ({"transformer.x_embedder": (16, 64), **_without("to_out.0")}, {"transformer.x_embedder": (16, 128)}),
-    (_without("to_k", "add_k_proj"), _without("to_k")),
-    (_without("to_v"), _without("to_q", "to_k")),
-    (_without("0.proj_out"), _without("ff.net.0.proj")),
+    ({"transformer.x_embedder": (16, 64), **_ending("to_out.0")}, {"transformer.x_embedder": (16, 128)}),
+    (_ending("to_k", "add_k_proj"), _ending("to_k")),
+    (_ending("to_v"), _ending("to_q", "to_k")),
+    (_ending("0.proj_out"), _ending("ff.net.0.proj")),
 ], ids=["widths", "k alone", "v beside q and k", "half an mlp"])  # fmt: skip
-def test_where_nunchaku_fails(first: Shapes, second: Shapes, tmp_path: Path) -> None:
+def test_where_nunchaku_fails(first: Shapes, second: Shapes) -> None:
     """Input layers of two widths, and files without all of q, k and v or one end of an mlp: the exact sum."""
     adapters, strengths = [flux(1, first), flux(2, second)], [0.05, -0.4]
     composed = ml.compose(adapters, strengths)
@@ -120,19 +124,13 @@ def test_where_nunchaku_fails(first: Shapes, second: Shapes, tmp_path: Path) -> 
     # Written, each stands in the company that nunchaku expects, at no higher rank than its own.
     tensors = composed.state_dict(for_="nunchaku")
     names = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith("lora_A.weight")}
-    groups = [("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"), ("net.0.proj", "net.2")]
     for name in names:
-        if "single_" in name:
-            groups = [*groups[:2], ("proj_mlp", "proj_out")]
-        group = next((group for group in groups if name.endswith(group)), ())
-        stem = next((name.removesuffix(end) for end in group if name.endswith(end)), "")
-        assert {f"{stem}{end}" for end in group} <= names
+        for group in TOGETHER:
+            stem = next((name.removesuffix(end) for end in group if name.endswith(f".{end}")), None)
+            assert stem is None or {f"{stem}{end}" for end in group} <= names
     again = ml.load(tensors, architecture="flux")
-    check(
-        again.select("transformer"),
-        expected | {n: torch.zeros(x.shape) for n, x in again.layers.items() if n not in expected},
-        2e-6,
-    )
+    added = {name: torch.zeros(layer.shape) for name, layer in again.layers.items() if name not in expected}
+    check(again, expected | added, 2e-6)
     ranks = {row.name: row.rank for row in composed.report.layers}
     assert {name: x.rank for name, x in fused(again).items() if name in ranks} == ranks
 
