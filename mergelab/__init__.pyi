@@ -6,6 +6,7 @@ from .comparing import Comparison as Comparison
 from .comparing import compare as compare
 from .engine.checkpoint import FusedCheckpoint as FusedCheckpoint
 from .engine.checkpoint import fuse_checkpoint as fuse_checkpoint
+from .engine.composing import compose as compose
 from .engine.merge import merge as merge
 from .errors import ArchitectureError as ArchitectureError
 from .errors import FormatError as FormatError

@@ -36,6 +36,7 @@ LAYERS = {
         "tables",
     ),
     "mergelab.engine": (
+        "composing",
         "checkpoint | merge",
         "changes",
         "extras | layers",
@@ -50,7 +51,8 @@ LAYERS = {
         "same | tools",
         "base_models | fetching | reading",
         "recognising",
-        "cast_errors | casting | comfy | dialects | keys | kohya | peft",
+        "cast_errors | comfy | dialects | keys | kohya | nunchaku | peft",
+        "casting",
         "balancing | kinds | names | original | padding | scalings | streaming",
         "tensor_files",
         "strangers | writers",
@@ -68,6 +70,7 @@ LAYERS = {
         "evidence | fused",
     ),
     "mergelab.formats.kinds": ("*", "kind | refused"),
+    "mergelab.formats.nunchaku": ("packed", "fusing | modules", "quantized", "packing"),
     "mergelab.miniature": ("judge", "world"),
     "mergelab.methods": ("registry", "dare | magnitude_prune", "*", "method", "sparsify"),
     "mergelab.linalg": ("adding | draws | selection | stacks", "dense", "lowrank | workspace", "precision"),
@@ -96,7 +99,7 @@ LAYERS = {
     ),
     "mergelab.evaluation.metrics": ("registry", "*", "encoders", "metric"),
     "mergelab.evaluation.report": ("page", "figures | tables | verdict | pictures", "lookup | numbers | plots"),
-    "mergelab.cli": ("app", "evaluating | fusing | showing | writing", "arguments | streams"),
+    "mergelab.cli": ("app", "evaluating | fusing | showing | writing", "arguments | several | streams"),
 }
 
 

@@ -14,8 +14,9 @@ from typer.main import get_command
 from mergelab.cli import streams
 from mergelab.cli.evaluating import demo, evaluate
 from mergelab.cli.fusing import fuse
+from mergelab.cli.several import spread
 from mergelab.cli.showing import compare, inspect, methods
-from mergelab.cli.writing import convert, merge, resize
+from mergelab.cli.writing import compose, convert, merge, resize
 from mergelab.errors import MergelabError
 
 INTERRUPTED = 130  # what shells say of Ctrl-C
@@ -29,12 +30,13 @@ COMMANDS: dict[Callable[..., str], str] = {
     compare: "mergelab compare style.safetensors subject.safetensors",
     convert: "mergelab convert style.safetensors -o style_kohya.safetensors --format kohya",
     resize: "mergelab resize style.safetensors --rank 16 -o style_r16.safetensors",
+    compose: "mergelab compose -i style.safetensors subject.safetensors -s 0.8 0.6 -o composed.safetensors",
     fuse: "mergelab fuse miniature/sdxl miniature/sdxl/ghost:0.8 miniature/sdxl/day -o fused",
     methods: "mergelab methods",
     evaluate: "mergelab evaluate config.yaml -o run --set seeds=4",
     demo: "mergelab demo --pipeline sdxl -o mergelab-demo",
 }
-_WRITING = [command.__name__ for command in (merge, convert, resize, fuse, evaluate, demo)]
+_WRITING = [command.__name__ for command in (merge, convert, resize, compose, fuse, evaluate, demo)]
 # Options that belong to a method are passed on by name, so that those of registered methods work as well.
 _OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -77,7 +79,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     try:
-        answer = get_command(app).main(args=arguments, prog_name="mergelab", standalone_mode=False)
+        answer = get_command(app).main(args=spread(arguments), prog_name="mergelab", standalone_mode=False)
     except typer.Exit as stop:
         answer = stop.exit_code
     except (KeyboardInterrupt, typer.Abort):

@@ -23,7 +23,17 @@ Files = Annotated[list[str], typer.Argument(help=_HELP)]
 Out = Annotated[Path, typer.Option("-o", "--output", help="File to write; for format peft a folder.")]
 Format = Annotated[
     str | None,
-    typer.Option(help="diffusers, kohya, comfy, peft or same (as the inputs); default: diffusers where it has names."),
+    typer.Option(
+        help="diffusers, kohya, comfy, peft, same (as the inputs) or, with --quantized, nunchaku; default: diffusers "
+        "where it has names."
+    ),
+]
+Quantized = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="For format nunchaku: the quantised FLUX.1 (transformer_blocks.safetensors), also on the Hub.",
+    ),
 ]
 For = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""Commands that write an adapter: merge, convert, resize."""
+"""Commands that write an adapter: merge, convert, resize, compose."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from mergelab.cli.arguments import (
     Import,
     Out,
     Pickle,
+    Quantized,
     check_spelling,
     import_plugins,
     integer,
@@ -34,6 +35,8 @@ from mergelab.tables import counted
 
 if TYPE_CHECKING:
     from mergelab.adapter import Adapter
+
+_COMPOSED_FOR = "nunchaku"
 
 
 def merge(
@@ -92,17 +95,22 @@ def convert(
     format: Format = None,
     for_: For = None,
     dtype: Dtype = None,
+    quantized: Quantized = None,
     drop_extras: DropExtras = False,
     force: Force = False,
     allow_pickle: Pickle = False,
     architecture: BaseModel = None,
 ) -> str:
     """Write an adapter in another format; every layer keeps its change exactly."""
+    from mergelab.formats import check_choice, located
+
     if format is None and for_ is None:
         raise OptionError("convert needs --for TOOL or --format FORMAT; see mergelab convert --help")
-    left_out, adapter = _open(file, output, format, for_, dtype, drop_extras, force, allow_pickle, architecture)
+    check_choice(format, for_, quantized)
+    model = located(quantized)
+    left_out, adapter = _open(file, output, format, for_, dtype, drop_extras, force, allow_pickle, architecture, model)
     said = replace(adapter.report, notes=carried(adapter.report.notes)).lines()
-    return "\n".join([*left_out, *_save(adapter, output, format, for_, dtype), *said])
+    return "\n".join([*left_out, *_save(adapter, output, format, for_, dtype, model), *said])
 
 
 def resize(
@@ -127,6 +135,41 @@ def resize(
     return "\n".join([*left_out, *_save(resized, output, format, for_, dtype), *resized.report.lines()])
 
 
+def compose(
+    files: Annotated[
+        list[str], typer.Option("-i", "--input-paths", help="Adapters for FLUX.1, one or several.", metavar="FILE ...")
+    ],
+    strengths: Annotated[
+        list[float],
+        typer.Option("-s", "--strengths", help="As many strengths, of any sign.", parser=number, metavar="NUMBER ..."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output-path", "--output", help="File to write.")],
+    rank: Annotated[
+        str | None,
+        typer.Option(help="256, 0.9 (share of energy) or mean=128 (a budget); default: the exact sum of the ranks."),
+    ] = None,
+    dtype: Dtype = None,
+    drop_extras: DropExtras = False,
+    force: Force = False,
+    allow_pickle: Pickle = False,
+    architecture: BaseModel = None,
+) -> str:
+    """Compose FLUX.1 adapters into one for nunchaku, exactly or at a rank of your choice."""
+    from mergelab.adapter import load
+    from mergelab.engine.composing import check_inputs
+    from mergelab.engine.composing import compose as compose_adapters
+    from mergelab.ranks import parse_rank
+
+    _check_options(None, _COMPOSED_FOR, dtype)
+    target = None if rank is None else parse_rank(rank)
+    loaded = [load(file, allow_pickle=allow_pickle, architecture=architecture) for file in files]
+    left_out, loaded = _without_extras(loaded) if drop_extras else ([], loaded)
+    check_inputs(loaded, strengths)
+    _check_writable(loaded, output, None, _COMPOSED_FOR, force)
+    composed = compose_adapters(loaded, strengths, rank=target)
+    return "\n".join([*left_out, *_save(composed, output, None, _COMPOSED_FOR, dtype), *composed.report.lines()])
+
+
 def _check_options(format: str | None, for_: str | None, dtype: str | None) -> None:
     from mergelab.formats import check_choice, to_dtype
 
@@ -135,14 +178,20 @@ def _check_options(format: str | None, for_: str | None, dtype: str | None) -> N
 
 
 def _check_writable(
-    adapters: Sequence[Adapter], output: Path, format: str | None, for_: str | None, force: bool
+    adapters: Sequence[Adapter],
+    output: Path,
+    format: str | None,
+    for_: str | None,
+    force: bool,
+    quantized: Path | None = None,
 ) -> None:
     """Raise where a result of these inputs cannot be written there, before it is computed."""
     from mergelab.formats import check_writable
     from mergelab.formats.targets import check_target
 
-    chosen = check_writable(adapters, format, for_)
-    check_target(output, [path for adapter in adapters for path in adapter.inputs], force, chosen)
+    chosen = check_writable(adapters, format, for_, quantized)
+    model = [quantized] if quantized else []
+    check_target(output, [*model, *(path for adapter in adapters for path in adapter.inputs)], force, chosen)
 
 
 def _open(
@@ -155,6 +204,7 @@ def _open(
     force: bool,
     allow_pickle: bool,
     architecture: str | None,
+    quantized: Path | None = None,
 ) -> tuple[list[str], Adapter]:
     """What is left out of the input of a command, and the input, once it is clear that its output can be written."""
     from mergelab.adapter import load
@@ -162,7 +212,7 @@ def _open(
     _check_options(format, for_, dtype)
     adapter = load(file, allow_pickle=allow_pickle, architecture=architecture)
     left_out, (adapter,) = _without_extras([adapter]) if drop_extras else ([], [adapter])
-    _check_writable([adapter], output, format, for_, force)
+    _check_writable([adapter], output, format, for_, force, quantized)
     return left_out, adapter
 
 
@@ -173,9 +223,16 @@ def _without_extras(adapters: list[Adapter]) -> tuple[list[str], list[Adapter]]:
     return [f"left out: {some}"] if extras else [], [adapter.without_extras() for adapter in adapters]
 
 
-def _save(adapter: Adapter, output: Path, format: str | None, for_: str | None, dtype: str | None) -> list[str]:
+def _save(
+    adapter: Adapter,
+    output: Path,
+    format: str | None,
+    for_: str | None,
+    dtype: str | None,
+    quantized: Path | None = None,
+) -> list[str]:
     """Write it; what was written where, and what is to be said about it, in words."""
-    written = adapter.write(output, format=format, dtype=dtype, for_=for_)
+    written = adapter.write(output, format=format, dtype=dtype, for_=for_, quantized=quantized)
     files = [output] if output.is_file() else [p for p in output.rglob("*") if p.is_file()]
     size = sum(p.stat().st_size for p in files) / 1e6
     return [f"{output}: {counted(written.layers, 'layer')}, format {written.format}, {size:.1f} MB", *written.lines()]

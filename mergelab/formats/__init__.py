@@ -4,7 +4,7 @@ from mergelab.formats.files import sha256_of
 from mergelab.formats.options import ReadOptions
 from mergelab.formats.planning import check_choice, check_writable, plan, to_dtype
 from mergelab.formats.saving import Savable
-from mergelab.formats.sources import read
+from mergelab.formats.sources import located, read
 from mergelab.formats.tools import TOOLS
 from mergelab.formats.words import joined, trigger_words
 
@@ -15,6 +15,7 @@ __all__ = [
     "check_choice",
     "check_writable",
     "joined",
+    "located",
     "plan",
     "read",
     "sha256_of",

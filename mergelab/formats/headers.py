@@ -59,7 +59,7 @@ def _base_model(architecture: Architecture, format: str, declared: Mapping[str, 
     if not re.search(architecture.header, f"{spec} {version}".lower()):
         spec = architecture.modelspec  # the file is still to be known for what it is
     implementation = declared.get("modelspec.implementation", "")
-    if format == "diffusers":
+    if format in ("diffusers", "nunchaku"):
         implementation = "diffusers"
     elif implementation in ("", "diffusers"):
         implementation = "https://github.com/kohya-ss/sd-scripts"

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 
+import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
-from mergelab.layer import AdapterData, Layer, LoraLayer
+from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer, LoraLayer
 
 PROJECTION = "text_projection"
 
 # Modules of FLUX.1 that are one in nunchaku, or are computed together, by the path in their block.
-_TOGETHER = (
+_ATTENTION = (
     ("attn.to_q", "attn.to_k", "attn.to_v"),
     ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    ("ff.net.0.proj", "ff.net.2"),
-    ("ff_context.net.0.proj", "ff_context.net.2"),
 )
+_MLP = (("ff.net.0.proj", "ff.net.2"), ("ff_context.net.0.proj", "ff_context.net.2"))
+_SINGLE = re.compile(r"(.*\bsingle_transformer_blocks\.\d+)\.(proj_mlp|proj_out)")
 
 
 def padded(layer: Layer, rank: int) -> Layer:
@@ -60,21 +63,37 @@ def projection_padded(data: AdapterData) -> AdapterData:
 
 
 def completed(data: AdapterData) -> AdapterData:
-    """With layers of zeros beside those that nunchaku expects in company: q, k and v, and both layers of an mlp."""
-    added: dict[str, Layer] = {}
+    """With zeros beside what nunchaku expects in company: q, k and v, their biases, and both ends of an mlp."""
+    layers: dict[str, Layer] = {}
+    extras: dict[str, Tensor] = {}
     for name, layer in data.layers.items():
-        for group in _TOGETHER:
-            end = next((end for end in group if name.endswith(f".{end}")), None)
-            if end is None:
-                continue
-            stem = name.removesuffix(end)
-            for other in group:
-                if stem + other not in data.layers:
-                    added.setdefault(stem + other, _zeros(layer, turned=end.startswith("ff")))
-    return replace(data, layers={**data.layers, **added}) if added else data
+        for other in _others(name, _ATTENTION):
+            # The same lora_A: side by side the three have no higher rank than this one.
+            layers.setdefault(other, LoraLayer(layer.lora_A, torch.zeros_like(layer.lora_B)))
+        rows, columns = layer.shape[:2]
+        for other in _others(name, _MLP):
+            layers.setdefault(other, _zeros(layer, columns, rows))
+        if match := _SINGLE.fullmatch(
+            name
+        ):  # proj_out reads what the attention gives, as wide as the model, and the mlp
+            if match[2] == "proj_mlp":
+                layers.setdefault(f"{match[1]}.proj_out", _zeros(layer, columns, columns + rows))
+            else:
+                layers.setdefault(f"{match[1]}.proj_mlp", _zeros(layer, columns - rows, rows))
+    for key, bias in data.extras.items():
+        for other in _others(key.removesuffix(BIAS_SUFFIX), _ATTENTION) if key.endswith(BIAS_SUFFIX) else ():
+            extras.setdefault(f"{other}{BIAS_SUFFIX}", torch.zeros_like(bias))
+    return replace(data, layers={**layers, **data.layers}, extras={**extras, **data.extras})
 
 
-def _zeros(layer: Layer, turned: bool) -> LoraLayer:
-    rows, columns = reversed(layer.shape[:2]) if turned else layer.shape[:2]
+def _others(name: str, groups: tuple[tuple[str, ...], ...]) -> list[str]:
+    """The other modules of a group that a module is in."""
+    for group in groups:
+        if end := next((end for end in group if name.endswith(f".{end}")), None):
+            return [f"{name.removesuffix(end)}{other}" for other in group if other != end]
+    return []
+
+
+def _zeros(layer: Layer, rows: int, columns: int) -> LoraLayer:
     some = layer.lora_A
     return LoraLayer(some.new_zeros(layer.rank, columns), some.new_zeros(rows, layer.rank))

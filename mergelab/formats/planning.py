@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,9 +14,10 @@ from mergelab.formats.comfy import comfy
 from mergelab.formats.kohya import kohya
 from mergelab.formats.layout import Layout, Writer
 from mergelab.formats.messages import about
+from mergelab.formats.nunchaku import QuantizedModel, nunchaku
 from mergelab.formats.peft import diffusers, has_name_in_diffusers, peft, split_components
 from mergelab.formats.same import as_spelt, same_format
-from mergelab.formats.tools import Fitted, check_tool, fitted, other_tools
+from mergelab.formats.tools import PACKED, Fitted, check_tool, fitted, other_tools
 from mergelab.layer import AdapterData, Layer, LoraLayer, common_dialect
 
 _WRITERS: Mapping[str, Writer] = {
@@ -23,6 +26,7 @@ _WRITERS: Mapping[str, Writer] = {
     "comfy": comfy,
     "peft": peft,
     "same": as_spelt,
+    "nunchaku": nunchaku,
 }
 FORMATS = tuple(_WRITERS)
 
@@ -34,14 +38,18 @@ def check_format(name: object) -> str:
     return str(name)
 
 
-def check_choice(format: object, for_: object) -> None:
-    """Raise `OptionError` unless there are such a format and such a tool, and not both are given."""
+def check_choice(format: object, for_: object, quantized: object = None) -> None:
+    """Raise `OptionError` unless there are such a format and tool, not both, and a model only where it is used."""
     if format is not None:
         check_format(format)
     if for_ is not None:
         tool = check_tool(for_)
         if format is not None:
             raise OptionError(f"format={format!r} and for_={tool.name!r}: a tool has a format of its own; give one")
+    if quantized is not None and format != "nunchaku":
+        raise OptionError(
+            f"quantized= (--quantized) names the model that format 'nunchaku' is packed for, found format={format!r}"
+        )
 
 
 def to_dtype(name: object) -> torch.dtype | None:
@@ -53,7 +61,13 @@ def to_dtype(name: object) -> torch.dtype | None:
     return dtype
 
 
-def plan(data: AdapterData, format: str | None = None, for_: str | None = None, measure: bool = True) -> Fitted:
+def plan(
+    data: AdapterData,
+    format: str | None = None,
+    for_: str | None = None,
+    measure: bool = True,
+    quantized: Path | None = None,
+) -> Fitted:
     """What is written, and how.
 
     Args:
@@ -61,12 +75,20 @@ def plan(data: AdapterData, format: str | None = None, for_: str | None = None, 
         format: None: diffusers' where a pipeline has names for all layers, else the dialect of the inputs.
         for_: a tool, instead of a format.
         measure: whether the notes say how much of the change a tool has no place for.
+        quantized: the model that format "nunchaku" is packed for.
 
     Raises:
-        OptionError: no such format or tool, or both.
+        OptionError: no such format or tool, or both; a packed format without a model.
         ArchitectureError, FormatError: the tool reads no such adapters; there is no dialect to keep.
     """
-    check_choice(format, for_)
+    check_choice(format, for_, quantized)
+    if format == PACKED.name:
+        model = QuantizedModel.of(quantized)
+        with about(data.source):
+            whole = fitted(data, PACKED, measure)
+        return replace(
+            whole, layout=replace(whole.layout, quantized=model.path), notes=(*whole.notes, f"packed for {model.said}")
+        )
     with about(data.source):
         if for_ is not None:
             return fitted(data, check_tool(for_), measure)
@@ -82,7 +104,12 @@ def tensors_of(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
     return _WRITERS[layout.format](data, layout)
 
 
-def check_writable(adapters: Sequence[AdapterData], format: str | None = None, for_: str | None = None) -> str:
+def check_writable(
+    adapters: Sequence[AdapterData],
+    format: str | None = None,
+    for_: str | None = None,
+    quantized: Path | None = None,
+) -> str:
     """Raise where what is made of adapters cannot be written, without computing it; else return the format.
 
     The writer is run on zeros of rank 1 with the layers' names and shapes.
@@ -90,7 +117,7 @@ def check_writable(adapters: Sequence[AdapterData], format: str | None = None, f
     Raises:
         as `plan` and `state_dict`.
     """
-    chosen = plan(_stand_in(adapters), format, for_, measure=False)
+    chosen = plan(_stand_in(adapters), format, for_, measure=False, quantized=quantized)
     with about(chosen.data.source):
         for part in split_components(chosen.data).values() if chosen.layout.is_folder else [chosen.data]:
             tensors_of(part, chosen.layout)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mergelab.formats.planning import plan, to_dtype
+from mergelab.formats.sources import located
 from mergelab.formats.targets import check_target
 from mergelab.formats.writing import Written, state_dict, write
 from mergelab.layer import AdapterData
@@ -29,7 +30,11 @@ class Savable(AdapterData):
     inputs: tuple[Path, ...] = ()
 
     def state_dict(
-        self, format: str | None = None, dtype: torch.dtype | str | None = None, for_: str | None = None
+        self,
+        format: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        for_: str | None = None,
+        quantized: str | os.PathLike[str] | None = None,
     ) -> dict[str, Tensor]:
         """The tensors of a file, by key.
 
@@ -41,7 +46,7 @@ class Savable(AdapterData):
             >>> next(iter(ml.load("miniature/sdxl/ghost").state_dict("kohya", "float16")))
             'lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight'
         """
-        chosen = plan(self, format, for_)
+        chosen = plan(self, format, for_, quantized=located(quantized))
         _log(chosen.notes, for_)
         return state_dict(chosen.data, chosen.layout, to_dtype(dtype))
 
@@ -52,6 +57,7 @@ class Savable(AdapterData):
         dtype: torch.dtype | str | None = None,
         overwrite: bool = True,
         for_: str | None = None,
+        quantized: str | os.PathLike[str] | None = None,
     ) -> Path:
         """Write the adapter.
 
@@ -63,11 +69,15 @@ class Savable(AdapterData):
             path: a `.safetensors` file; for "peft" a folder.
             format: "diffusers", "kohya", "comfy" (ComfyUI's names for every base model), "peft", or "same" (the dialect
                 of the inputs). By default "diffusers" where a pipeline has such layers, else "same".
-            dtype: "float32", "float16", "bfloat16"; None keeps every tensor exact in the dtype it has.
+                And "nunchaku": packed as the kernels of one quantised FLUX.1 read it.
+            dtype: "float32", "float16", "bfloat16"; None keeps every tensor exact in the dtype it has. A packed file is
+                float16 or bfloat16, by default as the quantised model's own branch.
             overwrite: whether an existing file may be replaced. A file that went into the adapter never is.
             for_: instead of a format the tool that is to read the file: "comfyui", "forge", "a1111", "sd-scripts",
                 "aitoolkit", "onetrainer", "invokeai", "diffusers", "nunchaku" or "peft". What it has no place for is
                 left out where it could do harm, and a logged warning says what, and how much of the change that is.
+            quantized: for format "nunchaku" the quantised model's file (transformer_blocks.safetensors), here or on the
+                Hub. Its own low-rank branch stands in what is written, so that this model alone can read it.
 
         Returns:
             The path; `write` returns also what there is to say about the file.
@@ -87,7 +97,7 @@ class Savable(AdapterData):
             ...     len(ml.load(path).layers)
             48
         """
-        written = self.write(path, format, dtype, overwrite, for_)
+        written = self.write(path, format, dtype, overwrite, for_, quantized)
         _log(written.notes, for_)
         return written.path
 
@@ -98,6 +108,7 @@ class Savable(AdapterData):
         dtype: torch.dtype | str | None = None,
         overwrite: bool = True,
         for_: str | None = None,
+        quantized: str | os.PathLike[str] | None = None,
     ) -> Written:
         """As `save`, with an account: the format, notes on what tools read of it, and the error of the cast.
 
@@ -109,8 +120,9 @@ class Savable(AdapterData):
             ...     written.format, written.cast_error < 0.01
             ('diffusers', True)
         """
-        chosen, target = plan(self, format, for_), Path(path)
-        check_target(target, self.inputs, overwrite, chosen.layout.format)
+        chosen, target = plan(self, format, for_, quantized=located(quantized)), Path(path)
+        model = [chosen.layout.quantized] if chosen.layout.quantized else []
+        check_target(target, [*self.inputs, *model], overwrite, chosen.layout.format)
         return write(chosen, target, to_dtype(dtype))
 
 

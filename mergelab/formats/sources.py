@@ -52,6 +52,20 @@ def read(source: str | os.PathLike[str] | Mapping[str, Tensor], options: ReadOpt
     return _read_file(path, options, called)
 
 
+def located(source: str | os.PathLike[str] | None) -> Path | None:
+    """Where a file is on this machine; what is elsewhere is fetched first. None stays None.
+
+    Raises:
+        SourceError: nothing there, or a folder.
+    """
+    if source is None:
+        return None
+    path, called = _local(os.fspath(source))
+    if path.is_dir():
+        raise SourceError(f"{called(path)}: is a folder, expected a file")
+    return path
+
+
 def _read_file(path: Path, options: ReadOptions, called: Called) -> tuple[AdapterData, Files]:
     if path.name in PEFT_WEIGHTS and path.with_name(PEFT_CONFIG).is_file():
         return _read_peft(path, None, options, called, source=path)

@@ -15,6 +15,7 @@ from mergelab.formats.files import replacing_folder
 from mergelab.formats.headers import header
 from mergelab.formats.layout import Layout
 from mergelab.formats.messages import about
+from mergelab.formats.nunchaku import packed, packed_dtype
 from mergelab.formats.peft import folder_alphas, folder_config, split_components
 from mergelab.formats.peft_config import PEFT_CONFIG, PEFT_WEIGHTS
 from mergelab.formats.planning import tensors_of
@@ -60,6 +61,8 @@ def state_dict(data: AdapterData, layout: Layout, dtype: torch.dtype | None = No
         OutputError: a value that overflows the dtype, or a layer that loses more in it than rounding explains.
     """
     with about(data.source):
+        if layout.is_packed:
+            return packed(cast(tensors_of(data, layout), packed_dtype(layout, dtype)), layout)
         return cast(tensors_of(data, layout), dtype)
 
 
@@ -70,11 +73,16 @@ def write(plan: Fitted, path: Path, dtype: torch.dtype | None) -> Written:
         error = _write_folder(data, layout, path, dtype)
     else:
         with about(data.source):
+            dtype = packed_dtype(layout, dtype) if layout.is_packed else dtype
             exact = tensors_of(data, layout)
             tensors = cast(exact, dtype)
+            error = None if dtype is None else cast_error(exact, tensors)
+            tensors = packed(tensors, layout) if layout.is_packed else tensors
         format = data.dialect or "" if layout.format == "same" else layout.format
-        write_safetensors(path, tensors, header(data, format, tensors))
-        error = None if dtype is None else cast_error(exact, tensors)
+        strings = header(data, format, tensors)
+        if layout.quantized is not None:
+            strings["mergelab.quantized"] = layout.quantized.name
+        write_safetensors(path, tensors, strings)
     return Written(path, layout.format, len(data.layers), plan.notes, error)
 
 

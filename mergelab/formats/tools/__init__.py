@@ -2,7 +2,7 @@
 
 from mergelab.formats.tools.fitting import Fitted, fitted
 from mergelab.formats.tools.others import other_tools
-from mergelab.formats.tools.table import TOOLS, check_tool
+from mergelab.formats.tools.table import PACKED, TOOLS, check_tool
 from mergelab.formats.tools.tool import Lack, Tool, Way
 
-__all__ = ["TOOLS", "Fitted", "Lack", "Tool", "Way", "check_tool", "fitted", "other_tools"]
+__all__ = ["PACKED", "TOOLS", "Fitted", "Lack", "Tool", "Way", "check_tool", "fitted", "other_tools"]

@@ -134,18 +134,21 @@ _INVOKEAI = Tool(
         ),
     },
 )
+_NUNCHAKU_LACKS = (TEXT, EMBEDDINGS, SAVED)
 _NUNCHAKU = Tool(
     "nunchaku",
     "nunchaku",
     {
         "flux": Way(
             _DIFFUSERS,
-            (TEXT, *_NO_EXTRAS),
+            _NUNCHAKU_LACKS,
             {"diffusers": (TEXT,), "kohya": (TEXT, FLUX_REST)},
             completed=True,
         )
     },
 )
+PACKED = Tool("nunchaku", "nunchaku", {"flux": Way(Layout("nunchaku"), _NUNCHAKU_LACKS)})
+"""nunchaku's own format, for one quantised model: no tool's default, and not in the table."""
 _FOLDERS = Way(_PEFT, (EMBEDDINGS,), {"peft": ()})
 _PEFT_TOOL = Tool("peft", "PEFT", {}, others=_FOLDERS, unknown=_FOLDERS)
 
