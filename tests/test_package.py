@@ -27,13 +27,20 @@ LAYERS = {
         "pipelines | comparing",
         "engine",
         "adapter",
-        "algebra",
+        "algebra | publishing",
         "formats | methods",
         "layer | spaces | ranks",
         "linalg | miniature",
         "checks",
         "errors | report",
         "tables",
+    ),
+    "mergelab.publishing": (
+        "publishable",
+        "hub | staging",
+        "card",
+        "exhibits | usage",
+        "base_models | recipe",
     ),
     "mergelab.engine": (
         "checkpoint | merge",
@@ -83,6 +90,7 @@ LAYERS = {
     "mergelab.evaluation": (
         "demo",
         "run",
+        "exhibits",
         "report | summary",
         "result",
         "analysis",
@@ -94,7 +102,7 @@ LAYERS = {
     ),
     "mergelab.evaluation.metrics": ("registry", "*", "encoders", "metric"),
     "mergelab.evaluation.report": ("page", "figures | tables | verdict | pictures", "lookup | numbers | plots"),
-    "mergelab.cli": ("app", "evaluating | fusing | showing | writing", "arguments | streams"),
+    "mergelab.cli": ("app", "evaluating | fusing | publishing | showing | writing", "arguments | streams"),
 }
 
 
@@ -164,6 +172,7 @@ def test_files_are_small() -> None:
         "py.typed",
         "__init__.pyi",
         "evaluation/**/*.html.j2",
+        "publishing/*.md.j2",
         "miniature/MODEL_CARD.md",
         "miniature/weights/lpips_trunk.safetensors",
         "miniature/weights/clip/tokenizer.json",

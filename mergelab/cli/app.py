@@ -14,6 +14,7 @@ from typer.main import get_command
 from mergelab.cli import streams
 from mergelab.cli.evaluating import demo, evaluate
 from mergelab.cli.fusing import fuse
+from mergelab.cli.publishing import push
 from mergelab.cli.showing import compare, inspect, methods
 from mergelab.cli.writing import convert, merge, resize
 from mergelab.errors import MergelabError
@@ -30,6 +31,7 @@ COMMANDS: dict[Callable[..., str], str] = {
     convert: "mergelab convert style.safetensors -o style_kohya.safetensors --format kohya",
     resize: "mergelab resize style.safetensors --rank 16 -o style_r16.safetensors",
     fuse: "mergelab fuse miniature/sdxl miniature/sdxl/ghost:0.8 miniature/sdxl/day -o fused",
+    push: "mergelab push merged.safetensors user/repo --run run --private",
     methods: "mergelab methods",
     evaluate: "mergelab evaluate config.yaml -o run --set seeds=4",
     demo: "mergelab demo --pipeline sdxl -o mergelab-demo",
