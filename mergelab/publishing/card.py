@@ -79,9 +79,13 @@ def card(facts: Facts, existing: str | None = None) -> str:
         return _joined(_front(facts), f"\n{body}\n")
     front, text = _parted(existing)
     start, end = text.find(BEGIN), text.find(END)
-    if start < 0 or end < start:
+    if not text.strip():  # a licence, say, which the Hub asked for
+        text = f"\n{body}\n"
+    elif 0 <= start < end:
+        text = text[:start] + body + text[end + len(END) :]
+    else:
         raise OutputError(f"{CARD} there was not written by mergelab")
-    return _joined(_merged(front, _front(facts), facts), text[:start] + body + text[end + len(END) :])
+    return _joined(_merged(front, _front(facts), facts), text)
 
 
 def _joined(front: Mapping[str, Any], text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -96,9 +97,9 @@ class Repository:
         from huggingface_hub import CommitOperationAdd
 
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
-        with told(self.repo, self.account):
+        with told(self.repo, self.account), _bars_on_a_terminal():
             if not self.exists:
-                self.api.create_repo(self.repo, private=private, exist_ok=True)
+                self.api.create_repo(self.repo, private=private)
             if not self.has_revision and self.revision:
                 self.api.create_branch(self.repo, branch=self.revision, exist_ok=True)
             done = self.api.create_commit(
@@ -176,6 +177,23 @@ def told(repo: str, account: str) -> Iterator[None]:
         raise OutputError(f"{repo}: {_reason(repo, account, error)}; nothing was uploaded") from None
 
 
+@contextmanager
+def _bars_on_a_terminal() -> Iterator[None]:
+    """huggingface_hub's bars of uploads go into pipes as well, unless they are told not to."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    asked_for = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None
+    if asked_for or are_progress_bars_disabled() or sys.stderr.isatty():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
 def _reason(repo: str, account: str, error: Exception) -> str:
     causes = [error, *filter(None, (error.__cause__, error.__context__))]
     status = next((r.status_code for e in causes if (r := getattr(e, "response", None)) is not None), None)
@@ -191,5 +209,7 @@ def _reason(repo: str, account: str, error: Exception) -> str:
         return f"the name is taken{f' ({said})' if said else ''}; choose another"
     if _is(error, "HFValidationError"):
         return f"expected a name on the Hugging Face Hub, such as 'user/repo': {one_line(error)}"
-    what = said or f"{type(error).__name__}: {one_line(error)}"
+    # What says that an upload failed names the file, and has the reason as its cause.
+    root = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
+    what = said or f"{type(root).__name__}: {one_line(root)}"
     return f"the Hugging Face Hub refuses it{f' (HTTP {status})' if status else ''}: {what}"

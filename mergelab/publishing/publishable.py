@@ -117,7 +117,7 @@ class Publishable(Savable):
             sizes = {name: path.stat().st_size for name, path in staged.files.items()}
             message = commit_message or "Upload LoRA with mergelab"
             url = found.commit(staged.files, message, private, create_pr)
-        return Pushed(repo, url, sizes, (*staged.notes, *said, *_beside(found, staged, changed)))
+        return Pushed(repo, url, sizes, (*staged.notes, *said, *_beside(found, set(sizes), changed)))
 
 
 def _named(repo: str, revision: str | None) -> tuple[str, str | None]:
@@ -164,10 +164,12 @@ def _write_card(staged: Staged, found: Repository, overwrite: bool) -> list[str]
     return [] if existing is None else [f"{CARD} is written anew where mergelab wrote it; the rest of it is kept"]
 
 
-def _beside(found: Repository, staged: Staged, changed: list[str]) -> list[str]:
-    """What is to be said of other files in the repository."""
-    said = [f"{name} took the place of another" for name in changed]
-    others = sorted(name for name in found.names if name.endswith(".safetensors") and name not in staged.files)
+def _beside(found: Repository, pushed: set[str], changed: list[str]) -> list[str]:
+    """What is to be said of the repository, and of other files in it."""
+    said = [] if found.exists else ["the repository is new"]
+    said += [] if found.has_revision else [f"the branch {found.revision} is new"]
+    said += [f"{name} took the place of another" for name in changed]
+    others = sorted(name for name in found.names if name.endswith(".safetensors") and name not in pushed)
     if others:
         said.append(f"the repository also holds {', '.join(others)}: whoever loads one has to name it")
     return said
