@@ -160,11 +160,15 @@ def _page(status: int, code: str = "", message: str = "") -> Page:
 
 
 REFUSALS: dict[str, tuple[str, dict[str, Page], list[str]]] = {
-    "whose token may not write": ("reader/x", {}, ["reader may not write there", "HF_TOKEN", "namespace"]),
-    "another's name": ("someone/x", {}, ["user may not write there", "a name of your own"]),
-    "another's repository": ("other/there", {}, ["user may not write there", "write access"]),
+    "whose token may not write": ("reader/x", {}, ["token of reader may not write there", "HF_TOKEN", "namespace"]),
+    "another's name": ("someone/x", {}, ["token of user may not write there", "a name of your own"]),
+    "another's repository": ("other/there", {}, ["token of user may not write there", "write access"]),
     "a taken name": ("user/x", {"POST /api/repos/create": _page(409, message="a dataset")}, ["is taken", "a dataset"]),
-    "no right to upload": ("user/x", {"lfs/objects/batch": _page(403, message="read only")}, ["may not", "read only"]),
+    "no right to upload": (
+        "user/x",
+        {"lfs/objects/batch": _page(403, message="read only")},
+        ["read only", "the repository was made"],
+    ),
     "a card it does not take": (
         "user/x",
         {"validate-yaml": _page(400, message="no such licence")},
@@ -220,4 +224,4 @@ def test_interrupted(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
     monkeypatch.setattr("mergelab.publishing.hub.Repository.commit", interrupt)
     assert cli.run(["push", GHOST, "user/x"]) == 130
-    assert "no file was uploaded" in capsys.readouterr().err
+    assert "all of the files, or none" in capsys.readouterr().err

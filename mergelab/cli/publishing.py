@@ -70,7 +70,6 @@ def push(
             folder=folder,
         )
     except KeyboardInterrupt:
-        raise streams.Interrupted(
-            "no file was uploaded to the repository" if folder is None else "nothing was written"
-        ) from None
+        of_repo = "the repository holds all of the files, or none of them"
+        raise streams.Interrupted(of_repo if folder is None else "nothing was written") from None
     return str(pushed)

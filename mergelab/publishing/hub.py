@@ -18,6 +18,7 @@ from mergelab.publishing.card import CARD
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+_NOTHING = "nothing was uploaded"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 
 
@@ -97,9 +98,11 @@ class Repository:
         from huggingface_hub import CommitOperationAdd
 
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
-        with told(self.repo, self.account), _bars_on_a_terminal():
-            if not self.exists:
+        if not self.exists:
+            with told(self.repo, self.account):
                 self.api.create_repo(self.repo, private=private)
+        left = _NOTHING if self.exists else "the repository was made, and no file was uploaded"
+        with told(self.repo, self.account, left), _bars_on_a_terminal():
             if not self.has_revision and self.revision:
                 self.api.create_branch(self.repo, branch=self.revision, exist_ok=True)
             done = self.api.create_commit(
@@ -166,15 +169,15 @@ def _is(error: BaseException, *names: str) -> bool:
 
 
 @contextmanager
-def told(repo: str, account: str) -> Iterator[None]:
-    """What an error of huggingface_hub means to whoever pushes; nothing of it is on standard error."""
+def told(repo: str, account: str, left: str = _NOTHING) -> Iterator[None]:
+    """What an error of huggingface_hub means to whoever pushes, and what it leaves; its own lines are not shown."""
     try:
         with quiet():
             yield
     except (MergelabError, KeyboardInterrupt):
         raise
     except Exception as error:
-        raise OutputError(f"{repo}: {_reason(repo, account, error)}; nothing was uploaded") from None
+        raise OutputError(f"{repo}: {_reason(account, error)}; {left}") from None
 
 
 @contextmanager
@@ -194,7 +197,7 @@ def _bars_on_a_terminal() -> Iterator[None]:
         enable_progress_bars()
 
 
-def _reason(repo: str, account: str, error: Exception) -> str:
+def _reason(account: str, error: Exception) -> str:
     causes = [error, *filter(None, (error.__cause__, error.__context__))]
     status = next((r.status_code for e in causes if (r := getattr(e, "response", None)) is not None), None)
     said = str(getattr(error, "server_message", None) or "").strip()
@@ -203,8 +206,8 @@ def _reason(repo: str, account: str, error: Exception) -> str:
     if status == 401 and not account:
         return f"the Hugging Face Hub does not know the token that it was given: {_LOG_IN}"
     if _is(error, "RepositoryNotFoundError") or status in (401, 403):
-        why = f" ({said})" if said else ""
-        return f"{account or 'this account'} may not write there{why}: {_LOG_IN}, or choose a name of your own"
+        who = f"the token of {account or 'this account'} may not write there{f' ({said})' if said else ''}"
+        return f"{who}: {_LOG_IN}, or choose a name of your own"
     if status == 409:
         return f"the name is taken{f' ({said})' if said else ''}; choose another"
     if _is(error, "HFValidationError"):
