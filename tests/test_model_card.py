@@ -55,7 +55,7 @@ def test_what_it_says() -> None:
         "license": "mit",
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
-        "tags": ["text-to-image", "lora", "diffusers", "template:sd-lora", "sdxl", "mergelab"],
+        "tags": ["text-to-image", "template:sd-lora", "lora", "diffusers", "sdxl", "mergelab"],
         "base_model": "stabilityai/stable-diffusion-xl-base-1.0",
         "base_model_relation": "adapter",
         "instance_prompt": "sks, `szn`",
@@ -139,6 +139,23 @@ def test_usage_of_other_files() -> None:
     compile(usage(adapter(), "diffusers", place, video, 'a "```" \n'), "card", "exec")
     assert "```" not in usage(adapter(), "diffusers", place, video, 'a "```"')
     assert "DiffusionPipeline" not in usage(adapter(), "kohya", place, base_model_of(ml.Adapter({})), "sks")
+
+
+def test_what_is_no_pipelines() -> None:
+    """An adapter of a language model is not said to draw, also where its base model is named."""
+    data = ml.Adapter({"model.layers.0.self_attn.q_proj": ml.LoraLayer(torch.ones(1, 4), torch.ones(4, 1))})
+    place = Place("user/x", None, "", {"model": ""})
+    read = ModelCard(card(Facts(data, "peft", place, base_model_of(data, "user/llm"))))
+    assert read.data.pipeline_tag is None and read.data.tags == ["lora", "peft", "mergelab"]
+    assert 'ml.load("user/x")' in read.text and read.data.base_model == "user/llm"
+
+
+def test_names_that_a_shell_would_split() -> None:
+    """Are quoted."""
+    place = Place("user/ink", None, "my `ink`.safetensors", {})
+    text = card(Facts(adapter(), "diffusers", place, base_model_of(adapter())))
+    assert "mergelab convert 'user/ink/my `ink`.safetensors' -o ink-comfyui" in text
+    assert "`` mergelab inspect 'user/ink/my `ink`.safetensors' ``" in text
 
 
 def test_files_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,8 @@ from mergelab.formats.architectures.published import is_published
 from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.layer import AdapterData
 
+_UNKNOWN = "model"
+"""The component of layers that no pipeline has, of a language model, say."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
@@ -23,7 +25,7 @@ class BaseModel:
     Attributes:
         name: on the Hub, or "miniature/sdxl"; "" where it is not known.
         title: as people write it.
-        task: what the Hub calls its pipelines.
+        task: what the Hub calls its pipelines, "" for what is no pipeline's.
         is_usual: whether nobody named it, and it is what such adapters are usually for.
         note: what a user should know about the choice.
     """
@@ -79,6 +81,8 @@ def base_model_of(data: AdapterData, given: str | None = None, drawn_with: str |
     """
     known = ARCHITECTURES.get(data.architecture or "")
     title, task = (known.title, known.task) if known else (BaseModel.title, BaseModel.task)
+    if {name.partition(".")[0] for name in data.layers} == {_UNKNOWN}:
+        task = ""
     if name := given or drawn_with:
         return BaseModel(name, title if known else name, task)
     why = _against(data, known)

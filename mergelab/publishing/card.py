@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,6 +123,7 @@ def _front(facts: Facts) -> dict[str, Any]:
 
     exhibit, base = facts.exhibit, facts.base
     library = "peft" if facts.format == "peft" else "diffusers"
+    of_pipelines = [base.task, "template:sd-lora"] if base.task else []
     family = [facts.data.architecture] if facts.data.architecture else []
     optional: dict[str, Any] = {}
     if base.repository:
@@ -145,8 +147,8 @@ def _front(facts: Facts) -> dict[str, Any]:
     data: Any = ModelCardData(
         license=facts.license,
         library_name=library,
-        pipeline_tag=base.task,
-        tags=[base.task, "lora", library, "template:sd-lora", *family, "mergelab"],
+        pipeline_tag=base.task or None,
+        tags=[*of_pipelines, "lora", library, *family, "mergelab"],
         eval_results=results or None,
         model_name=facts.title if results else None,
         **optional,
@@ -166,7 +168,8 @@ def _body(facts: Facts) -> str:
         begin=BEGIN,
         end=END,
         title=facts.title,
-        name=facts.place.repo.rpartition("/")[2],
+        name=shlex.quote(facts.place.name),
+        stem=shlex.quote(facts.place.repo.rpartition("/")[2]),
         size=_size(facts.data),
         base=facts.base,
         words=facts.words,

@@ -83,12 +83,21 @@ def exhibit_of(run: str | os.PathLike[str], data: AdapterData) -> Exhibit:
     """What the run in a folder shows of an adapter.
 
     Raises:
-        SourceError: the folder holds no finished run.
+        SourceError: the folder holds no finished run, or a damaged one.
         OptionError: none of its merges is this adapter.
     """
     folder = Path(run)
     summary = _summary(folder)
-    content = summary[_KEY]
+    try:
+        return _read(folder, summary[_KEY], summary["triggers"], data)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise SourceError(
+            f"{folder / _SUMMARY}: its {_KEY!r} are damaged ({what}); run `mergelab evaluate` again"
+        ) from None
+
+
+def _read(folder: Path, content: Mapping[str, Any], triggers: Mapping[str, list[str]], data: AdapterData) -> Exhibit:
     merge = _merge_of(folder, content["merges"], data)
     others = {known["row"] for known in content["merges"]} - {merge["row"]}
     rows = {row["name"]: row["cells"] for row in content["rows"] if row["name"] not in others}
@@ -101,11 +110,14 @@ def exhibit_of(run: str | os.PathLike[str], data: AdapterData) -> Exhibit:
         )
         for i, column in enumerate(content["columns"])
     ]
-    pictures = [Picture(known["prompt"], folder / known["image"]) for known in merge["pictures"]]
-    words = (word for words in summary["triggers"].values() for word in words)
+    # Names alone are taken from the file: it may be another's, and a path in it would be published.
+    pictures = (
+        Picture(str(known["prompt"]), folder / "images" / Path(known["image"]).name) for known in merge["pictures"]
+    )
+    words = (str(word) for words in triggers.values() for word in words)
     return Exhibit(
         merge["row"],
-        tuple(picture for picture in pictures if picture.path.is_file()),
+        tuple(picture for picture in pictures if picture.path.is_file() and not picture.path.is_symlink()),
         tuple(scores),
         content["design"],
         ", ".join(f"{name} {value}" for name, value in content["generation"].items()),

@@ -184,7 +184,7 @@ def told(repo: str, account: str, left: str = _NOTHING) -> Iterator[None]:
 def _bars_on_a_terminal() -> Iterator[None]:
     """huggingface_hub's bars of uploads go into pipes as well, unless they are told not to."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     asked_for = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None
     if asked_for or are_progress_bars_disabled() or sys.stderr.isatty():

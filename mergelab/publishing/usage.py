@@ -44,10 +44,10 @@ def usage(data: AdapterData, format: str | None, place: Place, base: BaseModel, 
         base: the model that it is for; without a name the adapter is loaded, and no image drawn.
         prompt: what is drawn.
     """
-    if not base.name:
+    if not base.name or not base.task:
         return f"import mergelab as ml\n\nadapter = ml.load({_text(place.name)})\nprint(adapter)"
     head, lines = _opened(base)
-    if format == "peft" and place.folders and "model" not in place.folders:
+    if format == "peft" and place.folders:
         head.append("from peft import PeftModel")
         for component, folder in place.folders.items():
             where = _keywords(subfolder=folder, revision=place.revision)

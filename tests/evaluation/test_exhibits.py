@@ -76,6 +76,25 @@ def test_of_the_very_adapter(run: ml.evaluation.Result, tmp_path: Path, capsys: 
     (old / "summary.json").write_text(json.dumps({k: v for k, v in summary.items() if k != "exhibits"}))
     with pytest.raises(ml.SourceError, match="earlier mergelab"):
         ties.push_to_hub("user/x", run=old, folder=tmp_path / "z")
+    (old / "summary.json").write_text(json.dumps({**summary, "exhibits": {"merges": summary["exhibits"]["merges"]}}))
+    (old / "adapters").symlink_to(run.folder / "adapters")
+    with pytest.raises(ml.SourceError, match=r"damaged \(KeyError"):
+        ties.push_to_hub("user/x", run=old, folder=tmp_path / "z")
+
+
+def test_no_other_file_becomes_a_picture(run: ml.evaluation.Result, tmp_path: Path) -> None:
+    """A run folder of somebody else may name one outside of it."""
+    summary = json.loads((run.folder / "summary.json").read_text())
+    (tmp_path / "secret.png").write_text("secret")
+    for merge in summary["exhibits"]["merges"]:
+        merge["pictures"] = [{"prompt": "x", "seed": 0, "image": name} for name in ("../secret.png", "images/link.png")]
+    theirs = tmp_path / "run"
+    (theirs / "images").mkdir(parents=True)
+    (theirs / "images" / "link.png").symlink_to(tmp_path / "secret.png")
+    (theirs / "adapters").symlink_to(run.folder / "adapters")
+    (theirs / "summary.json").write_text(json.dumps(summary))
+    adapter = ml.load(run.folder / "adapters" / "cat.safetensors")
+    assert list(adapter.push_to_hub("user/x", run=theirs, folder=tmp_path / "x").files) == ["cat.safetensors", CARD]
 
 
 FOUND = """<script>addEventListener("load", () => {
