@@ -79,16 +79,10 @@ def test_the_source_of_an_input_is_told(hub: Hub) -> None:
 
 
 FORMATS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "diffusers": (GHOST, {"format": "diffusers"}, "load_lora_weights"),
-    "revision": (GHOST, {"format": "diffusers", "revision": "v2"}, 'revision="v2"'),
-    "kohya": (GHOST, {}, "ml.fuse"),  # of a base model that the file does not tell
-    "comfy": ("miniature/flux/fish", {"format": "comfy"}, "ml.fuse"),
+    "diffusers": (GHOST, {"format": "diffusers", "revision": "v2"}, 'load_lora_weights("user/x", weight_name='),
     "peft": ("miniature/sdxl/house", {}, "PeftModel"),
-    "flux": (
-        "miniature/flux/fish",
-        {"format": "kohya"},
-        "ml.fuse",
-    ),  # of a size that diffusers' converter does not know
+    # Of a size that diffusers' converter does not know.
+    "kohya": ("miniature/flux/fish", {"format": "kohya"}, "ml.fuse"),
 }
 
 
