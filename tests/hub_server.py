@@ -126,9 +126,12 @@ class Hub:
         if what == "preupload":
             return _json({"files": [_mode(known, files) for known in content["files"]]})
         assert what == "commit", what
+        lines = [json.loads(line) for line in body.splitlines()]
+        if lines[0]["value"].get("parentCommit", _sha(files)) != _sha(files):
+            return _json({"error": "A commit has happened since. Please refresh and try again."}, 412)
         if pr:
             files = repo.branches[f"refs/pr/{len(repo.branches)}"] = dict(files)
-        return _json(self._commit(name, repo, files, [json.loads(line) for line in body.splitlines()], pr))
+        return _json(self._commit(name, repo, files, lines, pr))
 
     def _commit(self, name: str, repo: Repo, files: Files, lines: list[dict[str, Any]], pr: bool) -> dict[str, Any]:
         for line in lines:

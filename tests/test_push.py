@@ -147,6 +147,20 @@ def test_a_second_push(hub: Hub) -> None:
     assert b"By hand." in files[CARD] and b"base_model: user/base" in files[CARD]
 
 
+def test_somebody_else_pushes_meanwhile(hub: Hub, refused: Refused) -> None:
+    """What has come since the repository was looked at is not written over."""
+    ml.load(GHOST).push_to_hub("user/mine")
+
+    def answer(method: str, path: str, headers: dict[str, str], body: bytes) -> Page | None:
+        if "/preupload/" in path:
+            hub.files("user/mine")[CARD] = b"theirs"
+        return hub.answer(method, path, headers, body)
+
+    hub.site.program = answer
+    refused("push", GHOST, "user/mine", "--base-model", "user/base", needles=["meanwhile", "push again"])
+    assert hub.files("user/mine")[CARD] == b"theirs"
+
+
 def _page(status: int, code: str = "", message: str = "") -> Page:
     headers = {"X-Error-Code": code, "X-Error-Message": message}
     body = json.dumps({"errors": [{"message": message}]}).encode()

@@ -60,6 +60,7 @@ class Repository:
         has_revision: whether the branch is there, too.
         private: whether others cannot see it; None where it is not there.
         names: of its files.
+        commit_seen: the last commit of the branch.
     """
 
     api: HfApi
@@ -70,6 +71,7 @@ class Repository:
     has_revision: bool
     private: bool | None
     names: frozenset[str]
+    commit_seen: str | None
 
     def text_of_card(self) -> str | None:
         """README.md, where there is one."""
@@ -93,7 +95,8 @@ class Repository:
         """Upload files in one commit, in a repository and on a branch that are made where there are none; its address.
 
         Raises:
-            OutputError: it may not be written, or the Hub cannot be reached or takes no such files.
+            OutputError: it may not be written, or the Hub cannot be reached or takes no such files; or somebody else
+                has pushed since it was looked at.
         """
         from huggingface_hub import CommitOperationAdd
 
@@ -106,7 +109,12 @@ class Repository:
             if not self.has_revision and self.revision:
                 self.api.create_branch(self.repo, branch=self.revision, exist_ok=True)
             done = self.api.create_commit(
-                self.repo, operations, commit_message=message, revision=self.revision, create_pr=create_pr
+                self.repo,
+                operations,
+                commit_message=message,
+                revision=self.revision,
+                create_pr=create_pr,
+                parent_commit=self.commit_seen if self.has_revision else None,
             )
         return str(done.pr_url or done.commit_url)
 
@@ -137,7 +145,8 @@ def look(repo: str, revision: str | None, token: str | None) -> Repository:
             info = api.model_info(repo)  # of which the branch will be a copy
     names = frozenset(known.rfilename for known in (info.siblings or ())) if info else frozenset()
     private = info.private if info else None
-    return Repository(api, account, repo, revision, exists, has_revision or revision is None, private, names)
+    seen = info.sha if info else None
+    return Repository(api, account, repo, revision, exists, has_revision or revision is None, private, names, seen)
 
 
 def _account(repo: str, token: str | None) -> tuple[HfApi, str]:
@@ -208,6 +217,8 @@ def _reason(account: str, error: Exception) -> str:
     if _is(error, "RepositoryNotFoundError") or status in (401, 403):
         who = f"the token of {account or 'this account'} may not write there{f' ({said})' if said else ''}"
         return f"{who}: {_LOG_IN}, or choose a name of your own"
+    if status == 412:
+        return "somebody else has pushed there meanwhile; push again"
     if status == 409:
         return f"the name is taken{f' ({said})' if said else ''}; choose another"
     if _is(error, "HFValidationError"):
