@@ -18,6 +18,7 @@ from mergelab.formats.base_models import check_base_models
 from mergelab.layer import base_model_of, common_dialect, overview, short_name
 from mergelab.linalg.lowrank import inner
 from mergelab.linalg.precision import full_precision
+from mergelab.publishing import Publishable
 from mergelab.ranks import Rank
 from mergelab.report import Report
 from mergelab.tables import as_html, as_text, counted
@@ -26,7 +27,7 @@ Source = str | os.PathLike[str] | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Adapter(formats.Savable):
+class Adapter(Publishable):
     """A LoRA adapter: layers by canonical name, and everything else its file held.
 
     Adapters form a vector space: `0.8 * a + 0.6 * b - c` is an adapter whose change is exactly that, at the sum of
@@ -64,6 +65,12 @@ class Adapter(formats.Savable):
     def is_file(self) -> bool:
         """Whether this is a file (or a PEFT folder) as it was read, and nothing made from it."""
         return bool(self.inputs) and self.source == self.origin
+
+    @property
+    def is_on_the_hub(self) -> bool:
+        """Whether `source` is a name on the Hugging Face Hub, and neither a path here nor another address."""
+        here = {str(place) for path in self.inputs for place in (path, *path.parents)}
+        return self.is_file and "://" not in self.source and self.source not in here
 
     @property
     def name(self) -> str:

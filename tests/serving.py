@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -46,11 +46,16 @@ class Page:
         return f'"{hashlib.sha256(self.body).hexdigest()}"'
 
 
+Answer = Callable[[str, str, dict[str, str], bytes], Page | None]
+"""From method, path, headers and body of a request to what a program says to it; None: what stands at the path."""
+
+
 @dataclass
 class Site:
-    """A running server: its address, what stands where, and what it was asked."""
+    """A running server: its address, what stands where, what it was asked, and a program behind it, if there is one."""
 
     address: str
+    program: Answer | None = None
     pages: dict[str, Page] = field(default_factory=dict)
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
 
@@ -62,7 +67,9 @@ class Site:
 def _answer(handler: BaseHTTPRequestHandler, site: Site) -> None:
     headers = {key.title(): value for key, value in handler.headers.items()}
     site.asked.append((handler.command, handler.path, headers))
-    page = site.pages.get(handler.path) or site.pages.get(handler.path.partition("?")[0]) or Page(status=404)
+    body = handler.rfile.read(int(headers.get("Content-Length", 0)))
+    page = site.program(handler.command, handler.path, headers, body) if site.program else None
+    page = page or site.pages.get(handler.path) or site.pages.get(handler.path.partition("?")[0]) or Page(status=404)
     status, body, extra = page.status, page.body, dict(page.headers)
     if page.validated and status == 200:
         extra.setdefault("ETag", page.etag)
@@ -83,7 +90,7 @@ def _answer(handler: BaseHTTPRequestHandler, site: Site) -> None:
     handler.end_headers()
     if handler.command == "GET" and status in (200, 206) and page.breaks:
         body = body[: page.breaks.pop(0)]
-    if handler.command == "GET":
+    if handler.command != "HEAD":
         handler.wfile.write(body)
     handler.close_connection = True
 
@@ -112,7 +119,7 @@ def serving(encrypted: Path | None = None) -> Iterator[Site]:
         def do_GET(self) -> None:
             _answer(self, site)
 
-        do_HEAD = do_GET
+        do_HEAD = do_POST = do_PUT = do_GET
 
         def log_message(self, *arguments: Any) -> None:
             """Nothing on standard error."""

@@ -27,13 +27,20 @@ LAYERS = {
         "pipelines | comparing",
         "engine",
         "adapter",
-        "algebra",
+        "algebra | publishing",
         "formats | methods",
         "layer | spaces | ranks",
         "linalg | miniature",
         "checks",
         "errors | report",
         "tables",
+    ),
+    "mergelab.publishing": (
+        "publishable",
+        "hub | staging",
+        "card",
+        "exhibits | usage",
+        "base_models | recipe",
     ),
     "mergelab.engine": (
         "composing",
@@ -87,6 +94,7 @@ LAYERS = {
     "mergelab.evaluation": (
         "demo",
         "run",
+        "exhibits",
         "report | summary",
         "result",
         "analysis",
@@ -99,7 +107,7 @@ LAYERS = {
     ),
     "mergelab.evaluation.metrics": ("registry", "*", "encoders", "metric"),
     "mergelab.evaluation.report": ("page", "figures | tables | verdict | pictures", "lookup | numbers | plots"),
-    "mergelab.cli": ("app", "evaluating | fusing | showing | writing", "arguments | several | streams"),
+    "mergelab.cli": ("app", "evaluating | fusing | publishing | showing | writing", "arguments | several | streams"),
 }
 
 
@@ -169,6 +177,7 @@ def test_files_are_small() -> None:
         "py.typed",
         "__init__.pyi",
         "evaluation/**/*.html.j2",
+        "publishing/*.md.j2",
         "miniature/MODEL_CARD.md",
         "miniature/weights/lpips_trunk.safetensors",
         "miniature/weights/clip/tokenizer.json",

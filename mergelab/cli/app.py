@@ -14,6 +14,7 @@ from typer.main import get_command
 from mergelab.cli import streams
 from mergelab.cli.evaluating import demo, evaluate
 from mergelab.cli.fusing import fuse
+from mergelab.cli.publishing import push
 from mergelab.cli.several import spread
 from mergelab.cli.showing import compare, inspect, methods
 from mergelab.cli.writing import compose, convert, merge, resize
@@ -32,6 +33,7 @@ COMMANDS: dict[Callable[..., str], str] = {
     resize: "mergelab resize style.safetensors --rank 16 -o style_r16.safetensors",
     compose: "mergelab compose -i style.safetensors subject.safetensors -s 0.8 0.6 -o composed.safetensors",
     fuse: "mergelab fuse miniature/sdxl miniature/sdxl/ghost:0.8 miniature/sdxl/day -o fused",
+    push: "mergelab push merged.safetensors user/repo --run run --private",
     methods: "mergelab methods",
     evaluate: "mergelab evaluate config.yaml -o run --set seeds=4",
     demo: "mergelab demo --pipeline sdxl -o mergelab-demo",

@@ -46,14 +46,15 @@ def package_version() -> str:
 
 
 def input_record(adapter: Adapter, weight: Any) -> dict[str, Any]:
-    """Name, weight and sha256 of one input (None for an adapter that is in memory).
+    """Name, weight and sha256 of one input (None for an adapter that is in memory), and where on the Hub it lies.
 
     Example:
         >>> input_record(Adapter({}, source="style"), 0.5)
         {'name': 'style', 'weight': 0.5, 'sha256': None}
     """
     digest = sha256_of(adapter.inputs[0]) if adapter.is_file else None
-    return {"name": adapter.name, "weight": weight, "sha256": digest}
+    record = {"name": adapter.name, "weight": weight, "sha256": digest}
+    return record | ({"source": adapter.source} if adapter.is_on_the_hub else {})
 
 
 def merged_metadata(recipe: Recipe, adapters: Sequence[Adapter]) -> dict[str, str]:

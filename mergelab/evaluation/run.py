@@ -21,6 +21,7 @@ from mergelab.errors import OptionError, OutputError
 from mergelab.evaluation.analysis import findings, metric_ranges
 from mergelab.evaluation.config import Config, Memory
 from mergelab.evaluation.drawing import generate_missing
+from mergelab.evaluation.exhibits import exhibits
 from mergelab.evaluation.failures import Failures, summed_up
 from mergelab.evaluation.grid import Grid, score_all
 from mergelab.evaluation.metrics.metric import Metric
@@ -156,6 +157,7 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     seconds = {"loading": ready - start, "merging and comparing": merged - ready} | grid.seconds
     seconds["everything else"] = end - start - sum(seconds.values())
     summary = summary_of(result, grid, metrics, triggers, model, seconds)
+    summary |= {"exhibits": exhibits(result, grid.variants)}
     write(store.folder / "summary.json", to_json(summary))
     write(store.folder / "report.html", render(result, grid.variants, comparison, summary))
     return result

@@ -62,6 +62,9 @@ class Architecture:
         model_class, model_config: the diffusers class of the denoiser and the published configuration that sets its
             shapes, the source of its true modules.
         any_size: whether models of other sizes count, too; else a size that is not published needs a header.
+        repository: the model on the Hugging Face Hub, in diffusers' folders, that adapters of the family are usually
+            for; "" where there are several.
+        task: what the Hub calls its pipelines.
         projected: text encoders of the class CLIPTextModelWithProjection.
     """
 
@@ -84,6 +87,8 @@ class Architecture:
     respell: Callable[[str], str] = str
     projected: frozenset[str] = PROJECTED
     any_size: bool = False
+    repository: str = ""
+    task: str = "text-to-image"
 
     def naming_of(self, component: str) -> Naming | None:
         """The names of a component's modules; None for text encoders, which have one name in all models."""

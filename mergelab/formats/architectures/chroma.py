@@ -72,6 +72,7 @@ CHROMA = Architecture(
     modelspec="chroma/lora",
     base_version="chroma",
     kohya=Kohya({"text_encoder": "lora_te3"}, network_module="networks.lora_flux"),
+    repository="lodestones/Chroma1-HD",
     model_class="ChromaTransformer2DModel",
     model_config={
         "approximator_hidden_dim": 5120,

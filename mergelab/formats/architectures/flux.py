@@ -146,6 +146,7 @@ FLUX = Architecture(
     text_encoders={"text_encoder": "clip", "text_encoder_2": "t5"},
     respell=_respell,
     any_size=True,
+    repository="black-forest-labs/FLUX.1-dev",
     model_class="FluxTransformer2DModel",
     model_config={
         "attention_head_dim": 128,

@@ -97,6 +97,7 @@ def _model(
         modelspec=f"flux.2-{size}/lora",
         base_version=f"flux_2_{size.replace('-', '_')}",
         kohya=Kohya({}, network_module="networks.lora_flux_2"),
+        repository=f"black-forest-labs/FLUX.2-{title.replace(' ', '-')}",
         model_class="Flux2Transformer2DModel",
         model_config={
             "attention_head_dim": 128,

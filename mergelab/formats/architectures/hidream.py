@@ -65,6 +65,7 @@ HIDREAM = Architecture(
     modelspec="hidream-i1/lora",
     base_version="hidream_i1",
     kohya=None,
+    repository="HiDream-ai/HiDream-I1-Full",
     model_class="HiDreamImageTransformer2DModel",
     model_config={
         "attention_head_dim": 128,

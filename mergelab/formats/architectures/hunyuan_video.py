@@ -115,6 +115,8 @@ HUNYUAN_VIDEO = Architecture(
     modelspec="hunyuan-video/lora",
     base_version="hunyuan_video",
     kohya=Kohya({}),
+    repository="hunyuanvideo-community/HunyuanVideo",
+    task="text-to-video",
     model_class="HunyuanVideoTransformer3DModel",
     model_config={
         "attention_head_dim": 128,

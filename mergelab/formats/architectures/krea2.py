@@ -75,6 +75,7 @@ KREA2 = Architecture(
     modelspec="krea-2/lora",
     base_version="krea2",
     kohya=Kohya({}, network_module="networks.lora_krea2"),
+    repository="krea/Krea-2-Raw",
     model_class="Krea2Transformer2DModel",
     model_config={
         "attention_head_dim": 128,

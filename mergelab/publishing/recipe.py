@@ -1,0 +1,81 @@
+"""How an adapter was made, from its header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Input:
+    """One adapter that went into a merge.
+
+    Attributes:
+        name: a short name.
+        weight: in words.
+        sha256: of its file, "" for one that was in memory.
+        source: its name on the Hub, "" where it is not known.
+    """
+
+    name: str
+    weight: str
+    sha256: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a merge was made.
+
+    Attributes:
+        method: its name.
+        options: name -> value, in words.
+        inputs: what went into it.
+        version: of mergelab.
+    """
+
+    method: str
+    options: Mapping[str, str]
+    inputs: tuple[Input, ...]
+    version: str
+
+
+def recipe_of(header: Mapping[str, str]) -> Recipe | None:
+    """The recipe in a header; None where there is none that can be read.
+
+    Example:
+        >>> text = '{"method": "svd", "options": {"rank": 8}, "version": "1", "inputs": [{"name": "a", "weight": 0.5}]}'
+        >>> recipe_of({"mergelab": text}).inputs, recipe_of({"mergelab": "?"}), recipe_of({})
+        ((Input(name='a', weight='0.5', sha256='', source=''),), None, None)
+    """
+    try:
+        content = json.loads(header.get("mergelab", ""))
+        inputs = tuple(_input(record) for record in content["inputs"])
+        options = {str(name): in_words(value) for name, value in content["options"].items() if value is not None}
+        method, version = str(content["method"]), str(content.get("version", "unknown"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return Recipe(method, options, inputs, version)
+
+
+def _input(record: Mapping[str, Any]) -> Input:
+    sha256, source = record.get("sha256") or "", record.get("source") or ""
+    return Input(str(record["name"]), in_words(record["weight"]), str(sha256), str(source))
+
+
+def in_words(value: Any) -> str:
+    """A value of a recipe as people write it.
+
+    Example:
+        >>> in_words(1.0), in_words({"unet": 0.5, "text_encoder": 1}), in_words(None), in_words("svd")
+        ('1', 'unet 0.5, text_encoder 1', '–', 'svd')
+    """
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {in_words(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(in_words, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "–" if value is None else str(value)
