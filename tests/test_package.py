@@ -42,6 +42,7 @@ LAYERS = {
         "remains",
         "blocks | results",
         "aligning | job | provenance | thresholds | weights",
+        "block_weights",
     ),
     "mergelab.formats": (
         "saving",
@@ -54,7 +55,8 @@ LAYERS = {
         "balancing | kinds | names | original | padding | scalings | streaming",
         "tensor_files",
         "strangers | writers",
-        "layout | prefixes",
+        "block_layouts | layout | prefixes",
+        "block_presets",
         "architectures | files | header_alphas | messages | options | peft_config | saved_modules | targets | words",
     ),
     "mergelab.formats.tools": ("fitting | others", "table", "pipelines", "families | lacks", "tool"),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
+from mergelab.engine.block_weights import BlockWeights
 from mergelab.errors import OptionError
 from mergelab.tables import counted
 
@@ -52,7 +53,7 @@ def _of_adapter(weight: Weight, layers: list[str], adapter: str) -> dict[str, fl
         if not isinstance(pattern, str):
             raise OptionError(f"{adapter}: {short_repr(pattern)} has a weight, expected the name or pattern of layers")
         matched = [name for name in layers if name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)]
-        if not matched:
+        if not matched and not isinstance(weight, BlockWeights):
             components = ", ".join(sorted({name.split(".", 1)[0] for name in layers}))
             raise OptionError(
                 f"{adapter}: the weight for {pattern!r} matches no layer; its components are {components}, and a "
@@ -60,6 +61,8 @@ def _of_adapter(weight: Weight, layers: list[str], adapter: str) -> dict[str, fl
             )
         resolved.update(dict.fromkeys(matched, number))
     missing = [name for name in layers if name not in resolved]
+    if missing and isinstance(weight, BlockWeights):
+        raise OptionError(weight.without(adapter, missing))
     if missing:
         raise OptionError(
             f"{adapter}: no weight for {counted(len(missing), 'layer')}, {missing[0]} the first; begin the mapping "
