@@ -17,6 +17,8 @@ from .errors import OutputError as OutputError
 from .errors import SourceError as SourceError
 from .evaluation import evaluate as evaluate
 from .evaluation import register_metric as register_metric
+from .formats.aitoolkit import GenerateConfig as GenerateConfig
+from .formats.aitoolkit import generate_config as generate_config
 from .layer import LoraLayer as LoraLayer
 from .methods.dare import Dare as Dare
 from .methods.dare import DareTies as DareTies

@@ -45,9 +45,9 @@ LAYERS = {
         "block_weights",
     ),
     "mergelab.formats": (
-        "saving",
+        "aitoolkit | saving",
         "checkpoints | writing",
-        "headers | open_clip | planning | sources",
+        "headers | open_clip | planning | sources | yaml_files",
         "same | tools",
         "base_models | fetching | reading",
         "recognising",
@@ -92,11 +92,11 @@ LAYERS = {
         "scores | grid",
         "variants | metrics | triggers | statistics",
         "reading | store",
-        "config | failures | names",
+        "aitoolkit | config | failures | names",
     ),
     "mergelab.evaluation.metrics": ("registry", "*", "encoders", "metric"),
     "mergelab.evaluation.report": ("page", "figures | tables | verdict | pictures", "lookup | numbers | plots"),
-    "mergelab.cli": ("app", "evaluating | fusing | showing | writing", "arguments | streams"),
+    "mergelab.cli": ("app", "evaluating | fusing | showing | writing", "strengths", "arguments | streams"),
 }
 
 

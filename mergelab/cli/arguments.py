@@ -47,34 +47,6 @@ Import = Annotated[
 ]
 
 
-def parse_weighted(text: str) -> tuple[str, float | dict[str, float]]:
-    """A source and its weight, from `FILE`, `FILE:0.7` or `FILE:unet=0.7,text_encoder=0.3`.
-
-    Example:
-        >>> parse_weighted("style.safetensors:0.7"), parse_weighted("user/repo/style.safetensors")
-        (('style.safetensors', 0.7), ('user/repo/style.safetensors', 1.0))
-        >>> parse_weighted("https://example.org/style?type=1"), parse_weighted("s3://bucket/style.safetensors:0.7")
-        (('https://example.org/style?type=1', 1.0), ('s3://bucket/style.safetensors', 0.7))
-        >>> parse_weighted("style.safetensors:unet=0.7,unet.mid_block.*=1")
-        ('style.safetensors', {'unet': 0.7, 'unet.mid_block.*': 1.0})
-    """
-    from mergelab.checks import plain_number
-
-    source, colon, tail = text.rpartition(":")
-    # The colon of "https://..." is before no weight.
-    if not colon or "/" in tail or ("://" not in text and Path(text).exists()):
-        return text, 1.0
-    try:
-        if "=" in tail:
-            parts = (part.rpartition("=") for part in tail.split(","))
-            return source, {key: plain_number(value) for key, _, value in parts}
-        return source, plain_number(tail)
-    except ValueError:
-        if source.endswith(".safetensors") or Path(source).exists():
-            raise OptionError(f"{text}: weight {tail!r}: expected a number, or COMPONENT=NUMBER,...") from None
-        return text, 1.0
-
-
 def number(text: str) -> float:
     """A number on the command line.
 

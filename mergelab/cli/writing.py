@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mergelab.cli.arguments import (
-    SOURCES,
     BaseModel,
     DropExtras,
     Dtype,
@@ -25,23 +24,24 @@ from mergelab.cli.arguments import (
     import_plugins,
     integer,
     number,
-    parse_weighted,
     split_options,
 )
+from mergelab.cli.strengths import Blocks, DryRun, FromConfig, Weighted, by_block, given, loaded, weight_table
 from mergelab.errors import OptionError
 from mergelab.report import carried
 from mergelab.tables import counted
 
 if TYPE_CHECKING:
     from mergelab.adapter import Adapter
+    from mergelab.ranks import Rank
 
 
 def merge(
     context: typer.Context,
-    adapters: Annotated[
-        list[str], typer.Argument(help=f"{SOURCES} Each alone, as FILE:WEIGHT or FILE:COMPONENT=WEIGHT,...")
-    ],
     output: Out,
+    adapters: Weighted = None,
+    config: FromConfig = None,
+    block_weights: Blocks = None,
     method: Annotated[str, typer.Option(help="See `mergelab methods`.")] = "svd",
     rank: Annotated[
         str | None,
@@ -66,23 +66,28 @@ def merge(
     allow_pickle: Pickle = False,
     architecture: BaseModel = None,
     plugins: Import = None,
+    dry_run: DryRun = False,
 ) -> str:
     """Merge adapters into one. Other options of a method are given as --name value."""
-    from mergelab.adapter import load
     from mergelab.engine.merge import merge as merge_adapters
     from mergelab.ranks import parse_rank
 
     import_plugins(plugins)
-    adapters, options = split_options([*adapters, *context.args])
+    adapters, options = split_options([*(adapters or ()), *context.args])
     check_spelling(options, method, [flag for parameter in context.command.params for flag in parameter.opts])
     options.update({k: v for k, v in (("space", space), ("density", density)) if v is not None})
     _check_options(format, for_, dtype)
     target = None if rank is None else parse_rank(rank)
-    sources, weights = zip(*[parse_weighted(text) for text in adapters])
-    loaded = [load(source, allow_pickle=allow_pickle, architecture=architecture) for source in sources]
-    left_out, loaded = _without_extras(loaded) if drop_extras else ([], loaded)
-    _check_writable([a for a, weight in zip(loaded, weights) if weight != 0] or loaded, output, format, for_, force)
-    merged = merge_adapters(loaded, list(weights), method, rank=target, seed=seed, device=device, **options)
+    asked = given(adapters, config)
+    originals = loaded(asked, allow_pickle, architecture)
+    left_out, inputs = _without_extras(originals) if drop_extras else ([], originals)
+    weights = by_block(inputs, asked.weights, block_weights)
+    present = [adapter for adapter, weight in zip(inputs, weights) if weight != 0]
+    chosen = _check_writable(present or inputs, output, format, for_, force)
+    if dry_run:
+        planned = _planned_merge(inputs, method, target, options)
+        return "\n".join([*left_out, weight_table(inputs, weights), _unwritten(output, planned, chosen)])
+    merged = merge_adapters(inputs, weights, method, rank=target, seed=seed, device=device, **options)
     return "\n".join([*left_out, *_save(merged, output, format, for_, dtype), *merged.report.lines()])
 
 
@@ -96,11 +101,17 @@ def convert(
     force: Force = False,
     allow_pickle: Pickle = False,
     architecture: BaseModel = None,
+    block_weights: Blocks = None,
+    dry_run: DryRun = False,
 ) -> str:
     """Write an adapter in another format; every layer keeps its change exactly."""
     if format is None and for_ is None:
         raise OptionError("convert needs --for TOOL or --format FORMAT; see mergelab convert --help")
-    left_out, adapter = _open(file, output, format, for_, dtype, drop_extras, force, allow_pickle, architecture)
+    left_out, adapter, chosen, table = _open(
+        file, output, format, for_, dtype, drop_extras, force, allow_pickle, architecture, block_weights
+    )
+    if dry_run:
+        return "\n".join([*left_out, table, _unwritten(output, counted(len(adapter.layers), "layer"), chosen)])
     said = replace(adapter.report, notes=carried(adapter.report.notes)).lines()
     return "\n".join([*left_out, *_save(adapter, output, format, for_, dtype), *said])
 
@@ -116,13 +127,20 @@ def resize(
     force: Force = False,
     allow_pickle: Pickle = False,
     architecture: BaseModel = None,
+    block_weights: Blocks = None,
+    dry_run: DryRun = False,
 ) -> str:
     """Write the best approximation of an adapter at another rank, and say what it lost."""
-    from mergelab.ranks import parse_rank
+    from mergelab.ranks import parse_rank, rank_text
 
     if (target := parse_rank(rank)) in ("max", "sum"):
         raise OptionError(f"rank={rank!r}: expected a number such as 16, 0.9 (share of energy) or mean=16 (a budget)")
-    left_out, adapter = _open(file, output, format, for_, dtype, drop_extras, force, allow_pickle, architecture)
+    left_out, adapter, chosen, table = _open(
+        file, output, format, for_, dtype, drop_extras, force, allow_pickle, architecture, block_weights
+    )
+    if dry_run:
+        planned = f"rank {rank_text(target)}, {counted(len(adapter.layers), 'layer')}"
+        return "\n".join([*left_out, table, _unwritten(output, planned, chosen)])
     resized = adapter.resize(target)
     return "\n".join([*left_out, *_save(resized, output, format, for_, dtype), *resized.report.lines()])
 
@@ -136,13 +154,31 @@ def _check_options(format: str | None, for_: str | None, dtype: str | None) -> N
 
 def _check_writable(
     adapters: Sequence[Adapter], output: Path, format: str | None, for_: str | None, force: bool
-) -> None:
-    """Raise where a result of these inputs cannot be written there, before it is computed."""
+) -> str:
+    """The format of a result of these inputs; raises where it cannot be written there, before it is computed."""
     from mergelab.formats import check_writable
     from mergelab.formats.targets import check_target
 
     chosen = check_writable(adapters, format, for_)
     check_target(output, [path for adapter in adapters for path in adapter.inputs], force, chosen)
+    return chosen
+
+
+def _planned_merge(adapters: Sequence[Adapter], method: str, target: Rank | None, options: Mapping[str, Any]) -> str:
+    """What would be merged, in words; raises where it could not."""
+    from mergelab.engine.aligning import aligned_layers, load_all, unique_names, with_one_input
+    from mergelab.methods.registry import strategy_of
+    from mergelab.ranks import check_rank, rank_text
+
+    strategy = strategy_of(method, dict(options))
+    rank = strategy.checked_rank(check_rank(strategy.default_rank if target is None else target))
+    names = unique_names([adapter.name for adapter in load_all(adapters)])
+    layers = aligned_layers(with_one_input(adapters, names)[0], names)
+    return f"method {method}, rank {rank_text(rank)}, {counted(len(layers), 'layer')}"
+
+
+def _unwritten(output: Path, planned: str, format: str) -> str:
+    return f"dry run, nothing was written; {output} would be: {planned}, format {format}"
 
 
 def _open(
@@ -155,15 +191,22 @@ def _open(
     force: bool,
     allow_pickle: bool,
     architecture: str | None,
-) -> tuple[list[str], Adapter]:
-    """What is left out of the input of a command, and the input, once it is clear that its output can be written."""
+    blocks: Sequence[str] | None,
+) -> tuple[list[str], Adapter, str, str]:
+    """The input of a command, its blocks weighed, once it is clear that its output can be written.
+
+    Before it stands what is left out of it; behind it the format of the output, and the table of its weights.
+    """
     from mergelab.adapter import load
+    from mergelab.engine.merge import merge as merge_adapters
 
     _check_options(format, for_, dtype)
     adapter = load(file, allow_pickle=allow_pickle, architecture=architecture)
     left_out, (adapter,) = _without_extras([adapter]) if drop_extras else ([], [adapter])
-    _check_writable([adapter], output, format, for_, force)
-    return left_out, adapter
+    chosen = _check_writable([adapter], output, format, for_, force)
+    weights = by_block([adapter], [1.0], blocks)
+    table = weight_table([adapter], weights)
+    return left_out, merge_adapters([adapter], weights, "cat") if blocks else adapter, chosen, table
 
 
 def _without_extras(adapters: list[Adapter]) -> tuple[list[str], list[Adapter]]:
