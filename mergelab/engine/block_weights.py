@@ -112,21 +112,28 @@ def block_weights(
     """
     if not isinstance(spec, str):
         raise OptionError(f"block weights {short_repr(spec)}: expected a text such as 'sdxl:1,0,0,...' or 'sdxl:INALL'")
-    _check_strength(strength)
     family, rest = _split(spec)
     wanted = _family_of(architecture) if architecture is not None else None
     if family is not None and wanted is not None and family is not wanted:
         raise ArchitectureError(f"block weights {spec!r} are for {family.name}, and the adapter is for {architecture}")
     values = rest.strip("[] ")
     if "," in values:
-        return BlockWeights(*_listed(spec, values.split(","), family or wanted), strength)
-    return BlockWeights(*_preset(spec, rest.upper(), family or wanted), strength)
+        family, blocks = _listed(spec, values.split(","), family or wanted)
+    else:
+        family, blocks = _preset(spec, rest.upper(), family or wanted)
+    _check_strength(strength, {place.partition(".")[0] for place in family.places})
+    return BlockWeights(family, blocks, strength)
 
 
-def _check_strength(strength: object) -> None:
-    for number in strength.values() if isinstance(strength, Mapping) else (strength,):
+def _check_strength(strength: object, components: set[str]) -> None:
+    for key, number in strength.items() if isinstance(strength, Mapping) else ((None, strength),):
         if not is_number(number):
-            raise OptionError(f"strength {short_repr(number)}: {EXPECTED_NUMBER}")
+            raise OptionError(f"weight {short_repr(number)}: {EXPECTED_NUMBER}")
+        if key is not None and key not in components:
+            raise OptionError(
+                f"weight for {short_repr(key)}: beside block weights a component has one, and no pattern of layers; "
+                f"expected one of {', '.join(sorted(components))}"
+            )
 
 
 def _split(spec: str) -> tuple[Family | None, str]:
