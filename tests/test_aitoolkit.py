@@ -34,7 +34,9 @@ def config(model: Any, generate: Any = None, **others: Any) -> dict[str, Any]:
 def written(folder: Path, content: Any, name: str = "generate.yaml") -> Path:
     """The file of a configuration."""
     file = folder / name
-    file.write_text(yaml.safe_dump(content) if not isinstance(content, str) else content, encoding="utf-8")
+    file.write_text(
+        yaml.safe_dump(content, sort_keys=False) if not isinstance(content, str) else content, encoding="utf-8"
+    )
     return file
 
 
@@ -81,7 +83,7 @@ def test_an_example_is_drawn_and_scored(tmp_path: Path) -> None:
     assert cli.run([*line, *(part for setting in settings for part in ("--set", setting))]) == 0
     resolved = read_config(tmp_path / "run" / "config.yaml")
     assert resolved.merges == [{"method": "cat"}] and resolved.generation.steps == 1
-    assert len(list((tmp_path / "run" / "images").rglob("*.png"))) == 3 * 2
+    assert len(list((tmp_path / "run" / "images").rglob("*.png"))) == 2 * 2  # a merge of one adapter is that adapter
 
 
 def test_old_and_new_form_are_the_same_bytes(tmp_path: Path) -> None:
@@ -125,6 +127,17 @@ def _flux(folder: Path) -> Any:
     pipe = FluxPipeline.from_pretrained(str(folder))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def test_fuse_says_what_it_does_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights of another file, quantisation: nothing is made of them, and not in silence."""
+    keys = {"name_or_path": "miniature/sdxl", "unet_path": "x", "quantize": True, "te_name_or_path": None}
+    file = written(tmp_path, config(keys | {"lora_paths": [{"path": "miniature/sdxl/ghost"}]}))
+    assert cli.run(["fuse", "--config", str(file), "-o", str(tmp_path / "out")]) == 0
+    assert (
+        "not read, the base model is miniature/sdxl as it is: model.unet_path, model.quantize"
+        in capsys.readouterr().out
+    )
 
 
 def test_fuse_takes_another_base(tmp_path: Path, refused: Refused) -> None:

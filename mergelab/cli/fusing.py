@@ -29,6 +29,7 @@ def fuse(
     from mergelab.engine.checkpoint import fuse_checkpoint
 
     asked = given(adapters, config)
+    unread = asked.config.unread if asked.config and base is None else ()
     base = base or (asked.config.base if asked.config else None)
     if not base:
         raise OptionError(f"no base model: {config} has no model.name_or_path; give BASE before the options")
@@ -37,4 +38,5 @@ def fuse(
     fused = [adapter.without_extras() for adapter in originals] if drop_extras else originals
     weights = by_block(fused, asked.weights, block_weights)
     written = fuse_checkpoint(base, fused, output, weights, overwrite=force)
-    return "\n".join([*left_out, *written.lines()])
+    notes = [f"not read, the base model is {base} as it is: {', '.join(unread)}"] if unread else []
+    return "\n".join([*left_out, *written.lines(), *notes])

@@ -31,7 +31,6 @@ _GENERATION = {
 _OPTIONS = {"prompt_2": "prompt_2", "neg_2": "negative_prompt_2", "guidance_rescale": "guidance_rescale"}
 # What changes nothing here: how pictures are filed, in which order they are drawn.
 _HARMLESS = ("prompts", "seed", "num_repeats", "shuffle", "prompt_file", "ext", "max_images", "max_random_per_prompt")
-_READ = "name_or_path lora_path lora_weight lora_paths is_flux is_xl is_v2 arch dtype low_vram".split()
 _FLAG = re.compile(r"(^|\s)--[a-z]")
 
 
@@ -70,7 +69,9 @@ def evaluation_content(path: Path) -> dict[str, Any]:
         content["device"] = config.device
     if config.low_vram and torch.cuda.is_available():
         content["memory"] = {"offload": "model"}
-    if unread := _unread(config):
+    known = (*_GENERATION, *_OPTIONS, *_HARMLESS)
+    unread = [*config.unread, *(f"generate.{key}" for key, value in generate.items() if value and key not in known)]
+    if unread:
         _LOG.warning("%s: an evaluation makes nothing of %s", path, ", ".join(unread))
     return content
 
@@ -112,15 +113,3 @@ def _seeds(generate: Mapping[str, Any]) -> dict[str, Any]:
     if seed >= 0:
         return {"seeds": list(range(seed, seed + repeats))}
     return {"seeds": repeats} if repeats > 1 else {}
-
-
-def _unread(config: GenerateConfig) -> list[str]:
-    """Keys that are set, and would change the pictures that AI Toolkit draws."""
-    known = {"model": _READ, "generate": [*_GENERATION, *_OPTIONS, *_HARMLESS]}
-    sections: dict[str, Mapping[str, Any]] = {"model": config.model, "generate": config.generate}
-    return [
-        f"{name}.{key}"
-        for name, section in sections.items()
-        for key, value in section.items()
-        if value and key not in known[name]
-    ]

@@ -18,10 +18,10 @@ from mergelab.formats.yaml_files import beside, read_yaml
 _TOP = "job config meta".split()
 _CONFIG = "name process device meta".split()
 _PROCESS = "type name output_folder device dtype model generate performance_log_every".split()
-_USED = "name_or_path lora_path lora_weight lora_paths is_flux is_xl is_v2 arch dtype low_vram".split()
+_READ = "name_or_path lora_path lora_weight lora_paths is_flux is_xl is_v2 arch dtype low_vram".split()
 _OTHER_ADAPTERS = "assistant_lora_path inference_lora_path unconditional_lora_path".split()
 _MODEL = [
-    *_USED,
+    *_READ,
     *_OTHER_ADAPTERS,
     *"""
     is_pixart is_pixart_sigma is_auraflow is_v3 is_lumina2 is_ssd is_vega is_v_pred use_flux_cfg experimental_xl
@@ -66,6 +66,11 @@ class GenerateConfig:
     generate: Mapping[str, Any]
     device: str | None
     dtype: str | None
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Keys of the model section that are set and say nothing here: other weights, quantisation, ..."""
+        return tuple(f"model.{key}" for key, value in self.model.items() if value and key not in _READ)
 
 
 def generate_config(path: str | os.PathLike[str]) -> GenerateConfig:
