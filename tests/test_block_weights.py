@@ -164,7 +164,7 @@ def test_flux_with_an_entry_for_each_encoder() -> None:
 @pytest.mark.parametrize(
     ("text", "architecture", "needle"),
     [
-        ("sdxl:OUTAL", None, "did you mean 'OUTALL'"),
+        ("sdxl:OUTAL", None, "did you mean 'OUTALL'? known: NONE, ALL, INALL, MIDALL, OUTALL, ALL0.5"),
         ("SDXL-MIDD", None, "no such preset of sdxl"),
         ("MIDALLL", "sdxl", "did you mean 'MIDALL'"),
         ("flux:DBL-FRONT", None, "did you mean 'DBL-FRONT7'"),

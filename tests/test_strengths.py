@@ -71,6 +71,13 @@ def test_what_is_no_weight(sign: str, weight: str, tmp_path: Path, refused: Refu
     refused("merge", f"{file}{sign}{weight}", "-o", tmp_path / "out.safetensors")
 
 
+@pytest.mark.parametrize("option", ["--weights", "--ratios", "--strength"])
+def test_weights_are_no_option(option: str, tmp_path: Path, refused: Refused) -> None:
+    """What other tools call it is said to stand behind the file."""
+    file = write(tmp_path / "a.safetensors", lora())
+    refused("merge", file, option, "0.5", "-o", tmp_path / "out.safetensors", needles=[option, "FILE=0.7"])
+
+
 @pytest.fixture(scope="module")
 def pipe() -> Any:
     """The small SDXL."""

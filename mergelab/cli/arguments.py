@@ -121,12 +121,18 @@ def split_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return others, options
 
 
+# As other tools call what stands behind a file here.
+_WEIGHTS = ("weight", "weights", "strength", "strengths", "ratio", "ratios", "multiplier", "multipliers")
+
+
 def check_spelling(given: Mapping[str, Any], method: str, flags: Sequence[str]) -> None:
     """Raise where what would go to the method is one of the command's own flags, misspelt."""
     from mergelab.methods.registry import options_of
 
     of_method = options_of(method) if given else {}
     for name in given:
+        if name in _WEIGHTS and name not in of_method:
+            raise OptionError(f"there is no option --{name}: a weight stands behind its file, FILE:0.7 or FILE=0.7")
         near = get_close_matches(f"--{name}", flags, n=1, cutoff=0.75)
         if near and name not in of_method and not get_close_matches(name, of_method, cutoff=0.75):
             raise OptionError(f"there is no option --{name}; did you mean {near[0]}?")

@@ -188,7 +188,7 @@ def _preset(spec: str, name: str, family: Family | None) -> tuple[Family, dict[s
         said = " or ".join(f"{known.name}:{name}" for known in having)
         raise OptionError(f"block weights {spec!r}: more than one base model has such a preset; say {said}")
     if not having:
-        known = dict.fromkeys(preset for one in families for preset in PRESETS[one.name])
+        known = list(dict.fromkeys(preset for one in families for preset in PRESETS[one.name]))
         of = f" of {family.name}" if family else ""
         raise OptionError(f"block weights {spec!r}: there is no such preset{of}; {did_you_mean(name, known)}")
     return having[0], having[0].spread(PRESETS[having[0].name][name])
