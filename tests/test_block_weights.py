@@ -14,7 +14,6 @@ from mergelab import cli
 from mergelab.formats.architectures import ARCHITECTURES
 from mergelab.formats.block_layouts import FAMILIES, FLUX
 from mergelab.formats.block_presets import PRESETS
-from tests.refusing import Refused
 from tests.synthetic import adapter
 
 # As the tools list them: BASE, IN01, IN02, IN04, IN05, IN07, IN08, MID, OUT03 to OUT11.
@@ -251,6 +250,17 @@ def test_weights_of_components_are_multiplied() -> None:
         ml.merge([a], [ml.block_weights(TEXT, {"unet": 2.0})])
 
 
+def test_weights_for_another_base_model_are_refused() -> None:
+    """SD 1.5 and SDXL have blocks of the same names."""
+    a = ml.Adapter(adapter(9, rank=2, shapes=SHAPES).layers, architecture="sdxl", source="a")
+    wrong = ml.block_weights("sd15:ALL")
+    for take in (lambda: ml.merge([a], [wrong]), lambda: ml.fuse_checkpoint("miniature/sdxl", a, "out", wrong)):
+        with pytest.raises(
+            ml.ArchitectureError, match="a: the block weights are for sd15, and the adapter is for sdxl"
+        ):
+            take()
+
+
 def test_a_layer_outside_of_the_layout_is_asked_for() -> None:
     """The tools disagree on such layers: sd-scripts leaves them at 1, others drop them."""
     a = adapter(5, rank=2, shapes={f"{DOWN}.0.resnets.0.conv1": (8, 8, 3, 3), f"{MID}.attentions.0.proj_in": (8, 8)})
@@ -259,46 +269,3 @@ def test_a_layer_outside_of_the_layout_is_asked_for() -> None:
     with pytest.raises(ml.OptionError, match="in no block of flux"):
         ml.merge([a], [ml.block_weights("flux:ALL")])
     assert len(ml.merge([a], [ml.block_weights("sdxl:ALL")], method="cat").layers) == 2
-
-
-def test_a_dry_run_shows_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Block by block, those that follow each other at one weight together; nothing is written."""
-    a = adapter(6, rank=2, shapes=SHAPES)
-    file, out = a.save(tmp_path / "a.safetensors"), tmp_path / "out.safetensors"
-    blocks = ["--block-weights", "sdxl:0.5,1,1,1,0,1,0,0,0,0,0,0"]
-    for line in (
-        ["merge", f"{file}:0.5"],
-        ["convert", str(file), "--format", "kohya"],
-        ["resize", str(file), "--rank", "1"],
-    ):
-        strength = 0.5 if line[0] == "merge" else 1
-        assert cli.run([*line, "-o", str(out), *blocks, "--dry-run"]) == 0
-        rows = [row.split() for row in capsys.readouterr().out.splitlines()]
-        assert rows[0] == ["adapter", "part", "weight", "layers"]
-        assert rows[1:8] == [
-            ["a", "BASE", f"{0.5 * strength:g}", "1"],
-            ["a", "IN04-IN05", f"{strength:g}", "1"],
-            ["a", "IN07", f"{strength:g}", "0"],
-            ["a", "IN08", "0", "1"],
-            ["a", "MID", f"{strength:g}", "1"],
-            ["a", "OUT00-OUT05", "0", "2"],
-            rows[7],
-        ]
-        assert " ".join(rows[7]).startswith("dry run, nothing was written")
-    assert not out.exists()
-    assert cli.run(["merge", f"{file}:text_encoder=0.5,unet=2", "-o", str(out), "--dry-run"]) == 0
-    assert "text_encoder  0.5     1" in (shown := capsys.readouterr().out) and "unet          2       5" in shown
-
-
-def test_a_dry_run_checks(tmp_path: Path, refused: Refused) -> None:
-    """Method, rank, options, layers and the output."""
-    file = adapter(7, rank=2, shapes=SHAPES).save(tmp_path / "a.safetensors")
-    other = adapter(8, rank=2, shapes=dict.fromkeys(SHAPES, (3, 4))).save(tmp_path / "b.safetensors")
-    line = ("merge", file, "--dry-run", "-o")
-    refused(*line, tmp_path / "out.safetensors", "--method", "nonsense", needles=["nonsense"])
-    refused(*line, tmp_path / "out.safetensors", "--method", "ties", "--density", "7", needles=["density"])
-    refused(*line, tmp_path / "out.safetensors", other, needles=["different base models"])
-    refused(*line, file, needles=["input"])
-    refused(*line, tmp_path / "out.safetensors", "--block-weights", "sdxl:OUTAL", needles=["OUTALL"])
-    twice = ("--block-weights", "sdxl:ALL") * 2
-    refused(*line, tmp_path / "out.safetensors", *twice, needles=["2 times for 1 adapter"])

@@ -64,6 +64,17 @@ class BlockWeights(Mapping[str, float]):
         starts = (layer.rsplit(".", cut)[0] for cut in range(layer.count(".") + 1))
         return next((self.family.places[start] for start in starts if start in self.family.places), None)
 
+    def check(self, adapter: str, architecture: str | None) -> None:
+        """Raises where an adapter is known to be for another base model.
+
+        Raises:
+            ArchitectureError: it is.
+        """
+        if architecture is not None and architecture not in self.family.architectures:
+            raise ArchitectureError(
+                f"{adapter}: the block weights are for {self.family.name}, and the adapter is for {architecture}"
+            )
+
     def without(self, adapter: str, layers: list[str]) -> str:
         """What is wrong where these layers have no weight, in words."""
         first, block = layers[0], self.block(layers[0])

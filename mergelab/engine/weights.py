@@ -14,7 +14,10 @@ Weight = float | Mapping[str, float]
 
 
 def resolve(
-    weights: Sequence[Weight] | None, layers: Sequence[Iterable[str]], names: Sequence[str]
+    weights: Sequence[Weight] | None,
+    layers: Sequence[Iterable[str]],
+    names: Sequence[str],
+    architectures: Sequence[str | None] | None = None,
 ) -> list[dict[str, float]]:
     """Layer name -> weight, for every adapter.
 
@@ -23,9 +26,11 @@ def resolve(
             names to numbers, of which the last that matches wins. None: 1.0 each.
         layers: the layer names of each adapter.
         names: the adapters' names, for messages.
+        architectures: of their base models, which block weights have to be for.
 
     Raises:
         OptionError: a list of the wrong length, NaN, a pattern that matches nothing, a layer without a weight.
+        ArchitectureError: block weights for another base model.
 
     Example:
         >>> resolve([{"unet": 0.8, "unet.up*": 1.0}], [["unet.down.q", "unet.up.q"]], ["style"])
@@ -41,6 +46,9 @@ def resolve(
             f"weights has {counted(len(given), 'value')} for {counted(len(names), 'adapter')} ({', '.join(names)}): "
             "expected one for each"
         )
+    for weight, name, architecture in zip(given, names, architectures or ()):
+        if isinstance(weight, BlockWeights):
+            weight.check(name, architecture)
     return [_of_adapter(w, list(own), name) for w, own, name in zip(given, layers, names)]
 
 
