@@ -4,6 +4,8 @@ from .adapter import Adapter as Adapter
 from .adapter import load as load
 from .comparing import Comparison as Comparison
 from .comparing import compare as compare
+from .engine.block_weights import BlockWeights as BlockWeights
+from .engine.block_weights import block_weights as block_weights
 from .engine.checkpoint import FusedCheckpoint as FusedCheckpoint
 from .engine.checkpoint import fuse_checkpoint as fuse_checkpoint
 from .engine.composing import compose as compose
@@ -17,6 +19,8 @@ from .errors import OutputError as OutputError
 from .errors import SourceError as SourceError
 from .evaluation import evaluate as evaluate
 from .evaluation import register_metric as register_metric
+from .formats.aitoolkit import GenerateConfig as GenerateConfig
+from .formats.aitoolkit import generate_config as generate_config
 from .layer import LoraLayer as LoraLayer
 from .methods.dare import Dare as Dare
 from .methods.dare import DareTies as DareTies

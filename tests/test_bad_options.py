@@ -101,7 +101,7 @@ def test_weight(name: str, tmp_path: Path, good: Path, refused: Refused) -> None
     [
         ([], "expected a command"),
         (["frobnicate"], "frobnicate"),
-        (["merge"], "adapters"),
+        (["merge"], "--output"),
         (["merge", "-o", "out.safetensors"], "adapters"),
         (["merge", "a.safetensors"], "--output"),
         (["inspect"], "file"),

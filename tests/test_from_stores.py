@@ -121,6 +121,18 @@ def test_on_the_command_line(bucket: Any, tmp_path: Path, capsys: pytest.Capture
     assert (ml.load(out) - expected).norm() / expected.norm() < 1e-6
 
 
+def test_in_a_generate_config_of_ai_toolkit(bucket: Any, tmp_path: Path) -> None:
+    """In either form of its keys."""
+    path, out = "s3://loras/style.safetensors", tmp_path / "out.safetensors"
+    for model in (f"{{lora_path: {path}, lora_weight: 0.5}}", f"{{lora_paths: [{{path: {path}, weight: 0.5}}]}}"):
+        config = tmp_path / "generate.yaml"
+        config.write_text(f"{{job: generate, config: {{process: [{{type: to_folder, model: {model}}}]}}}}")
+        assert cli.run(["merge", "--config", str(config), "-o", str(out), "--force"]) == 0
+        assert (ml.load(out) - 0.5 * ml.load(path)).norm() < 1e-6 * ml.load(path).norm()
+    assert cli.run(["merge", f"{path}=0.5", "-o", str(tmp_path / "plain.safetensors")]) == 0
+    assert out.read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
+
+
 class Flaky(MemoryFileSystem):
     """A store in memory whose connections break off after so many bytes."""
 

@@ -50,11 +50,12 @@ LAYERS = {
         "remains",
         "blocks | results",
         "aligning | job | provenance | thresholds | weights",
+        "block_weights",
     ),
     "mergelab.formats": (
-        "saving",
+        "aitoolkit | saving",
         "checkpoints | writing",
-        "headers | open_clip | planning | sources",
+        "headers | open_clip | planning | sources | yaml_files",
         "same | tools",
         "base_models | fetching | reading",
         "recognising",
@@ -63,7 +64,8 @@ LAYERS = {
         "balancing | kinds | names | original | padding | scalings | streaming",
         "tensor_files",
         "strangers | writers",
-        "layout | prefixes",
+        "block_layouts | layout | prefixes",
+        "block_presets",
         "architectures | files | header_alphas | messages | options | peft_config | saved_modules | targets | words",
     ),
     "mergelab.formats.tools": ("fitting | others", "table", "pipelines", "families | lacks", "tool"),
@@ -103,11 +105,16 @@ LAYERS = {
         "scores | grid",
         "variants | metrics | triggers | statistics",
         "reading | store",
-        "config | failures | names",
+        "aitoolkit | config | failures | names",
     ),
     "mergelab.evaluation.metrics": ("registry", "*", "encoders", "metric"),
     "mergelab.evaluation.report": ("page", "figures | tables | verdict | pictures", "lookup | numbers | plots"),
-    "mergelab.cli": ("app", "evaluating | fusing | publishing | showing | writing", "arguments | several | streams"),
+    "mergelab.cli": (
+        "app",
+        "evaluating | fusing | publishing | showing | writing",
+        "strengths",
+        "arguments | outputs | several | streams",
+    ),
 }
 
 

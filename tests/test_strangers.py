@@ -85,7 +85,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "AI-Toolkit": (
         "merge.yaml",
         b"job: generate\nconfig:\n  process:\n  - model:\n      lora_paths:\n      - {path: a, weight: 1}\n",
-        "is a configuration of AI-Toolkit: give the adapters it names",
+        "is a configuration of AI-Toolkit: mergelab merge --config takes one",
     ),
     "AI-Toolkit, training": ("train.yaml", b"---\njob: extension\nconfig:\n  name: x\n", "AI-Toolkit"),
     "YAML": ("config.yml", b"loras: []\n", "is a YAML configuration"),

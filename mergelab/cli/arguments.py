@@ -57,34 +57,6 @@ Import = Annotated[
 ]
 
 
-def parse_weighted(text: str) -> tuple[str, float | dict[str, float]]:
-    """A source and its weight, from `FILE`, `FILE:0.7` or `FILE:unet=0.7,text_encoder=0.3`.
-
-    Example:
-        >>> parse_weighted("style.safetensors:0.7"), parse_weighted("user/repo/style.safetensors")
-        (('style.safetensors', 0.7), ('user/repo/style.safetensors', 1.0))
-        >>> parse_weighted("https://example.org/style?type=1"), parse_weighted("s3://bucket/style.safetensors:0.7")
-        (('https://example.org/style?type=1', 1.0), ('s3://bucket/style.safetensors', 0.7))
-        >>> parse_weighted("style.safetensors:unet=0.7,unet.mid_block.*=1")
-        ('style.safetensors', {'unet': 0.7, 'unet.mid_block.*': 1.0})
-    """
-    from mergelab.checks import plain_number
-
-    source, colon, tail = text.rpartition(":")
-    # The colon of "https://..." is before no weight.
-    if not colon or "/" in tail or ("://" not in text and Path(text).exists()):
-        return text, 1.0
-    try:
-        if "=" in tail:
-            parts = (part.rpartition("=") for part in tail.split(","))
-            return source, {key: plain_number(value) for key, _, value in parts}
-        return source, plain_number(tail)
-    except ValueError:
-        if source.endswith(".safetensors") or Path(source).exists():
-            raise OptionError(f"{text}: weight {tail!r}: expected a number, or COMPONENT=NUMBER,...") from None
-        return text, 1.0
-
-
 def number(text: str) -> float:
     """A number on the command line.
 
@@ -159,12 +131,18 @@ def split_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return others, options
 
 
+# As other tools call what stands behind a file here.
+_WEIGHTS = ("weight", "weights", "strength", "strengths", "ratio", "ratios", "multiplier", "multipliers")
+
+
 def check_spelling(given: Mapping[str, Any], method: str, flags: Sequence[str]) -> None:
     """Raise where what would go to the method is one of the command's own flags, misspelt."""
     from mergelab.methods.registry import options_of
 
     of_method = options_of(method) if given else {}
     for name in given:
+        if name in _WEIGHTS and name not in of_method:
+            raise OptionError(f"there is no option --{name}: a weight stands behind its file, FILE:0.7 or FILE=0.7")
         near = get_close_matches(f"--{name}", flags, n=1, cutoff=0.75)
         if near and name not in of_method and not get_close_matches(name, of_method, cutoff=0.75):
             raise OptionError(f"there is no option --{name}; did you mean {near[0]}?")

@@ -7,28 +7,36 @@ from typing import Annotated
 
 import typer
 
-from mergelab.cli.arguments import SOURCES, BaseModel, DropExtras, Force, Pickle, parse_weighted
+from mergelab.cli.arguments import BaseModel, DropExtras, Force, Pickle
+from mergelab.cli.strengths import Blocks, FromConfig, Weighted, by_block, given, loaded
+from mergelab.errors import OptionError
 
 
 def fuse(
-    base: Annotated[str, typer.Argument(help="The base model: a safetensors file, or the folder of a pipeline.")],
-    adapters: Annotated[
-        list[str], typer.Argument(help=f"{SOURCES} Each alone, as FILE:WEIGHT or FILE:COMPONENT=WEIGHT,...")
-    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write; for a folder a new folder.")],
+    base: Annotated[
+        str | None, typer.Argument(help="The base model: a safetensors file, or the folder of a pipeline.")
+    ] = None,
+    adapters: Weighted = None,
+    config: FromConfig = None,
+    block_weights: Blocks = None,
     drop_extras: DropExtras = False,
     force: Force = False,
     allow_pickle: Pickle = False,
     architecture: BaseModel = None,
 ) -> str:
     """Write a base model with adapters fused into its weights: same keys, same dtypes, tensor by tensor."""
-    from mergelab.adapter import load
     from mergelab.engine.checkpoint import fuse_checkpoint
 
-    sources, weights = zip(*[parse_weighted(text) for text in adapters])
-    loaded = [load(source, allow_pickle=allow_pickle, architecture=architecture) for source in sources]
-    left_out = [f"left out: {key} of {adapter.name}" for adapter in loaded for key in adapter.extras if drop_extras]
-    if drop_extras:
-        loaded = [adapter.without_extras() for adapter in loaded]
-    written = fuse_checkpoint(base, loaded, output, list(weights), overwrite=force)
-    return "\n".join([*left_out, *written.lines()])
+    asked = given(adapters, config)
+    unread = asked.config.unread if asked.config and base is None else ()
+    base = base or (asked.config.base if asked.config else None)
+    if not base:
+        raise OptionError(f"no base model: {config} has no model.name_or_path; give BASE before the options")
+    originals = loaded(asked, allow_pickle, architecture)
+    left_out = [f"left out: {key} of {adapter.name}" for adapter in originals for key in adapter.extras if drop_extras]
+    fused = [adapter.without_extras() for adapter in originals] if drop_extras else originals
+    weights = by_block(fused, asked.weights, block_weights)
+    written = fuse_checkpoint(base, fused, output, weights, overwrite=force)
+    notes = [f"not read, the base model is {base} as it is: {', '.join(unread)}"] if unread else []
+    return "\n".join([*left_out, *written.lines(), *notes])

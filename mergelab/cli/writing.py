@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from mergelab.cli.arguments import (
-    SOURCES,
     BaseModel,
     DropExtras,
     Dtype,
@@ -26,25 +25,27 @@ from mergelab.cli.arguments import (
     import_plugins,
     integer,
     number,
-    parse_weighted,
     split_options,
 )
+from mergelab.cli.outputs import Output
+from mergelab.cli.strengths import Blocks, DryRun, FromConfig, Weighted, by_block, given, loaded, weight_table
 from mergelab.errors import OptionError
 from mergelab.report import carried
 from mergelab.tables import counted
 
 if TYPE_CHECKING:
     from mergelab.adapter import Adapter
+    from mergelab.ranks import Rank
 
 _COMPOSED_FOR = "nunchaku"
 
 
 def merge(
     context: typer.Context,
-    adapters: Annotated[
-        list[str], typer.Argument(help=f"{SOURCES} Each alone, as FILE:WEIGHT or FILE:COMPONENT=WEIGHT,...")
-    ],
     output: Out,
+    adapters: Weighted = None,
+    config: FromConfig = None,
+    block_weights: Blocks = None,
     method: Annotated[str, typer.Option(help="See `mergelab methods`.")] = "svd",
     rank: Annotated[
         str | None,
@@ -69,24 +70,29 @@ def merge(
     allow_pickle: Pickle = False,
     architecture: BaseModel = None,
     plugins: Import = None,
+    dry_run: DryRun = False,
 ) -> str:
     """Merge adapters into one. Other options of a method are given as --name value."""
-    from mergelab.adapter import load
     from mergelab.engine.merge import merge as merge_adapters
     from mergelab.ranks import parse_rank
 
     import_plugins(plugins)
-    adapters, options = split_options([*adapters, *context.args])
+    adapters, options = split_options([*(adapters or ()), *context.args])
     check_spelling(options, method, [flag for parameter in context.command.params for flag in parameter.opts])
     options.update({k: v for k, v in (("space", space), ("density", density)) if v is not None})
-    _check_options(format, for_, dtype)
+    out = Output(output, format, for_, dtype, force)
     target = None if rank is None else parse_rank(rank)
-    sources, weights = zip(*[parse_weighted(text) for text in adapters])
-    loaded = [load(source, allow_pickle=allow_pickle, architecture=architecture) for source in sources]
-    left_out, loaded = _without_extras(loaded) if drop_extras else ([], loaded)
-    _check_writable([a for a, weight in zip(loaded, weights) if weight != 0] or loaded, output, format, for_, force)
-    merged = merge_adapters(loaded, list(weights), method, rank=target, seed=seed, device=device, **options)
-    return "\n".join([*left_out, *_save(merged, output, format, for_, dtype), *merged.report.lines()])
+    asked = given(adapters, config)
+    originals = loaded(asked, allow_pickle, architecture)
+    left_out, inputs = _without_extras(originals) if drop_extras else ([], originals)
+    weights = by_block(inputs, asked.weights, block_weights)
+    present = [adapter for adapter, weight in zip(inputs, weights) if weight != 0]
+    chosen = out.check(present or inputs)
+    if dry_run:
+        planned = _planned_merge(inputs, method, target, options)
+        return "\n".join([*left_out, weight_table(inputs, weights), out.unwritten(planned, chosen)])
+    merged = merge_adapters(inputs, weights, method, rank=target, seed=seed, device=device, **options)
+    return "\n".join([*left_out, *out.write(merged), *merged.report.lines()])
 
 
 def convert(
@@ -100,17 +106,18 @@ def convert(
     force: Force = False,
     allow_pickle: Pickle = False,
     architecture: BaseModel = None,
+    block_weights: Blocks = None,
+    dry_run: DryRun = False,
 ) -> str:
     """Write an adapter in another format; every layer keeps its change exactly."""
-    from mergelab.formats import check_choice, located
-
     if format is None and for_ is None:
         raise OptionError("convert needs --for TOOL or --format FORMAT; see mergelab convert --help")
-    check_choice(format, for_, quantized)
-    model = located(quantized)
-    left_out, adapter = _open(file, output, format, for_, dtype, drop_extras, force, allow_pickle, architecture, model)
-    said = replace(adapter.report, notes=carried(adapter.report.notes)).lines()
-    return "\n".join([*left_out, *_save(adapter, output, format, for_, dtype, model), *said])
+    out = Output(output, format, for_, dtype, force, quantized)
+    opened = _open(file, out, drop_extras, allow_pickle, architecture, block_weights)
+    if dry_run:
+        return opened.planned(out, counted(len(opened.adapter.layers), "layer"))
+    said = replace(opened.adapter.report, notes=carried(opened.adapter.report.notes)).lines()
+    return "\n".join([*opened.left_out, *out.write(opened.adapter), *said])
 
 
 def resize(
@@ -124,15 +131,20 @@ def resize(
     force: Force = False,
     allow_pickle: Pickle = False,
     architecture: BaseModel = None,
+    block_weights: Blocks = None,
+    dry_run: DryRun = False,
 ) -> str:
     """Write the best approximation of an adapter at another rank, and say what it lost."""
-    from mergelab.ranks import parse_rank
+    from mergelab.ranks import parse_rank, rank_text
 
     if (target := parse_rank(rank)) in ("max", "sum"):
         raise OptionError(f"rank={rank!r}: expected a number such as 16, 0.9 (share of energy) or mean=16 (a budget)")
-    left_out, adapter = _open(file, output, format, for_, dtype, drop_extras, force, allow_pickle, architecture)
-    resized = adapter.resize(target)
-    return "\n".join([*left_out, *_save(resized, output, format, for_, dtype), *resized.report.lines()])
+    out = Output(output, format, for_, dtype, force)
+    opened = _open(file, out, drop_extras, allow_pickle, architecture, block_weights)
+    if dry_run:
+        return opened.planned(out, f"rank {rank_text(target)}, {counted(len(opened.adapter.layers), 'layer')}")
+    resized = opened.adapter.resize(target)
+    return "\n".join([*opened.left_out, *out.write(resized), *resized.report.lines()])
 
 
 def compose(
@@ -160,60 +172,66 @@ def compose(
     from mergelab.engine.composing import compose as compose_adapters
     from mergelab.ranks import parse_rank
 
-    _check_options(None, _COMPOSED_FOR, dtype)
+    out = Output(output, None, _COMPOSED_FOR, dtype, force)
     target = None if rank is None else parse_rank(rank)
     loaded = [load(file, allow_pickle=allow_pickle, architecture=architecture) for file in files]
     left_out, loaded = _without_extras(loaded) if drop_extras else ([], loaded)
     check_inputs(loaded, strengths)
-    _check_writable(loaded, output, None, _COMPOSED_FOR, force)
+    out.check(loaded)
     composed = compose_adapters(loaded, strengths, rank=target)
-    return "\n".join([*left_out, *_save(composed, output, None, _COMPOSED_FOR, dtype), *composed.report.lines()])
+    return "\n".join([*left_out, *out.write(composed), *composed.report.lines()])
 
 
-def _check_options(format: str | None, for_: str | None, dtype: str | None) -> None:
-    from mergelab.formats import check_choice, to_dtype
+def _planned_merge(adapters: Sequence[Adapter], method: str, target: Rank | None, options: Mapping[str, Any]) -> str:
+    """What would be merged, in words; raises where it could not."""
+    from mergelab.engine.aligning import aligned_layers, load_all, unique_names, with_one_input
+    from mergelab.methods.registry import strategy_of
+    from mergelab.ranks import check_rank, rank_text
 
-    check_choice(format, for_)
-    to_dtype(dtype)
+    strategy = strategy_of(method, dict(options))
+    rank = strategy.checked_rank(check_rank(strategy.default_rank if target is None else target))
+    names = unique_names([adapter.name for adapter in load_all(adapters)])
+    layers = aligned_layers(with_one_input(adapters, names)[0], names)
+    return f"method {method}, rank {rank_text(rank)}, {counted(len(layers), 'layer')}"
 
 
-def _check_writable(
-    adapters: Sequence[Adapter],
-    output: Path,
-    format: str | None,
-    for_: str | None,
-    force: bool,
-    quantized: Path | None = None,
-) -> None:
-    """Raise where a result of these inputs cannot be written there, before it is computed."""
-    from mergelab.formats import check_writable
-    from mergelab.formats.targets import check_target
+class _Opened(NamedTuple):
+    """The input of a command, its blocks weighed.
 
-    chosen = check_writable(adapters, format, for_, quantized)
-    model = [quantized] if quantized else []
-    check_target(output, [*model, *(path for adapter in adapters for path in adapter.inputs)], force, chosen)
+    Attributes:
+        left_out: what of it was asked to be, in words.
+        format: of the output.
+        table: its weights.
+    """
+
+    adapter: Adapter
+    left_out: list[str]
+    format: str
+    table: str
+
+    def planned(self, out: Output, what: str) -> str:
+        """What a dry run says."""
+        return "\n".join([*self.left_out, self.table, out.unwritten(what, self.format)])
 
 
 def _open(
     file: str,
-    output: Path,
-    format: str | None,
-    for_: str | None,
-    dtype: str | None,
+    out: Output,
     drop_extras: bool,
-    force: bool,
     allow_pickle: bool,
     architecture: str | None,
-    quantized: Path | None = None,
-) -> tuple[list[str], Adapter]:
-    """What is left out of the input of a command, and the input, once it is clear that its output can be written."""
+    blocks: Sequence[str] | None,
+) -> _Opened:
+    """The input of a command, once it is clear that its output can be written."""
     from mergelab.adapter import load
+    from mergelab.engine.merge import merge as merge_adapters
 
-    _check_options(format, for_, dtype)
     adapter = load(file, allow_pickle=allow_pickle, architecture=architecture)
     left_out, (adapter,) = _without_extras([adapter]) if drop_extras else ([], [adapter])
-    _check_writable([adapter], output, format, for_, force, quantized)
-    return left_out, adapter
+    chosen = out.check([adapter])
+    weights = by_block([adapter], [1.0], blocks)
+    table = weight_table([adapter], weights)
+    return _Opened(merge_adapters([adapter], weights, "cat") if blocks else adapter, left_out, chosen, table)
 
 
 def _without_extras(adapters: list[Adapter]) -> tuple[list[str], list[Adapter]]:
@@ -221,18 +239,3 @@ def _without_extras(adapters: list[Adapter]) -> tuple[list[str], list[Adapter]]:
     extras = list(dict.fromkeys(key for adapter in adapters for key in adapter.extras))
     some = ", ".join(extras[:5]) + (", ..." if len(extras) > 5 else "")
     return [f"left out: {some}"] if extras else [], [adapter.without_extras() for adapter in adapters]
-
-
-def _save(
-    adapter: Adapter,
-    output: Path,
-    format: str | None,
-    for_: str | None,
-    dtype: str | None,
-    quantized: Path | None = None,
-) -> list[str]:
-    """Write it; what was written where, and what is to be said about it, in words."""
-    written = adapter.write(output, format=format, dtype=dtype, for_=for_, quantized=quantized)
-    files = [output] if output.is_file() else [p for p in output.rglob("*") if p.is_file()]
-    size = sum(p.stat().st_size for p in files) / 1e6
-    return [f"{output}: {counted(written.layers, 'layer')}, format {written.format}, {size:.1f} MB", *written.lines()]

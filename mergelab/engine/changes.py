@@ -105,7 +105,9 @@ def collect(loras: Loras, weights: Weights | None = None) -> Changes:
     given = [weights] if isinstance(weights, Mapping) or (single and is_number(weights)) else weights
     names = unique_names([adapter.name for adapter in adapters])
     check_base_models(adapters, names)
-    table = resolve(given, [[*a.layers, *bias_only(a)] for a in adapters], names)  # type: ignore[arg-type]
+    architectures = [adapter.architecture for adapter in adapters]
+    layers = [[*a.layers, *bias_only(a)] for a in adapters]
+    table = resolve(given, layers, names, architectures)  # type: ignore[arg-type]
     by_tensor: dict[str, list[Change]] = {}
     for adapter, name, own in zip(adapters, names, table):
         if not any(own.values()):

@@ -84,7 +84,7 @@ def merge(
     names = unique_names([a.name for a in adapters])
     adapters, padded = with_one_input(adapters, names)
     weights = list(weights) if isinstance(weights, Iterable) and not isinstance(weights, (str, Mapping)) else weights
-    table = resolve(weights, [[*a.layers, *bias_only(a)] for a in adapters], names)
+    table = resolve(weights, [[*a.layers, *bias_only(a)] for a in adapters], names, [a.architecture for a in adapters])
     aligned = {
         name: tuple(i for i in present if table[i][name] != 0)
         for name, present in aligned_layers(adapters, names).items()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
+from mergelab.engine.block_weights import BlockWeights
 from mergelab.errors import OptionError
 from mergelab.tables import counted
 
@@ -13,7 +14,10 @@ Weight = float | Mapping[str, float]
 
 
 def resolve(
-    weights: Sequence[Weight] | None, layers: Sequence[Iterable[str]], names: Sequence[str]
+    weights: Sequence[Weight] | None,
+    layers: Sequence[Iterable[str]],
+    names: Sequence[str],
+    architectures: Sequence[str | None] | None = None,
 ) -> list[dict[str, float]]:
     """Layer name -> weight, for every adapter.
 
@@ -22,9 +26,11 @@ def resolve(
             names to numbers, of which the last that matches wins. None: 1.0 each.
         layers: the layer names of each adapter.
         names: the adapters' names, for messages.
+        architectures: of their base models, which block weights have to be for.
 
     Raises:
         OptionError: a list of the wrong length, NaN, a pattern that matches nothing, a layer without a weight.
+        ArchitectureError: block weights for another base model.
 
     Example:
         >>> resolve([{"unet": 0.8, "unet.up*": 1.0}], [["unet.down.q", "unet.up.q"]], ["style"])
@@ -40,6 +46,9 @@ def resolve(
             f"weights has {counted(len(given), 'value')} for {counted(len(names), 'adapter')} ({', '.join(names)}): "
             "expected one for each"
         )
+    for weight, name, architecture in zip(given, names, architectures or ()):
+        if isinstance(weight, BlockWeights):
+            weight.check(name, architecture)
     return [_of_adapter(w, list(own), name) for w, own, name in zip(given, layers, names)]
 
 
@@ -52,7 +61,7 @@ def _of_adapter(weight: Weight, layers: list[str], adapter: str) -> dict[str, fl
         if not isinstance(pattern, str):
             raise OptionError(f"{adapter}: {short_repr(pattern)} has a weight, expected the name or pattern of layers")
         matched = [name for name in layers if name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)]
-        if not matched:
+        if not matched and not isinstance(weight, BlockWeights):
             components = ", ".join(sorted({name.split(".", 1)[0] for name in layers}))
             raise OptionError(
                 f"{adapter}: the weight for {pattern!r} matches no layer; its components are {components}, and a "
@@ -60,6 +69,8 @@ def _of_adapter(weight: Weight, layers: list[str], adapter: str) -> dict[str, fl
             )
         resolved.update(dict.fromkeys(matched, number))
     missing = [name for name in layers if name not in resolved]
+    if missing and isinstance(weight, BlockWeights):
+        raise OptionError(weight.without(adapter, missing))
     if missing:
         raise OptionError(
             f"{adapter}: no weight for {counted(len(missing), 'layer')}, {missing[0]} the first; begin the mapping "

@@ -12,9 +12,11 @@ from pydantic import BaseModel, ValidationError
 
 from mergelab import miniature
 from mergelab.checks import did_you_mean, short_repr
-from mergelab.errors import OptionError, SourceError
+from mergelab.errors import OptionError
+from mergelab.evaluation.aitoolkit import evaluation_content
 from mergelab.evaluation.config import Clip, Config, Generation, Lora, Memory, expanded_merges
-from mergelab.formats.fetching import is_address
+from mergelab.formats.aitoolkit import is_generate_config
+from mergelab.formats.yaml_files import beside, read_yaml
 from mergelab.layer import short_name
 from mergelab.pipelines.opening import shipped_name
 from mergelab.ranks import RankBudget, rank_record
@@ -28,8 +30,9 @@ def read_config(
 ) -> Config:
     """A configuration from a YAML file, a mapping or as it is, with overrides such as "seeds=4", "clip.model=RN50".
 
-    Relative paths in a file are relative to the file. What lies at a path comes before what ships under that name.
-    `pipeline`, the name of one that is handed in, stands in where the key is missing.
+    A generate configuration of AI Toolkit is read as one, too. Relative paths in a file are relative to the file. What
+    lies at a path comes before what ships under that name. `pipeline`, the name of one that is handed in, stands in
+    where the key is missing.
 
     Raises:
         SourceError: the file is not there.
@@ -48,7 +51,9 @@ def read_config(
     elif isinstance(source, Mapping):
         content, where = _plain(source), "config"
     else:
-        content, where = _yaml(Path(source)), str(source)
+        content, where = read_yaml(Path(source)), str(source)
+        if is_generate_config(content):
+            content = evaluation_content(Path(source))
     if not isinstance(content, dict):
         raise OptionError(f"{where}: expected a mapping of keys such as pipeline, loras, merges, prompts, seeds")
     if isinstance(overrides, str):
@@ -70,7 +75,7 @@ def read_config(
         )
     folder = Path() if isinstance(source, (Mapping, Config)) else Path(source).parent
     paths: dict[str, Any] = {"loras": _named(config.loras, folder)}
-    here = _here(config.pipeline, folder)
+    here = beside(config.pipeline, folder)
     if here is not None and here.is_dir():
         paths |= {"pipeline": str(here)}
     config = config.model_copy(update=paths)
@@ -91,15 +96,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, RankBudget):
         return rank_record(value)
     return value.item() if hasattr(value, "item") and hasattr(value, "dtype") else value
-
-
-def _yaml(path: Path) -> Any:
-    if not path.is_file():
-        raise SourceError(f"{path}: there is no such file")
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path}: this is no YAML: {' '.join(str(error).split())}") from None
 
 
 def _override(content: dict[str, Any], text: str) -> None:
@@ -159,7 +155,7 @@ def _named(loras: list[Lora], folder: Path) -> list[Lora]:
     """With a name for each, and paths that no longer depend on where the file lies."""
     named = []
     for lora in loras:
-        here = _here(lora.path, folder)
+        here = beside(lora.path, folder)
         found = _shipped(lora) if here is None else lora
         path = found.path if here is None else str(here)
         named.append(found.model_copy(update={"name": found.name or short_name(found.path), "path": path}))
@@ -167,13 +163,6 @@ def _named(loras: list[Lora], folder: Path) -> list[Lora]:
     if double := next((name for name in names if names.count(name) > 1), None):
         raise OptionError(f"loras: two are called {double!r}; give each a name of its own")
     return named
-
-
-def _here(path: str, folder: Path) -> Path | None:
-    """What lies at a path: in the folder of the file or, as `mergelab.load` looks for it, in the working directory."""
-    if is_address(path):
-        return None
-    return next(((start / path).resolve() for start in (folder, Path()) if (start / path).exists()), None)
 
 
 def _shipped(lora: Lora) -> Lora:

@@ -58,7 +58,10 @@ _BY_CONTENT = (
     (rb"^GGUF", "is a GGUF file (a quantised model)"),
     (rb"^version https://git-lfs", "is a pointer of Git LFS to a file that is not here (git lfs pull brings it)"),
     (rb"(?i)^\s*(<!doctype html|<html)", "is a web page, saved in place of the file"),
-    (rb"\blora_paths\b|\bjob\s*:\s*\S+\s+config\s*:", "is a configuration of AI-Toolkit: give the adapters it names"),
+    (
+        rb"\blora_paths\b|\bjob\s*:\s*\S+\s+config\s*:",
+        "is a configuration of AI-Toolkit: mergelab merge --config takes one, in place of adapters",
+    ),
     (rb'^\s*\{[^}]*"peft_type"', "is the config of a PEFT adapter: give its folder"),
     (
         rb'^\s*\{[^}]*"(algo|apply_preset|linear_dim|lycoris_\w+)"|^\s*(unet_target_module|module_algo_map)\b',

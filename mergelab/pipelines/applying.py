@@ -65,7 +65,7 @@ def apply(
     adapters = load_all(loras)
     titles = unique_names([adapter.name for adapter in adapters])
     check_adapters(pipeline, dict(zip(titles, adapters)))
-    table = resolve(weights, [adapter.layers for adapter in adapters], titles)
+    table = resolve(weights, [a.layers for a in adapters], titles, [a.architecture for a in adapters])
     names = tuple(f"{re.sub(r'[^A-Za-z0-9_]', '_', title)}_{place}" for place, title in enumerate(titles, 1))
     plan: dict[nn.Module, dict[str, dict[str, Change]]] = {}
     for name, title, adapter, own in zip(names, titles, adapters, table):

@@ -1,0 +1,42 @@
+"""YAML files that a user wrote: read as they stand, a key that is there twice included among what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mergelab.errors import OptionError, SourceError
+from mergelab.formats.fetching import is_address
+
+
+def read_yaml(path: Path) -> Any:
+    """What a file holds.
+
+    Raises:
+        SourceError: it is not there.
+        OptionError: it is no YAML, or has a key twice, of which YAML would drop one in silence.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: there is no such file")
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path}: this is no YAML: {' '.join(str(error).split())}") from None
+
+
+def beside(path: str, folder: Path) -> Path | None:
+    """What lies at a path: in the folder of the file or, as `mergelab.load` looks for it, in the working directory."""
+    if is_address(path):
+        return None
+    here = Path(path).expanduser()
+    return next(((start / here).resolve() for start in (folder, Path()) if (start / here).exists()), None)
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)

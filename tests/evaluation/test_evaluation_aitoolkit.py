@@ -1,0 +1,100 @@
+"""AI Toolkit's generate configurations as evaluations: what is drawn, and what cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mergelab as ml
+from mergelab import cli
+from mergelab.evaluation import read
+from mergelab.evaluation.reading import read_config
+from tests.aitoolkit import FLUX, LORAS, SDXL, SINGLE, config, written
+from tests.files import lora, write
+from tests.refusing import Refused
+
+MODEL = {"name_or_path": "miniature/sdxl", "lora_paths": LORAS}
+PROMPTS = ["a sks", "a red star"]
+
+
+@pytest.mark.parametrize(("file", "seeds", "steps"), [(SINGLE, [42], 4), (FLUX, [42], 4), (SDXL, [0, 1, 2, 3], 4)])
+def test_examples_are_evaluations(file: Path, seeds: list[int], steps: int) -> None:
+    """Prompts, seeds, sizes; the merge that the command would write."""
+    plain, read_here = ml.generate_config(file), read_config(file, ["device=cpu"])
+    assert read_here.pipeline == plain.base and read_here.prompts == plain.generate["prompts"]
+    assert [lora.weight for lora in read_here.loras] == list(plain.weights)
+    assert (read_here.seeds, read_here.generation.steps, read_here.generation.width) == (seeds, steps, 48)
+    assert read_here.merges == ([{"method": "svd"}] if len(plain.loras) > 1 else [])
+    assert read_here.loras[0].concept == "a sks"
+
+
+def test_an_example_is_drawn_and_scored(tmp_path: Path) -> None:
+    """`mergelab evaluate generate.yaml`."""
+    line = ["evaluate", str(SINGLE), "-o", str(tmp_path / "run")]
+    settings = ["seeds=1", "metrics=[judge]", "generation.steps=1", "merges=[{method: cat}]", "device=cpu"]
+    assert cli.run([*line, *(part for setting in settings for part in ("--set", setting))]) == 0
+    resolved = read_config(tmp_path / "run" / "config.yaml")
+    assert resolved.merges == [{"method": "cat"}] and resolved.generation.steps == 1
+    assert len(list((tmp_path / "run" / "images").rglob("*.png"))) == 2 * 2  # a merge of one adapter is that adapter
+
+
+def test_what_is_drawn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Every key that an evaluation has a word for; those that it has none for are said."""
+    generate = {
+        "prompts": PROMPTS,
+        "neg": "blurry",
+        "neg_2": "",
+        "prompt_2": "more",
+        "seed": 7,
+        "num_repeats": 3,
+        "guidance_scale": 4,
+        "sample_steps": 9,
+        "width": 64,
+        "height": 32,
+        "sampler": "flowmatch",
+        "ext": "jpg",
+    }
+    model = MODEL | {"dtype": "bf16", "quantize": True, "vae_path": None}
+    read_here = read(written(tmp_path, config(model, generate, device="cpu")))
+    assert read_here.generation.keywords() == {
+        "num_inference_steps": 9,
+        "guidance_scale": 4,
+        "width": 64,
+        "height": 32,
+        "negative_prompt": "blurry",
+        "prompt_2": "more",
+    }
+    assert (read_here.seeds, read_here.dtype, read_here.device) == ([7, 8, 9], "bfloat16", "cpu")
+    assert "makes nothing of model.quantize, generate.sampler" in caplog.text
+
+
+def test_prompts_of_a_file_and_adapters_of_one_name(tmp_path: Path) -> None:
+    """One prompt a line; two files of one name are told apart."""
+    (tmp_path / "prompts.txt").write_text("a sks\n\n  a red star  \n")
+    for folder in ("one", "two"):
+        write(tmp_path / folder / "lora.safetensors", lora())
+    paths = ["one/lora.safetensors", "two/lora.safetensors"]
+    model = {"name_or_path": "miniature/sdxl", "lora_paths": paths}
+    read_here = read(written(tmp_path, config(model, {"prompts": "prompts.txt", "seed": -1})))
+    assert read_here.prompts == PROMPTS and read_here.seeds == [0, 1, 2, 3]
+    assert [one.name for one in read_here.loras] == ["lora", "lora#2"]
+
+
+@pytest.mark.parametrize(
+    ("model", "generate", "needle"),
+    [
+        (MODEL, {}, "generate.prompts: expected a list of prompts"),
+        (MODEL, {"prompts": "none.txt"}, "none.txt: there is no such file"),
+        (MODEL, {"prompts": ["a sks --w 512"]}, "has settings of its own"),
+        (MODEL, {"prompts": PROMPTS, "random_prompts": True}, "generate.random_prompts"),
+        (MODEL, {"prompts": PROMPTS, "seed": "x"}, "generate.seed: expected a whole number"),
+        (MODEL | {"dtype": "int4"}, {"prompts": PROMPTS}, "dtype"),
+        ({"lora_paths": LORAS}, {"prompts": PROMPTS}, "'model.name_or_path' is missing"),
+    ],
+)
+def test_what_cannot_be_drawn(model: Any, generate: Any, needle: str, tmp_path: Path, refused: Refused) -> None:
+    """Said before anything is."""
+    file = written(tmp_path, config(model, generate))
+    refused("evaluate", file, "-o", tmp_path / "run", needles=["generate.yaml", needle])
