@@ -77,10 +77,10 @@ def pipe() -> Any:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", miniature.PIPELINES)
 def test_fused_images_are_those_of_the_stack_and_unfused_ones_the_base_models(kind: str, dtype: torch.dtype) -> None:
-    """1, 2 and 5 adapters, text encoders included; the stack is diffusers' own."""
+    """1, 2 and 5 adapters, in half precision 5, text encoders included; the stack is diffusers' own."""
     pipe = opened(kind, dtype)
     base, before = image(pipe, kind), state(pipe)
-    for count in (1, 2, 5):
+    for count in (1, 2, 5) if dtype == torch.float32 else (5,):
         adapters = loaded(kind, count)
         swap(pipe, {str(i): w * a for i, (a, w) in enumerate(zip(adapters, WEIGHTS))})
         stacked = image(pipe, kind)
@@ -353,20 +353,18 @@ def test_offloaded_and_quantised_weights_are_refused(pipe: Any) -> None:
     refuse(pipe, "are one tensor of the model")
 
 
-@pytest.mark.parametrize("kind", miniature.PIPELINES)
-def test_compiled_models(kind: str) -> None:
+def test_compiled_models() -> None:
     """Compiled after fusing it draws the same images; unfusing and fusing again reach the compiled model."""
-    pipe = opened(kind)
-    component = "unet" if kind == "sdxl" else "transformer"
-    base = image(pipe, kind)
-    active = ml.fuse(pipe, loaded(kind, 2))
-    drawn = image(pipe, kind)
-    setattr(pipe, component, torch.compile(getattr(pipe, component), backend="aot_eager"))
-    torch.testing.assert_close(image(pipe, kind), drawn, atol=1e-4, rtol=0)
+    pipe = opened("flux")
+    base = image(pipe, "flux")
+    active = ml.fuse(pipe, loaded("flux", 2))
+    drawn = image(pipe, "flux")
+    pipe.transformer = torch.compile(pipe.transformer, backend="aot_eager")
+    torch.testing.assert_close(image(pipe, "flux"), drawn, atol=1e-4, rtol=0)
     active.unfuse()
-    torch.testing.assert_close(image(pipe, kind), base, atol=1e-4, rtol=0)
-    with ml.fused(pipe, loaded(kind, 2)):
-        torch.testing.assert_close(image(pipe, kind), drawn, atol=1e-4, rtol=0)
+    torch.testing.assert_close(image(pipe, "flux"), base, atol=1e-4, rtol=0)
+    with ml.fused(pipe, loaded("flux", 2)):
+        torch.testing.assert_close(image(pipe, "flux"), drawn, atol=1e-4, rtol=0)
     torch.compiler.reset()
 
 
