@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
@@ -13,6 +14,7 @@ Graph = Mapping[str, set[str]]
 _PLACE = re.compile(r"\w+(\.\w+)*:\w+")
 
 
+@cache
 def import_graph(root: Path) -> Graph:
     """Module -> the modules of the same package that it imports, anywhere: in functions and for types only as well.
 
