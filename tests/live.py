@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 import mergelab as ml
 from mergelab import miniature
 from mergelab.pipelines.adapters import module_of
+from mergelab.pipelines.opening import quietly
 
 PROMPT = "a large sks on a navy background in szn style"
 TEXT_LAYERS = {
@@ -42,6 +46,18 @@ def latents(pipe: Any, name: str, steps: int = 2, **keywords: Any) -> Tensor:
     """What the denoiser ends with, from one seed: no pixel hides a difference."""
     given = miniature.settings(name) | {"num_inference_steps": steps, "output_type": "latent"} | keywords
     return pipe(PROMPT, generator=torch.Generator().manual_seed(0), **given).images.float()
+
+
+def stack(pipe: Any, adapters: Sequence[ml.Adapter]) -> None:
+    """diffusers' own way: files, loaded, all active at strength 1; none of them: the base model again."""
+    resets = "reset_to_overwritten_params" in inspect.signature(pipe.unload_lora_weights).parameters
+    pipe.unload_lora_weights(**({"reset_to_overwritten_params": True} if resets else {}))
+    names = [f"adapter_{index}" for index in range(len(adapters))]
+    with tempfile.TemporaryDirectory() as folder, quietly():
+        for name, adapter in zip(names, adapters):
+            pipe.load_lora_weights(str(adapter.save(Path(folder) / f"{name}.safetensors")), adapter_name=name)
+    if names:
+        pipe.set_adapters(names, [1.0] * len(names))
 
 
 def text_adapter(pipe: Any, name: str, rank: int = 2) -> ml.Adapter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ import mergelab as ml
 from mergelab import miniature
 from mergelab.layer import BIAS_SUFFIX
 from mergelab.pipelines import originals
-from mergelab.pipelines.adapters import swap
 from mergelab.pipelines.opening import quietly
+from tests.live import stack
 
 PROMPT = "a large sks on a navy background in szn style"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -82,9 +83,9 @@ def test_fused_images_are_those_of_the_stack_and_unfused_ones_the_base_models(ki
     base, before = image(pipe, kind), state(pipe)
     for count in (1, 2, 5):
         adapters = loaded(kind, count)
-        swap(pipe, {str(i): w * a for i, (a, w) in enumerate(zip(adapters, WEIGHTS))})
+        stack(pipe, [w * a for a, w in zip(adapters, WEIGHTS)])
         stacked = image(pipe, kind)
-        swap(pipe, {})
+        stack(pipe, [])
         with ml.fused(pipe, adapters, WEIGHTS[:count]):
             drawn = image(pipe, kind)
         assert (drawn - stacked).abs().mean() < TOLERANCE[dtype]
@@ -208,10 +209,10 @@ def test_beside_active_adapters(pipe: Any) -> None:
     adapters = loaded("sdxl", 2)
     with ml.fused(pipe, adapters):
         both = image(pipe, "sdxl")
-    swap(pipe, {"day": adapters[1]})
+    stack(pipe, adapters[1:])
     active = ml.fuse(pipe, adapters[0])
     assert (image(pipe, "sdxl") - both).abs().max() < 1e-3
-    swap(pipe, {})
+    stack(pipe, [])
     active.unfuse()
     assert same(state(pipe), before)
     assert torch.equal(image(pipe, "sdxl"), base)
@@ -248,6 +249,15 @@ def test_an_interruption_leaves_no_trace(pipe: Any, monkeypatch: pytest.MonkeyPa
         active.unfuse()
     assert not active.active
     assert same(state(pipe), before)
+
+
+def test_a_bar_is_shown_where_it_is_asked_for(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """And by default on a terminal only."""
+    ml.fuse(pipe, "miniature/sdxl/ghost", progress=False)
+    ml.fuse(pipe, "miniature/sdxl/ghost")
+    assert "fusing" not in capsys.readouterr().err
+    with ml.fused(pipe, "miniature/sdxl/ghost", progress=True):
+        assert "fusing: 100%" in capsys.readouterr().err
 
 
 def test_what_others_changed_is_said(pipe: Any) -> None:
@@ -353,21 +363,41 @@ def test_offloaded_and_quantised_weights_are_refused(pipe: Any) -> None:
     refuse(pipe, "are one tensor of the model")
 
 
-@pytest.mark.parametrize("kind", miniature.PIPELINES)
-def test_compiled_models(kind: str) -> None:
-    """Compiled after fusing it draws the same images; unfusing and fusing again reach the compiled model."""
-    pipe = opened(kind)
-    component = "unet" if kind == "sdxl" else "transformer"
-    base = image(pipe, kind)
+def drawn_compiled(pipe: Any, kind: str, compile: Callable[[], None]) -> None:
+    """Compiled with adapters in it, a model draws the same up to rounding; nothing is compiled again when they are
+    taken back or fused anew, and what is drawn then is the same to the last bit each time."""
+    base, before = image(pipe, kind), state(pipe)
     active = ml.fuse(pipe, loaded(kind, 2))
     drawn = image(pipe, kind)
-    setattr(pipe, component, torch.compile(getattr(pipe, component), backend="aot_eager"))
-    torch.testing.assert_close(image(pipe, kind), drawn, atol=1e-4, rtol=0)
-    active.unfuse()
-    torch.testing.assert_close(image(pipe, kind), base, atol=1e-4, rtol=0)
-    with ml.fused(pipe, loaded(kind, 2)):
-        torch.testing.assert_close(image(pipe, kind), drawn, atol=1e-4, rtol=0)
+    compile()
+    compiled = image(pipe, kind)
+    torch.testing.assert_close(compiled, drawn, atol=1e-4, rtol=0)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        active.unfuse()
+        compiled_base = image(pipe, kind)
+        torch.testing.assert_close(compiled_base, base, atol=1e-4, rtol=0)
+        with ml.fused(pipe, loaded(kind, 2)):
+            assert torch.equal(image(pipe, kind), compiled)
+        assert torch.equal(image(pipe, kind), compiled_base)
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(image(pipe, kind), base)
+    after = {key.replace("_orig_mod.", ""): value for key, value in state(pipe).items()}
+    assert same(after, before)
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("kind", miniature.PIPELINES)
+def test_compiled_models(kind: str) -> None:
+    """The whole of the UNet or transformer, without the kernels, which take a minute for it."""
+    pipe = opened(kind)
+    component = "unet" if kind == "sdxl" else "transformer"
+    compiled = torch.compile(getattr(pipe, component), backend="aot_eager")
+    drawn_compiled(pipe, kind, lambda: setattr(pipe, component, compiled))
+
+
+def test_compiled_kernels(pipe: Any) -> None:
+    """The repeated blocks of the UNet by the default backend, as `memory.compile` of an evaluation has it."""
+    drawn_compiled(pipe, "sdxl", lambda: pipe.unet.compile_repeated_blocks(fullgraph=True))
 
 
 def test_a_fused_pipeline_is_saved_and_copied(pipe: Any, tmp_path: Path) -> None:

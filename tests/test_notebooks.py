@@ -21,6 +21,6 @@ def test_it_runs(path: Path, tmp_path: Path) -> None:
     assert "FLUX.1-dev" in "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
-def test_there_are_three() -> None:
-    """Merge and look; compare methods; rank and truncation."""
-    assert len(NOTEBOOKS) == 3
+def test_there_are_four() -> None:
+    """Merge and look; compare methods; rank and truncation; in a live pipeline."""
+    assert len(NOTEBOOKS) == 4

@@ -51,9 +51,15 @@ class Clip(_Strict):
 
 
 class Generation(_Strict):
-    """Keywords of a call of the pipeline; what is None is left to the pipeline.
+    """Keywords of a call of the pipeline, where None leaves it to the pipeline; and how images are drawn.
 
-    `options` holds any other keyword: `{true_cfg_scale: 4.0, max_sequence_length: 256}`.
+    Attributes:
+        steps, guidance, width, height, negative_prompt: as the pipeline takes them.
+        options: any other keyword: `{true_cfg_scale: 4.0, max_sequence_length: 256}`.
+        batch: how many images at a time; half as many where the memory is too small. Each has its own generator, so
+            it starts from the same noise in any batch; on a GPU a batch may change the last bits.
+        adapters: "fused" adds them to the weights while they are drawn, at the base model's speed; "active" keeps them
+            beside the weights; None: fused where the weights can be changed.
     """
 
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -62,6 +68,8 @@ class Generation(_Strict):
     height: Annotated[int, Field(ge=1)] | None = None
     negative_prompt: str | None = None
     options: dict[str, Any] = {}
+    batch: Annotated[int, Field(ge=1)] = 1
+    adapters: Literal["fused", "active"] | None = None
 
     def keywords(self) -> dict[str, Any]:
         """As the pipeline calls them."""

@@ -37,7 +37,7 @@ def config(pipeline: str) -> dict[str, Any]:
             "a small yellow star on a navy background",
         ],
         "seeds": 4,
-        "generation": {"steps": 12},
+        "generation": {"steps": 12, "batch": 4},
         "metrics": ["judge", "clip_text", "clip_image", "lpips"],
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The grid of variants, prompts and seeds: every image is drawn once, and scored once with every metric."""
+"""The grid of variants, prompts and seeds, whose images are scored once with every metric."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from statistics import median
 from typing import Any
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from mergelab.engine.provenance import package_version
@@ -21,10 +19,6 @@ from mergelab.evaluation.metrics.metric import Description, Metric, Picture
 from mergelab.evaluation.names import at_seed, split_seed
 from mergelab.evaluation.store import Store, hash_of
 from mergelab.evaluation.variants import Variant
-from mergelab.pipelines.adapters import extras_notes, swap
-from mergelab.pipelines.applying import apply, remove
-from mergelab.pipelines.images import generate_image
-from mergelab.pipelines.opening import Pipeline
 
 COLUMNS = ("set", "variant", "prompt_id", "prompt", "seed", "metric", "reference", "reference_seed", "value", "image")
 """Of `scores.parquet`."""
@@ -53,78 +47,6 @@ class Grid:
     def bar(self, total: int, label: str) -> Any:
         """A progress bar."""
         return tqdm(total=total, desc=label, disable=None if self.progress is None else not self.progress)
-
-
-def generate_missing(grid: Grid, pipeline: Pipeline, fingerprint: str, keywords: dict[str, Any]) -> None:
-    """Draws what is missing, variant by variant, from the model with this fingerprint, called with these keywords."""
-    config, store = grid.config, grid.store
-    for variant in grid.variants:
-        for prompt, seed in product(config.prompts, config.seeds):
-            request = {"model": fingerprint, "adapters": variant.fingerprint, "prompt": prompt, "seed": seed}
-            request |= {"keywords": keywords, "vae_tiling": config.memory.vae_tiling, "compile": config.memory.compile}
-            variant.requests[prompt, seed] = hash_of(request)
-    missing = sum(not store.image_path(key).exists() for v in grid.variants for key in v.requests.values())
-    with grid.bar(missing, "images") as bar:
-        try:
-            for variant in grid.variants:
-                todo = {unit: key for unit, key in variant.requests.items() if not store.image_path(key).exists()}
-                if todo:
-                    bar.set_postfix_str(str(variant.name))
-                    _draw_all(grid, variant, todo, pipeline, keywords, bar)
-        finally:
-            _make_bare(pipeline)
-            grid.failures.tell()
-    for variant in grid.variants:
-        grid.notes += store.recall(f"notes of {variant.fingerprint}") or []
-        seconds = [store.recall(f"seconds of {key}") for key in variant.requests.values()]
-        if known := [value for value in seconds if value is not None]:
-            variant.cost["seconds per image"] = median(known)
-
-
-def _draw_all(
-    grid: Grid,
-    variant: Variant,
-    todo: Mapping[tuple[str, int], str],
-    pipeline: Pipeline,
-    keywords: Mapping[str, Any],
-    bar: Any,
-) -> None:
-    try:
-        grid.store.keep(f"notes of {variant.fingerprint}", _activate(pipeline, variant))
-    except Exception as error:  # whatever diffusers or PEFT find wrong with a file concerns this variant alone
-        grid.failures.add(error, variant.name)
-        bar.update(len(todo))
-        return
-    if grid.config.memory.compile:
-        torch.compiler.reset()  # other adapters are another graph, and dynamo gives up after eight
-    for (prompt, seed), key in todo.items():
-        start = time.perf_counter()
-        try:
-            pixels = generate_image(pipeline, prompt, seed, keywords)
-        except Exception as error:  # out of memory, a NaN: this cell alone
-            grid.failures.add(error, variant.name, prompt, seed)
-        else:
-            seconds = time.perf_counter() - start
-            grid.seconds["pipeline"] += seconds
-            grid.store.save_image(key, pixels)
-            grid.store.keep(f"seconds of {key}", seconds)
-        bar.update()
-
-
-def _activate(pipeline: Pipeline, variant: Variant) -> list[str]:
-    """Makes a variant's adapters active, and no others; what the pipeline does not load, in words."""
-    _make_bare(pipeline)
-    if variant.combination is None:
-        return swap(pipeline, variant.adapters)
-    apply(pipeline, [adapter.without_extras() for adapter in variant.adapters.values()])
-    variant.combination.attach(pipeline)
-    return extras_notes(variant.adapters)
-
-
-def _make_bare(pipeline: Pipeline) -> None:
-    """The base model again, whatever was active."""
-    swap(pipeline, {})
-    remove(pipeline)
 
 
 def score_all(grid: Grid, metrics: list[Metric]) -> pd.DataFrame:

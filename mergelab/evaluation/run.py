@@ -20,9 +20,10 @@ from mergelab.comparing import compare
 from mergelab.errors import OptionError, OutputError
 from mergelab.evaluation.analysis import findings, metric_ranges
 from mergelab.evaluation.config import Config, Memory
+from mergelab.evaluation.drawing import generate_missing
 from mergelab.evaluation.exhibits import exhibits
 from mergelab.evaluation.failures import Failures, summed_up
-from mergelab.evaluation.grid import Grid, generate_missing, score_all
+from mergelab.evaluation.grid import Grid, score_all
 from mergelab.evaluation.metrics.metric import Metric
 from mergelab.evaluation.metrics.registry import check_metrics, open_metrics, table_order
 from mergelab.evaluation.reading import read_config
@@ -40,6 +41,7 @@ from mergelab.formats.files import replacing
 from mergelab.pipelines.adapters import check_adapters, check_bare
 from mergelab.pipelines.fingerprints import fingerprint
 from mergelab.pipelines.opening import Pipeline, ignores_guidance, name_of, open_pipeline, usual_device
+from mergelab.pipelines.staging import Stage
 
 CONFIG = "config.yaml"
 """In the run folder: the configuration as it was resolved; its addresses are whole, to be run again."""
@@ -127,6 +129,8 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     check_base_models(list(loras.values()), list(loras))
     pipeline, model = (given, fingerprint(given)) if given is not None else _opened(config)
     check_adapters(pipeline, loras)
+    asked = config.generation.adapters
+    stage = Stage(pipeline, fused=None if asked is None else asked == "fused")
     keywords = _keywords(config, pipeline)
     concepts = {lora.name: lora.concept for lora in config.loras}
     metrics = open_metrics(config, concepts)
@@ -138,7 +142,7 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     grid = Grid(config, store, make_variants(config, loras, scaled, store, failures), progress, failures)
     merged = time.perf_counter()
     with _threads_for(config):
-        generate_missing(grid, pipeline, model, keywords)
+        generate_missing(grid, stage, model, keywords)
         frame = score_all(grid, metrics)
     if not len(frame) and failures.rows:
         raise OutputError(f"{store.folder}: every cell failed: {'; '.join(summed_up(failures.rows))}")

@@ -7,8 +7,10 @@
     applying      adapters made active unmerged, and taken away without a trace
     live          the PEFT layers in a model that this is done with
     combinations  adapters combined while an image is made
-    adapters      files of adapters loaded by diffusers; whether adapters fit; the module of a canonical name
-    images        one image from one seed
+    adapters      whether adapters fit; the module of a canonical name
+    staging       one set of adapters after another, and none left at the end
+    encoding      prompts encoded once
+    images        images from seeds
     fingerprints  hashes of a pipeline, a model, an adapter
 
 Nothing here knows of an evaluation: every function takes the pipeline and plain arguments.

@@ -1,67 +1,16 @@
-"""Adapters in a loaded pipeline: made active unmerged, taken away without a trace, and checked before."""
+"""Whether adapters fit a loaded pipeline, and where their layers are in it."""
 
 from __future__ import annotations
 
-import inspect
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 from torch import nn
 
 from mergelab.adapter import Adapter
-from mergelab.errors import ArchitectureError, LayerError, OptionError
+from mergelab.errors import ArchitectureError, OptionError
 from mergelab.formats.prefixes import COMPONENTS
 from mergelab.formats.recognising import detect
-from mergelab.pipelines.opening import Pipeline, quietly
-from mergelab.tables import counted
-
-
-def swap(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> list[str]:
-    """Makes these adapters, and no others, active at strength 1, unmerged; none of them: the base model again.
-
-    Returns:
-        What the pipeline does not load, in words.
-
-    Raises:
-        LayerError: the pipeline loads none of an adapter's layers.
-    """
-    if "reset_to_overwritten_params" in inspect.signature(pipeline.unload_lora_weights).parameters:
-        pipeline.unload_lora_weights(reset_to_overwritten_params=True)  # FLUX, after an adapter that widened a layer
-    else:
-        pipeline.unload_lora_weights()
-    if not adapters:
-        return []
-    notes = extras_notes(adapters)
-    active = []
-    with tempfile.TemporaryDirectory() as folder:
-        for index, (name, adapter) in enumerate(adapters.items()):
-            if not adapter.norm():
-                continue  # nothing to load: a weight of zero
-            file = adapter.without_extras().save(Path(folder) / f"{index}.safetensors")
-            with quietly():
-                pipeline.load_lora_weights(str(file), adapter_name=f"adapter_{index}")
-            missing = [layer for layer in adapter.layers if not _is_loaded(pipeline, layer, f"adapter_{index}")]
-            if len(missing) == len(adapter.layers):
-                raise LayerError(f"{name}: {type(pipeline).__name__} loads none of its layers, {missing[0]} the first")
-            if missing:
-                notes.append(
-                    f"{name}: {type(pipeline).__name__} does not load {len(missing)} of "
-                    f"{counted(len(adapter.layers), 'layer')}, {missing[0]} the first"
-                )
-            active.append(f"adapter_{index}")
-    if active:
-        pipeline.set_adapters(active, [1.0] * len(active))
-    return notes
-
-
-def extras_notes(adapters: Mapping[str, Adapter]) -> list[str]:
-    """What of these adapters no pipeline loads, in words."""
-    return [
-        f"{name}: {counted(len(a.extras), 'tensor')} beside the layers: not loaded"
-        for name, a in adapters.items()
-        if a.extras
-    ]
+from mergelab.pipelines.opening import Pipeline
 
 
 def place_of(pipeline: Pipeline, layer: str) -> tuple[nn.Module, str] | None:
@@ -87,11 +36,6 @@ def module_of(pipeline: Pipeline, layer: str) -> nn.Module | None:
     """The module of the pipeline with this canonical name, or None."""
     place = place_of(pipeline, layer)
     return place[0].get_submodule(place[1]) if place else None
-
-
-def _is_loaded(pipeline: Pipeline, layer: str, adapter: str) -> bool:
-    """Whether a layer of the pipeline carries factors of the adapter."""
-    return adapter in getattr(module_of(pipeline, layer), "lora_A", {})
 
 
 def check_adapters(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> None:

@@ -61,7 +61,7 @@ def apply(
         raise OptionError(
             "the pipeline already carries adapters, in a model where diffusers looks for none: ml.remove(it)"
         )
-    _check_offloading(pipeline)
+    check_offloading(pipeline)
     adapters = load_all(loras)
     titles = unique_names([adapter.name for adapter in adapters])
     check_adapters(pipeline, dict(zip(titles, adapters)))
@@ -185,8 +185,12 @@ def _check_module(title: str, layer: str, module: nn.Module, adapter: Adapter) -
         )
 
 
-def _check_offloading(pipeline: Pipeline) -> None:
-    """Raises where groups of layers are offloaded: layers that come later belong to none, and stay behind."""
+def check_offloading(pipeline: Pipeline) -> None:
+    """Raises where groups of layers are offloaded: layers that come later belong to none, and stay behind.
+
+    Raises:
+        OptionError: they are.
+    """
     for name, part in pipeline.components.items():
         for module in part.modules() if isinstance(part, nn.Module) else ():
             if "group_offloading" in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}):

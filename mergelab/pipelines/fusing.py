@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from tqdm import tqdm
+
 from mergelab.engine.changes import Loras, Weights, collect
 from mergelab.pipelines.originals import check_untouched, keeper_of, put_on, take_off
 from mergelab.pipelines.places import Place, find_places
@@ -68,7 +70,12 @@ class Fused:
 
 
 def fuse(
-    target: Any, loras: Loras, weights: Weights | None = None, *, keep: str | os.PathLike[str] = "device"
+    target: Any,
+    loras: Loras,
+    weights: Weights | None = None,
+    *,
+    keep: str | os.PathLike[str] = "device",
+    progress: bool | None = None,
 ) -> Fused:
     """Add adapters to the weights of a loaded pipeline, in place, so that they cost nothing when it draws.
 
@@ -81,6 +88,7 @@ def fuse(
         weights: as for `merge`: one for each adapter, a number or a mapping from components or layer patterns.
         keep: where the originals of the changed weights are kept: "device" (beside them), "cpu", or a folder. What is
             kept already, for another fusing, stays where it is.
+        progress: show a bar; by default on a terminal only.
 
     Returns:
         What is fused; `unfuse()` takes it back bit for bit, in any order with others.
@@ -110,7 +118,7 @@ def fuse(
         check_untouched(place)
     fused = Fused(changes.names, places)
     try:
-        for place in places:
+        for place in tqdm(places, "fusing", unit="tensor", disable=None if progress is None else not progress):
             put_on(place, fused._key, kept)
     except BaseException:
         fused._take_back()
@@ -120,7 +128,12 @@ def fuse(
 
 @contextmanager
 def fused(
-    target: Any, loras: Loras, weights: Weights | None = None, *, keep: str | os.PathLike[str] = "device"
+    target: Any,
+    loras: Loras,
+    weights: Weights | None = None,
+    *,
+    keep: str | os.PathLike[str] = "device",
+    progress: bool | None = None,
 ) -> Iterator[Fused]:
     """With adapters fused; taken back at the end, whatever happens. Arguments and errors are those of `fuse`.
 
@@ -131,7 +144,7 @@ def fused(
         >>> with fused(pipe, "miniature/flux/ghost"):
         ...     image = pipe("a sks on a navy background", **miniature.settings("flux")).images[0]
     """
-    active = fuse(target, loras, weights, keep=keep)
+    active = fuse(target, loras, weights, keep=keep, progress=progress)
     try:
         yield active
     finally:

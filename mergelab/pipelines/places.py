@@ -11,6 +11,7 @@ from torch import nn
 
 from mergelab.engine.changes import Change, Changes
 from mergelab.errors import ArchitectureError, LayerError, OptionError
+from mergelab.formats.prefixes import COMPONENTS
 from mergelab.layer import same_weight
 from mergelab.pipelines.adapters import module_of
 
@@ -60,6 +61,19 @@ def find_places(target: Any, changes: Changes) -> list[Place]:
                 f"{place.name} and {other} are one tensor of the model, whose changes cannot be told apart"
             )
     return places
+
+
+def why_not(pipeline: Any) -> OptionError | None:
+    """What keeps the weights of a pipeline's models from being changed, if anything does."""
+    for component in COMPONENTS:
+        model = getattr(pipeline, component, None)
+        for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
+            if isinstance(module, _LAYERS):
+                try:
+                    _check_changeable(f"{component}.{path}.weight", module, module.weight)
+                except OptionError as error:
+                    return error
+    return None
 
 
 def _models(target: Any, changes: Changes) -> dict[str, nn.Module]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 from torch import Tensor
 
-from mergelab.evaluation import grid
-from mergelab.pipelines.images import generate_image
+from mergelab.evaluation import drawing
+from mergelab.pipelines.images import generate_images
 
 PROMPTS = ["a qrv on a gray background in vtx style", "a large qrv in vtx style", "a red square on a white background"]
 SMALL: dict[str, Any] = {
@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {
     "prompts": PROMPTS,
     "seeds": 2,
     "metrics": ["judge", "clip_text", "clip_image", "lpips"],
-    "generation": {"steps": 4},
+    "generation": {"steps": 4, "batch": 4},
 }
 
 
@@ -27,9 +27,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Records every image that is drawn from now on."""
     drawn: list[tuple[str, int]] = []
 
-    def counting(pipe: Any, prompt: str, seed: int, keywords: Mapping[str, Any]) -> Tensor:
-        drawn.append((prompt, seed))
-        return generate_image(pipe, prompt, seed, keywords)
+    def counting(pipe: Any, units: Sequence[tuple[str, int]], keywords: Mapping[str, Any]) -> list[Tensor]:
+        drawn.extend(units)
+        return generate_images(pipe, units, keywords)
 
-    monkeypatch.setattr(grid, "generate_image", counting)
+    monkeypatch.setattr(drawing, "generate_images", counting)
     return drawn

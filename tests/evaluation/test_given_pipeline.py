@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ import torch
 
 import mergelab as ml
 from mergelab import miniature
-from mergelab.pipelines.adapters import check_adapters, swap
+from mergelab.pipelines.adapters import check_adapters
 from mergelab.pipelines.fingerprints import fingerprint
 from mergelab.pipelines.images import generate_image
 from mergelab.pipelines.opening import name_of, open_pipeline
+from mergelab.pipelines.staging import Stage
 from tests.evaluation.small import PROMPTS, SMALL, counted
 
 
@@ -90,18 +90,17 @@ def test_weights_are_strengths_everywhere(pipeline: Any) -> None:
     keywords = miniature.settings("sdxl") | {"num_inference_steps": 3}
     fish = ml.load(miniature.adapters("sdxl")[3].path)
     base = generate_image(pipeline, PROMPTS[0], 0, keywords)
-    swap(pipeline, {"fish": 0.0 * fish})
-    assert torch.equal(base, generate_image(pipeline, PROMPTS[0], 0, keywords))
     stranger = ml.load({"unet.nowhere.lora_A.weight": torch.ones(2, 3), "unet.nowhere.lora_B.weight": torch.ones(4, 2)})
-    with pytest.raises(ValueError, match=r"none of its layers|not found in the base model"):
-        swap(pipeline, {"stranger": stranger})
     key = "text_encoder.text_model.nowhere.lora_{}.weight"
     partly = fish + ml.load({key.format("A"): torch.ones(2, 3), key.format("B"): torch.ones(4, 2)})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's, about the same layer
-        notes = swap(pipeline, {"partly": partly})
-    assert len(notes) == 1 and f"does not load 1 of {len(partly.layers)} layers" in notes[0]
-    swap(pipeline, {})
+    with Stage(pipeline) as stage:
+        assert stage.show({"fish": 0.0 * fish}, "nothing") == []
+        assert torch.equal(base, generate_image(pipeline, PROMPTS[0], 0, keywords))
+        with pytest.raises(ml.LayerError, match="stranger: StableDiffusionXLPipeline has none of its layers"):
+            stage.show({"stranger": stranger}, "stranger")
+        notes = stage.show({"partly": partly}, "partly")
+        assert len(notes) == 1 and f"has no module for 1 of {len(partly.layers)} layers" in notes[0]
+        assert not torch.equal(base, generate_image(pipeline, PROMPTS[0], 0, keywords))
     assert torch.equal(base, generate_image(pipeline, PROMPTS[0], 0, keywords))
 
 

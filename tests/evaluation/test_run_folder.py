@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 import mergelab as ml
 from mergelab import miniature
-from mergelab.evaluation import grid, read
+from mergelab.evaluation import drawing, read
 from mergelab.evaluation.store import Store
-from mergelab.pipelines.images import generate_image
+from mergelab.pipelines.images import generate_images
 from tests.evaluation.small import PROMPTS, SMALL, counted
 
 
@@ -89,21 +89,21 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(
 ) -> None:
     """One image, one metric; the report names them, and the next run tries again."""
 
-    def failing(pipe: Any, prompt: str, seed: int, keywords: Mapping[str, Any]) -> Tensor:
-        if prompt == PROMPTS[1]:
+    def failing(pipe: Any, units: Sequence[tuple[str, int]], keywords: Mapping[str, Any]) -> list[Tensor]:
+        if PROMPTS[1] in dict(units):
             raise RuntimeError("out of memory")
-        return generate_image(pipe, prompt, seed, keywords)
+        return generate_images(pipe, units, keywords)
 
     small = SMALL | {"seeds": 1, "prompts": PROMPTS[:2], "metrics": ["judge"], "merges": [{"method": "cat"}]}
     with monkeypatch.context() as patch:
-        patch.setattr(grid, "generate_image", failing)
+        patch.setattr(drawing, "generate_images", failing)
         result = ml.evaluate(small, tmp_path, pipeline=pipeline)
     assert len(result.failures) == 5 and result.failures[0]["error"] == "RuntimeError: out of memory"
     assert "out of memory" in (tmp_path / "report.html").read_text()
     assert "5 cells failed" in str(result)
     assert not ml.evaluate(small, tmp_path, pipeline=pipeline).failures
     with monkeypatch.context() as patch:
-        patch.setattr(grid, "generate_image", lambda *arguments: 1 / 0)
+        patch.setattr(drawing, "generate_images", lambda *arguments: 1 / 0)
         with pytest.raises(
             ml.OutputError, match=r"every cell failed: 10 cells failed, the first .* with ZeroDivisionError"
         ):

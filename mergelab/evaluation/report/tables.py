@@ -102,7 +102,8 @@ COSTS: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
     ("bytes", "MB", "size of the file", lambda size: f"{size / 1e6:.2f}"),
     ("seconds to merge", "seconds to merge", "what the merge took", "{:.2f}".format),
     ("seconds per image", "seconds an image",
-     "what an image takes; adapters are loaded beside the model, not fused", "{:.2f}".format),
+     "its share of a batch; adapters are fused into the weights, unless the configuration or a combination at run time "
+     "keeps them beside", "{:.2f}".format),
 )  # fmt: skip
 """What a variant costs: its key, head and explanation of the column, how it is written."""
 

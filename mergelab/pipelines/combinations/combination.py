@@ -120,7 +120,8 @@ def moment(scheduler: Any, timestep: Any) -> tuple[int, int]:
     if hasattr(scheduler, "step_index"):
         index = first if scheduler.step_index is None else scheduler.step_index
     else:
-        index = int((scheduler.timesteps.cpu() - float(timestep)).abs().argmin())
+        now = torch.as_tensor(timestep).flatten()[0]  # transformers are told it for every image of a batch
+        index = int((scheduler.timesteps.cpu() - now.cpu()).abs().argmin())
     steps = max(1, len(scheduler.timesteps) - first)
     return min(max(index - first, 0), steps - 1), steps
 
