@@ -48,6 +48,15 @@ def card_of(data: ml.Adapter, existing: str | None = None, **facts: Any) -> str:
     return card(Facts(data, "diffusers", place, base_model_of(data, facts.pop("given", None)), **facts), existing)
 
 
+def kohya(module: str) -> dict[str, torch.Tensor]:
+    """The tensors of one layer in kohya's format."""
+    factors = {
+        f"{module}.lora_down.weight": torch.ones(2, 1280, 1, 1),
+        f"{module}.lora_up.weight": torch.ones(1280, 2, 1, 1),
+    }
+    return {**factors, f"{module}.alpha": torch.tensor(2.0)}
+
+
 def test_what_it_says() -> None:
     """Front matter as the Hub reads it; method, options, weights, hashes and where inputs are from; trigger words."""
     read = ModelCard(card_of(adapter(), license="mit"))
@@ -188,6 +197,20 @@ def test_files_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ]
     assert cli.run(command) == 0
     assert set(ml.load(tmp_path / "d").layers) == {LAYER}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "needle"), [("lora_unet", "pipe.load_lora_weights("), ("lycoris", "ml.fuse(pipe, ")]
+)
+def test_files_of_other_trainers(prefix: str, needle: str, tmp_path: Path) -> None:
+    """What diffusers reads is known of keys that mergelab writes, too; others go the way that is always right."""
+    module = f"{prefix}_mid_block_attentions_0_proj_in"
+    file = write(tmp_path / "x.safetensors", kohya(module), metadata={"ss_base_model_version": "sd_v1"})
+    adapter = ml.load(file, architecture="sd15")
+    assert adapter.dialect == "kohya"
+    adapter.push_to_hub("user/x", folder=tmp_path / "out")
+    text = (tmp_path / "out" / CARD).read_text()
+    assert needle in text and "does not read" not in text
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {

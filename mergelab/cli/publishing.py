@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mergelab.cli import streams
-from mergelab.cli.arguments import BaseModel, DropExtras, Dtype, File, For, Format, Pickle
+from mergelab.cli.arguments import BaseModel, DropExtras, Dtype, File, For, Pickle
 from mergelab.errors import OptionError
 
 
@@ -34,7 +34,9 @@ def push(
         str | None, typer.Option(help="Of the adapter, such as apache-2.0; default: none named.")
     ] = None,
     no_card: Annotated[bool, typer.Option("--no-card", help="Push no README.md.")] = False,
-    format: Format = None,
+    format: Annotated[
+        str | None, typer.Option(help="diffusers, kohya, comfy, peft or same; default: the file as it is.")
+    ] = None,
     for_: For = None,
     dtype: Dtype = None,
     drop_extras: DropExtras = False,

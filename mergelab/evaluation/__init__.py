@@ -8,7 +8,7 @@ From the bottom up:
     metrics/                        what an image is scored by: one file a metric, one table
     variants, grid, drawing         what is drawn and scored
     triggers, scores, statistics, quantities, analysis   from scores to findings
-    result, report/                 what was found, and how people see it
+    result, report/, exhibits       what was found, how people see it, and what a model card shows of it
     run, demo                       all of it
 """
 

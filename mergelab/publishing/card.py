@@ -33,7 +33,7 @@ class Facts:
 
     Attributes:
         data: what the file holds.
-        format: that it is in, None where it is none of those that are written.
+        format: that it is in, None where it is none of those that mergelab writes, or spelt in another way.
         place: where it lies.
         base: the model that it is for.
         notes: what was left out of the file, in sentences.
@@ -174,7 +174,7 @@ def _body(facts: Facts) -> str:
         base=facts.base,
         words=facts.words,
         code=usage(facts.data, facts.format, facts.place, facts.base, facts.prompt),
-        not_read=not_read(facts.data, facts.format) if facts.base.name and facts.format != "peft" else "",
+        not_read=not_read(facts.data, facts.format) if facts.base.name and facts.format not in (None, "peft") else "",
         place=facts.place,
         tools=tools_for(facts.data),
         notes=facts.notes,

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
+from mergelab.errors import MergelabError
 from mergelab.formats import Savable, plan
 from mergelab.formats.layout import Layout
 from mergelab.formats.peft_config import PEFT_CONFIG
@@ -107,7 +109,25 @@ def _copied(adapter: Savable, sources: Sequence[Path], folder: Path) -> _Weights
         target = folder / (path.name if len(parents) == 1 else f"{path.parent.name}/{path.name}")
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, target)
-    return adapter, adapter.dialect, (), []
+    return adapter, adapter.dialect if _is_as_written(adapter, sources) else None, (), []
+
+
+def _is_as_written(adapter: Savable, sources: Sequence[Path]) -> bool:
+    """Whether files have the keys that mergelab writes in their format, for which it is known what other tools read.
+
+    Trainers spell a format in ways of their own; alphas are read by all.
+    """
+    if adapter.dialect in ("diffusers", "peft"):
+        return True
+    try:
+        written = set(adapter.state_dict(adapter.dialect)) if adapter.dialect else set()
+    except MergelabError:
+        return False
+    keys: set[str] = set()
+    for path in sources:
+        with safe_open(path, framework="pt") as file:
+            keys |= set(file.keys())
+    return {key for key in keys ^ written if not key.endswith(".alpha")} == set()
 
 
 def _written(adapter: Savable, folder: Path, request: Request) -> _Weights:
