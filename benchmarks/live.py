@@ -187,7 +187,7 @@ def main() -> None:
     """All variants one after the other, in rounds, so that other work on the machine meets all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--heads", type=int, default=8, help="of 128 channels each; 24 in FLUX.1")
     parser.add_argument("--blocks", type=int, nargs=2, default=(4, 8), help="double and single ones; 19 38 in FLUX.1")
     parser.add_argument("--rank", type=int, default=32)

@@ -42,7 +42,7 @@ def added(weight: Tensor, changes: Sequence[Factors]) -> Tensor:
     with _in_full_float32():
         wider = flat.to(wide, copy=True).addmm_(total.B.to(wide), total.A.to(wide))
     result = wider.reshape(weight.shape).to(weight.dtype)
-    if not torch.isfinite(result).all():
+    if not torch.stack(result.aminmax()).isfinite().all():  # many times as fast as asking every entry
         raise LayerError(
             f"the changed weights are not finite in {str(weight.dtype).removeprefix('torch.')}; use smaller weights, "
             "or a base model in bfloat16 or float32"
