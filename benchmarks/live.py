@@ -153,8 +153,8 @@ def diffusers(bench: Bench, count: int) -> None:
 
 def one_round(bench: Bench, folder: Path) -> None:
     """Everything once."""
-    bench.draw("base model")
     for count in COUNTS:
+        bench.draw("base model")
         fused(bench, count, "device")
         applied(bench, count)
         diffusers(bench, count)
@@ -164,22 +164,23 @@ def one_round(bench: Bench, folder: Path) -> None:
 
 
 def table(bench: Bench) -> list[str]:
-    """Images first, as multiples of the base model's of the same round; then the rest, and what it leaves behind."""
+    """Images first, as multiples of the base model's; then the rest, and what it leaves behind."""
     images = [name for name in bench.rows if name == "base model" or " fused" in name or " active (" in name]
-    base, lines = bench.rows["base model"].seconds, []
+    base, lines = bench.rows["base model"], []
     for heading, names in {
-        "| an image with | s | from, to | processor s | times the base model's |": images,
+        "| an image with | s | from, to | processor s | times the base model's: s, processor s |": images,
         "| what is done | s | from, to | processor s | weights off by |": [n for n in bench.rows if n not in images],
     }.items():
         lines += ["", heading, "|---|---|---|---|---|"]
         for name in names:
             row = bench.rows[name]
+            wall, processor = median(row.seconds), median(row.processor)
             if name in images:
-                last = f"{median(own / other for own, other in zip(row.seconds, base)):.2f}"
+                last = f"{wall / median(base.seconds):.2f}, {processor / median(base.processor):.2f}"
             else:
                 last = f"{max(row.off):.2g}" if row.off else ""
             spread = f"{min(row.seconds):.2f}, {max(row.seconds):.2f}"
-            lines.append(f"| {name} | {median(row.seconds):.2f} | {spread} | {median(row.processor):.2f} | {last} |")
+            lines.append(f"| {name} | {wall:.2f} | {spread} | {processor:.2f} | {last} |")
     return lines
 
 
