@@ -129,6 +129,7 @@ def test_originals_go_with_the_pipeline(tmp_path: Path) -> None:
     """One that is dropped while something is fused keeps nothing alive."""
     pipe = opened("sdxl")
     ml.fuse(pipe, "miniature/sdxl/ghost", keep=tmp_path)
+    assert kept() == len(list(tmp_path.iterdir())) == 48
     del pipe
     assert kept() == len(list(tmp_path.iterdir())) == 0
 

@@ -107,7 +107,8 @@ def fuse(
         OptionError: the target is no pipeline, or quantised, or offloaded, or computes with joined projections; an
             adapter holds embeddings or norms.
         ArchitectureError, LayerError: an adapter for another base model; a layer has no module of its shape; somebody
-            else changed what is fused already.
+            else changed what is fused already. Also, by name, where after a failure a tensor cannot be written back:
+            `unfuse(pipeline)` tries again.
         OutputError: an original cannot be kept in the folder.
 
     Example:
