@@ -125,7 +125,7 @@ def check_separate(name: str, attention: Any) -> None:
     joined = getattr(attention, "fused_projections", False)
     # The older class keeps the mark when they are separated again, and tells by its processor.
     separable = hasattr(attention, "unfuse_projections")
-    if joined and (separable or type(attention.processor).__name__.startswith("Fused")):
+    if joined and (separable or type(getattr(attention, "processor", None)).__name__.startswith("Fused")):
         raise OptionError(
             f"{name}: the pipeline computes with a joined copy of this projection: pipe.unfuse_qkv_projections() first"
         )
