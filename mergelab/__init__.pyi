@@ -43,6 +43,7 @@ from .pipelines.combinations.switch import Switch as Switch
 from .pipelines.fusing import Fused as Fused
 from .pipelines.fusing import fuse as fuse
 from .pipelines.fusing import fused as fused
+from .pipelines.fusing import unfuse as unfuse
 from .publishing import Pushed as Pushed
 from .ranks import RankBudget as RankBudget
 from .report import Report as Report

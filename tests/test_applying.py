@@ -13,6 +13,7 @@ from torch import nn
 
 import mergelab as ml
 from mergelab import miniature
+from mergelab.pipelines.adapters import check_bare
 from tests.live import changed_by_hand, latents, opened, state, text_adapter
 
 
@@ -142,8 +143,8 @@ def test_what_is_refused_changes_nothing(sdxl: Any) -> None:
             "that are NaN or infinite",
         ),
         ([ghost], [{"unet.nowhere.*": 1.0}], ml.OptionError, "matches no layer"),
-        ([ghost], [1.0, 2.0], ml.OptionError, "weights has 2 entries for 1 adapters"),
-        ([], None, ml.OptionError, "expected at least 1 adapters"),
+        ([ghost], [1.0, 2.0], ml.OptionError, "weights has 2 values for 1 adapter"),
+        ([], None, ml.OptionError, "expected at least 1 adapter"),
         (["miniature/sdxl/ghst"], None, ml.OptionError, "known: ghost"),
     ):
         with pytest.raises(error, match=sentence):
@@ -168,6 +169,35 @@ def test_layers_that_are_offloaded_are_refused() -> None:
     with pytest.raises(ml.OptionError, match="unet: its layers are offloaded in groups"):
         ml.apply(pipe, _adapters("sdxl", 1))
     assert state(pipe) == before
+
+
+def test_offloaded_afterwards(sdxl: Any) -> None:
+    """Layer by layer, which puts other parameters into the modules: taken away, they ask for gradients as before."""
+    accelerate = pytest.importorskip("accelerate")
+    pipe = type(sdxl)(**{**sdxl.components, "unet": copy.deepcopy(sdxl.unet)})
+    pipe.unet.conv_in.weight.requires_grad_(False)
+    asked = {name: parameter.requires_grad for name, parameter in pipe.unet.named_parameters()}
+    weights = {name: parameter.detach().clone() for name, parameter in pipe.unet.named_parameters()}
+    ml.apply(pipe, "miniature/sdxl/ghost", 0.5)
+    accelerate.cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
+    ml.remove(pipe)
+    assert {name: parameter.requires_grad for name, parameter in pipe.unet.named_parameters()} == asked
+    accelerate.hooks.remove_hook_from_module(pipe.unet, recurse=True)
+    assert {name: parameter.requires_grad for name, parameter in pipe.unet.named_parameters()} == asked
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in pipe.unet.named_parameters())
+
+
+def test_one_adapter_needs_no_list(sdxl: Any) -> None:
+    """Nor does its weight."""
+    drawn = []
+    for loras, weights in (
+        ("miniature/sdxl/ghost", {"*": 1.0, "unet.up_blocks.*": 0.5}),
+        (["miniature/sdxl/ghost"], None),
+    ):
+        assert ml.apply(sdxl, loras, weights) == ("ghost_1",)
+        drawn.append(latents(sdxl, "sdxl"))
+        ml.remove(sdxl)
+    assert not torch.equal(*drawn)
 
 
 class _Doubled(nn.Module):
@@ -230,6 +260,8 @@ def test_adapters_that_diffusers_does_not_see() -> None:
     assert not pipe.get_list_adapters() and applied != before
     with pytest.raises(ml.OptionError, match="already carries adapters, in a model where diffusers looks for none"):
         ml.apply(pipe, [text])
+    with pytest.raises(ml.OptionError, match="already carries adapters, in a model"):  # as an evaluation asks
+        check_bare(pipe)
     assert state(pipe) == applied
     ml.remove(pipe)
     assert state(pipe) == before

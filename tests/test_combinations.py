@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 import mergelab as ml
 from mergelab import miniature
@@ -132,12 +132,14 @@ def test_other_schedulers(scheduler: type) -> None:
     _equal(drawn, by_hand(pipe, "sdxl", adapters, lambda step, _: [plan[step]], STEPS))
 
 
-def test_image_to_image_begins_in_the_middle() -> None:
-    """Steps count from the first that is taken."""
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_image_to_image_begins_in_the_middle(scheduler: type) -> None:
+    """Steps count from the first that is taken, whether the scheduler knows it or not; also after one that stopped."""
     from diffusers import StableDiffusionXLImg2ImgPipeline
 
     pipe = StableDiffusionXLImg2ImgPipeline(**opened("sdxl").components)
     pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     seen: list[tuple[int, int]] = []
 
     class Watched(ml.Switch):
@@ -147,8 +149,28 @@ def test_image_to_image_begins_in_the_middle() -> None:
 
     ml.apply(pipe, ["miniature/sdxl/ghost"])
     with Watched().attach(pipe):
-        pipe("a sks", image=torch.zeros(1, 3, 48, 48), strength=0.5, num_inference_steps=6)
-    assert seen == [(0, 3), (1, 3), (2, 3)]
+        image = {"image": torch.zeros(1, 3, 48, 48), "num_inference_steps": 6, "output_type": "latent"}
+        pipe("a sks", strength=0.5, **image)
+        assert seen == [(0, 3), (1, 3), (2, 3)]
+        seen.clear()
+        with pytest.raises(KeyboardInterrupt):
+            pipe("a sks", strength=1.0, callback_on_step_end=_stop, **image)
+        pipe("a sks", strength=0.5, **image)
+    assert seen == [(0, 6), (0, 3), (1, 3), (2, 3)]
+
+
+def test_weights_set_in_between_do_not_switch_a_combination_off() -> None:
+    """`pipe.set_adapters` makes all active; with the next image the rule is at work again."""
+    pipe = opened("sdxl")
+    names = ml.apply(pipe, ["miniature/sdxl/ghost", "miniature/sdxl/day"])
+    with ml.switch(every=100).attach(pipe):
+        switched = latents(pipe, "sdxl")
+        pipe.set_adapters(list(names), [1.0, 1.0])
+        assert torch.equal(latents(pipe, "sdxl"), switched)
+
+
+def _stop(*_: Any) -> Any:
+    raise KeyboardInterrupt
 
 
 def test_an_error_within_an_image_is_left_behind() -> None:
@@ -157,13 +179,10 @@ def test_an_error_within_an_image_is_left_behind() -> None:
     ml.apply(pipe, ["miniature/sdxl/ghost", "miniature/sdxl/day"])
     stack = latents(pipe, "sdxl")
 
-    def stop(*_: Any) -> Any:
-        raise KeyboardInterrupt
-
     attached = ml.switch(every=1).attach(pipe)
     whole = latents(pipe, "sdxl")
     with pytest.raises(KeyboardInterrupt):
-        latents(pipe, "sdxl", callback_on_step_end=stop)
+        latents(pipe, "sdxl", callback_on_step_end=_stop)
     assert torch.equal(latents(pipe, "sdxl"), whole)
     attached.detach()
     attached.detach()

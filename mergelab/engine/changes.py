@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,7 +15,7 @@ from mergelab.engine.extras import bias_only
 from mergelab.engine.weights import Weight, resolve
 from mergelab.errors import LayerError, OptionError
 from mergelab.formats.base_models import check_base_models
-from mergelab.layer import BIAS_SUFFIX
+from mergelab.layer import BIAS_SUFFIX, Layer, LoraLayer
 from mergelab.linalg.lowrank import Factors
 
 Loras = Adapter | Source | Sequence[Adapter | Source]
@@ -56,6 +56,18 @@ class Change:
         if not torch.isfinite(bias).all():
             raise LayerError(f"{self.adapter.source}: layer {self.layer}: its bias is not finite; the file is damaged")
         return Factors(bias[:, None] * self.weight, bias.new_ones(1, 1))
+
+    def copied(self) -> Change:
+        """The same, of tensors that nobody else has."""
+        layers: dict[str, Layer] = {}
+        extras: dict[str, torch.Tensor] = {}
+        if self.of_bias:
+            extras[self.layer + BIAS_SUFFIX] = self._bias.detach().clone()
+        else:
+            layer = self.adapter.layers[self.layer]
+            a, b = layer.lora_A.detach().clone(), layer.lora_B.detach().clone()
+            layers[self.layer] = LoraLayer(a, b, layer.scaling)
+        return replace(self, adapter=replace(self.adapter, layers=layers, extras=extras))
 
     @property
     def _bias(self) -> torch.Tensor:
@@ -100,14 +112,13 @@ def collect(loras: Loras, weights: Weights | None = None) -> Changes:
         >>> len(changes.by_tensor), next(iter(changes.by_tensor))
         (48, 'unet.down_blocks.1.attentions.0.proj_in.weight')
     """
-    single = isinstance(loras, (Adapter, str, os.PathLike, Mapping))
-    adapters = load_all([loras] if single else loras)  # type: ignore[list-item, arg-type]
-    given = [weights] if isinstance(weights, Mapping) or (single and is_number(weights)) else weights
+    loras, given = listed(loras, weights)
+    adapters = load_all(loras)
     names = unique_names([adapter.name for adapter in adapters])
     check_base_models(adapters, names)
     architectures = [adapter.architecture for adapter in adapters]
     layers = [[*a.layers, *bias_only(a)] for a in adapters]
-    table = resolve(given, layers, names, architectures)  # type: ignore[arg-type]
+    table = resolve(given, layers, names, architectures)
     by_tensor: dict[str, list[Change]] = {}
     for adapter, name, own in zip(adapters, names, table):
         if not any(own.values()):
@@ -118,7 +129,19 @@ def collect(loras: Loras, weights: Weights | None = None) -> Changes:
     if not by_tensor:
         raise OptionError("every weight is 0, so there is nothing to fuse")
     found = {key: tuple(changes) for key, changes in by_tensor.items()}
-    return Changes(tuple(adapters), tuple(names), tuple(given or [1.0] * len(adapters)), found)  # type: ignore[arg-type]
+    return Changes(tuple(adapters), tuple(names), tuple(given or [1.0] * len(adapters)), found)
+
+
+def listed(loras: Loras, weights: Weights | None) -> tuple[Sequence[Adapter | Source], Sequence[Weight] | None]:
+    """One adapter as a list of one, and its weight, too.
+
+    Example:
+        >>> listed("miniature/sdxl/ghost", 0.5)
+        (['miniature/sdxl/ghost'], [0.5])
+    """
+    single = isinstance(loras, (Adapter, str, os.PathLike, Mapping))
+    given = [weights] if isinstance(weights, Mapping) or (single and is_number(weights)) else weights
+    return [loras] if single else loras, given  # type: ignore[list-item, return-value]
 
 
 def _of_adapter(adapter: Adapter, name: str, weights: Mapping[str, float]) -> list[Change]:

@@ -4,6 +4,7 @@
     fusing        adapters added to the weights, and taken back bit for bit
     places        the tensor that each change is for, which can be changed in place, or is refused
     originals     the weights as they were, and what is fused into them
+    keeping       where the weights as they were are kept
     applying      adapters made active unmerged, and taken away without a trace
     live          the PEFT layers in a model that this is done with
     combinations  adapters combined while an image is made

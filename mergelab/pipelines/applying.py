@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from mergelab.adapter import Adapter, Source
+from mergelab.adapter import Adapter
 from mergelab.engine.aligning import load_all, unique_names
-from mergelab.engine.weights import Weight, resolve
+from mergelab.engine.changes import Loras, Weights, listed
+from mergelab.engine.weights import resolve
 from mergelab.errors import FormatError, LayerError, OptionError, OutputError
 from mergelab.formats.casting import cast
 from mergelab.layer import same_weight
-from mergelab.pipelines.adapters import check_adapters, check_bare, place_of
-from mergelab.pipelines.live import Change, applied_to, is_wrapped, put_in, take_out
+from mergelab.pipelines.adapters import (
+    check_adapters,
+    check_bare,
+    check_separate,
+    models_of,
+    offloaded_in_groups,
+    place_of,
+)
+from mergelab.pipelines.live import ModuleChange, applied_to, put_in, take_out
 from mergelab.pipelines.opening import Pipeline
 
 _COMPUTES_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def apply(
-    pipeline: Pipeline, loras: Sequence[Adapter | Source], weights: Sequence[Weight] | None = None
-) -> tuple[str, ...]:
+def apply(pipeline: Pipeline, loras: Loras, weights: Weights | None = None) -> tuple[str, ...]:
     """Makes adapters active in a live pipeline, unmerged, as layers of PEFT around its modules.
 
     The pipeline draws what it draws with a merge of method `cat` at the same weights; each layer has the weight that
@@ -34,16 +40,17 @@ def apply(
 
     Args:
         pipeline: of diffusers, without adapters.
-        loras: adapters, or anything that `load` takes.
+        loras: an adapter or several, or anything that `load` takes.
         weights: as for `merge`: one entry for each adapter, a number or a mapping from component names or patterns of
-            layer names to numbers, of which the last that matches wins. 1.0 each by default. A layer of weight 0 is
-            left alone.
+            layer names to numbers, of which the last that matches wins; for one adapter without a list, one without a
+            list. 1.0 each by default. A layer of weight 0 is left alone.
 
     Returns:
         The names of the adapters in the pipeline, in order.
 
     Raises:
-        OptionError: no pipeline that takes adapters; it carries some; weights that do not fit.
+        OptionError: no pipeline that takes adapters; it carries some, is offloaded layer by layer, or computes with
+            joined projections; weights that do not fit.
         ArchitectureError: an adapter for another base model.
         FormatError: an adapter holds more than layers of low rank.
         LayerError: the pipeline has no module for a layer, or one of another shape; a value that the pipeline's dtype
@@ -57,17 +64,14 @@ def apply(
         >>> remove(pipe)
     """
     check_bare(pipeline)
-    if any(is_wrapped(model) for model in _models(pipeline)):
-        raise OptionError(
-            "the pipeline already carries adapters, in a model where diffusers looks for none: ml.remove(it)"
-        )
     check_offloading(pipeline)
-    adapters = load_all(loras)
+    given, factors = listed(loras, weights)
+    adapters = load_all(given)
     titles = unique_names([adapter.name for adapter in adapters])
     check_adapters(pipeline, dict(zip(titles, adapters)))
-    table = resolve(weights, [a.layers for a in adapters], titles, [a.architecture for a in adapters])
+    table = resolve(factors, [a.layers for a in adapters], titles, [a.architecture for a in adapters])
     names = tuple(f"{re.sub(r'[^A-Za-z0-9_]', '_', title)}_{place}" for place, title in enumerate(titles, 1))
-    plan: dict[nn.Module, dict[str, dict[str, Change]]] = {}
+    plan: dict[nn.Module, dict[str, dict[str, ModuleChange]]] = {}
     for name, title, adapter, own in zip(names, titles, adapters, table):
         for model, changes in _planned(pipeline, title, adapter, own).items():
             plan.setdefault(model, {})[name] = changes
@@ -99,7 +103,7 @@ def remove(pipeline: Pipeline) -> None:
         >>> pipe.get_list_adapters()
         {}
     """
-    models = _models(pipeline)
+    models = models_of(pipeline).values()
     records = [applied_to(model) for model in models]
     ours = {name for record in records if record for name in record.names}
     others = {name for model in models for name in getattr(model, "peft_config", None) or {}} - ours
@@ -112,14 +116,9 @@ def remove(pipeline: Pipeline) -> None:
         take_out(model)
 
 
-def _models(pipeline: Pipeline) -> list[nn.Module]:
-    parts = getattr(pipeline, "components", {}).values()
-    return [getattr(part, "_orig_mod", part) for part in parts if isinstance(part, nn.Module)]
-
-
 def _planned(
     pipeline: Pipeline, title: str, adapter: Adapter, weights: Mapping[str, float]
-) -> dict[nn.Module, dict[str, Change]]:
+) -> dict[nn.Module, dict[str, ModuleChange]]:
     """Model -> path of a module -> its change, of one adapter."""
     if adapter.extras:
         raise FormatError(
@@ -127,7 +126,8 @@ def _planned(
             "the first, and they cannot be active unmerged; leave them behind: ml.load(...).without_extras()"
         )
     wanted = [layer for layer in adapter.layers if weights[layer]]
-    places = {layer: place_of(pipeline, layer) for layer in wanted}
+    models = models_of(pipeline)
+    places = {layer: place_of(models, layer) for layer in wanted}
     if missing := [layer for layer, place in places.items() if place is None]:
         raise LayerError(
             f"{title}: {type(pipeline).__name__} has no module for {len(missing)} of {len(adapter.layers)} layers, "
@@ -135,12 +135,13 @@ def _planned(
         )
     for layer in wanted:
         adapter.matrices(layer)  # raises where one holds NaN or infinity
-    planned: dict[nn.Module, dict[str, Change]] = {}
+    planned: dict[nn.Module, dict[str, ModuleChange]] = {}
     shaped: dict[torch.dtype, dict[str, Tensor]] = {}
     for layer, place in places.items():
         model, path = place  # type: ignore[misc]  # none is missing
         module = model.get_submodule(path)
         _check_module(title, layer, module, adapter)
+        check_separate(layer, model.get_submodule(path.rpartition(".")[0]))
         factors = shaped.setdefault(_dtype_of(module, model), {})
         shape, change = _shape_of(module), adapter.layers[layer]
         factors[f"{layer}.lora_A.weight"] = change.lora_A.reshape(change.rank, *shape[1:])
@@ -154,7 +155,7 @@ def _planned(
         model, path = place  # type: ignore[misc]
         lora_a, lora_b = ready[f"{layer}.lora_A.weight"], ready[f"{layer}.lora_B.weight"]
         scaling = weights[layer] * adapter.layers[layer].scaling
-        planned.setdefault(model, {})[path] = Change(layer, lora_a, lora_b, scaling)
+        planned.setdefault(model, {})[path] = ModuleChange(layer, lora_a, lora_b, scaling)
     return planned
 
 
@@ -191,9 +192,8 @@ def check_offloading(pipeline: Pipeline) -> None:
     Raises:
         OptionError: they are.
     """
-    for name, part in pipeline.components.items():
-        for module in part.modules() if isinstance(part, nn.Module) else ():
-            if "group_offloading" in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}):
-                raise OptionError(
-                    f"{name}: its layers are offloaded in groups; apply the adapters before enable_group_offload()"
-                )
+    for name, model in models_of(pipeline).items():
+        if offloaded_in_groups(model):
+            raise OptionError(
+                f"{name}: its layers are offloaded in groups; apply the adapters before enable_group_offload()"
+            )

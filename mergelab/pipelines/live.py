@@ -22,7 +22,7 @@ _MARKS = ("peft_config", "_hf_peft_config_loaded", _RECORD)
 
 
 @dataclass(frozen=True)
-class Change:
+class ModuleChange:
     """What an adapter does to one module of a model.
 
     Attributes:
@@ -44,14 +44,14 @@ class Applied:
     Attributes:
         names: of the adapters, as PEFT and diffusers know them, in the order given; not all need change this model.
         layers: canonical name -> PEFT's layer.
-        trainable: the model's parameters, and whether each asked for gradients.
+        trainable: name of a parameter of the model -> whether it asked for gradients.
         marks: those of the model's attributes that PEFT sets, as they were.
         detach: takes away what was attached to the model since.
     """
 
     names: tuple[str, ...]
     layers: dict[str, PeftLayer]
-    trainable: list[tuple[nn.Parameter, bool]]
+    trainable: dict[str, bool]
     marks: dict[str, Any]
     detach: Callable[[], None] | None = field(default=None)
 
@@ -81,7 +81,7 @@ def is_wrapped(model: nn.Module) -> bool:
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
-def put_in(model: nn.Module, names: Sequence[str], changes: Mapping[str, Mapping[str, Change]]) -> None:
+def put_in(model: nn.Module, names: Sequence[str], changes: Mapping[str, Mapping[str, ModuleChange]]) -> None:
     """Wraps modules of a model in PEFT's layers, all adapters active. What fails half way is taken out again.
 
     Args:
@@ -94,7 +94,8 @@ def put_in(model: nn.Module, names: Sequence[str], changes: Mapping[str, Mapping
     """
     take_out(model)  # the record of adapters that were unloaded by other means
     marks = {key: vars(model)[key] for key in _MARKS if key in vars(model)}
-    record = Applied(tuple(names), {}, [(p, p.requires_grad) for p in model.parameters()], marks)
+    asked = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    record = Applied(tuple(names), {}, asked, marks)
     setattr(model, _RECORD, record)
     try:
         for name, own in changes.items():
@@ -120,14 +121,14 @@ def take_out(model: nn.Module) -> None:
         if isinstance(module, BaseTunerLayer):
             parent, _, child = path.rpartition(".")
             setattr(model.get_submodule(parent), child, module.get_base_layer())
-    for parameter, asked in record.trainable:
-        parameter.requires_grad_(asked)
+    for name, parameter in model.named_parameters():  # offloading has put others in their place
+        parameter.requires_grad_(record.trainable.get(name, parameter.requires_grad))
     for key in _MARKS:
         vars(model).pop(key, None)
     vars(model).update(record.marks)
 
 
-def _inject(model: nn.Module, name: str, changes: Mapping[str, Change]) -> None:
+def _inject(model: nn.Module, name: str, changes: Mapping[str, ModuleChange]) -> None:
     """One adapter. Every path is matched whole: PEFT takes a plain name for the end of any other, too."""
     from peft import LoraConfig, inject_adapter_in_model
 

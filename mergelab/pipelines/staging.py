@@ -98,7 +98,7 @@ class Stage:
             return
         with at_home(self.pipeline):
             if self._fusing:
-                self._fusing.unfuse()
+                self._fusing.unfuse(force=True)  # also what somebody changed in between, who is not to find it here
             remove(self.pipeline)
         self._fusing, self.unmerged = None, False
 

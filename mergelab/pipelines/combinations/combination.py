@@ -66,6 +66,8 @@ class Attached:
         self._pipeline, self._applied, self._rule = pipeline, applied, rule
         self._passes: Sequence[Pass] = ()
         self._current: Pass | None = None
+        self._timesteps: Any = None
+        self._first = 0
         self._hooks = (
             model.register_forward_pre_hook(self._before, with_kwargs=True),
             model.register_forward_hook(self._after, with_kwargs=True),
@@ -90,7 +92,10 @@ class Attached:
 
     def _before(self, model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         timestep = keywords["timestep"] if "timestep" in keywords else args[1]
-        self._passes = self._rule(*moment(self._pipeline.scheduler, timestep))
+        step, steps = self._moment(timestep)
+        if step == 0:
+            self._current = None  # in between the user may have called pipe.set_adapters
+        self._passes = self._rule(step, steps)
         self._set(self._passes[0])
 
     def _after(self, model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
@@ -100,30 +105,36 @@ class Attached:
             outputs.append(model.forward(*args, **keywords))
         return output if len(outputs) == 1 else _mean(outputs)
 
+    def _moment(self, timestep: Any) -> tuple[int, int]:
+        """The step of this image, from 0, and how many it has; image to image begins in the middle of the timesteps."""
+        scheduler = self._pipeline.scheduler
+        index = position(scheduler, timestep)
+        if scheduler.timesteps is not self._timesteps:  # they are set anew for every image
+            self._timesteps, self._first = scheduler.timesteps, index
+        steps = max(1, len(scheduler.timesteps) - self._first)
+        return min(max(index - self._first, 0), steps - 1), steps
+
     def _set(self, factors: Pass) -> None:
         if factors != self._current:
             self._applied.weigh(factors)
             self._current = factors
 
 
-def moment(scheduler: Any, timestep: Any) -> tuple[int, int]:
-    """The step that a scheduler is in, from 0, and how many there are.
+def position(scheduler: Any, timestep: Any) -> int:
+    """Where a scheduler is in its timesteps.
 
     Example:
         >>> from diffusers import DDIMScheduler
         >>> scheduler = DDIMScheduler()
         >>> scheduler.set_timesteps(10)
-        >>> [moment(scheduler, timestep) for timestep in scheduler.timesteps[:2]]
-        [(0, 10), (1, 10)]
+        >>> [position(scheduler, timestep) for timestep in scheduler.timesteps[:2]]
+        [0, 1]
     """
-    first = getattr(scheduler, "begin_index", None) or 0  # image to image begins in the middle
     if hasattr(scheduler, "step_index"):
-        index = first if scheduler.step_index is None else scheduler.step_index
-    else:
-        now = torch.as_tensor(timestep).flatten()[0]  # transformers are told it for every image of a batch
-        index = int((scheduler.timesteps.cpu() - now.cpu()).abs().argmin())
-    steps = max(1, len(scheduler.timesteps) - first)
-    return min(max(index - first, 0), steps - 1), steps
+        known = (scheduler.step_index, getattr(scheduler, "begin_index", None), 0)
+        return next(index for index in known if index is not None)
+    now = torch.as_tensor(timestep).flatten()[0]  # transformers are told it for every image of a batch
+    return int((scheduler.timesteps.cpu() - now.cpu()).abs().argmin())
 
 
 def everywhere(applied: Applied, factors: Sequence[float]) -> Pass:
