@@ -95,7 +95,8 @@ def test_what_its_owner_wrote_stays() -> None:
     edited = edited.replace(BEGIN, f"Before.\n\n{BEGIN}").replace(END, f"{END}\n\n## After\n")
     second = card_of(adapter(**{"modelspec.title": "Second"}), edited)
     read = ModelCard(second)
-    assert read.text.startswith(f"\nBefore.\n\n{BEGIN}\n\n# Second\n") and read.text.endswith(f"{END}\n\n## After\n\n")
+    assert read.text.startswith(f"\nBefore.\n\n{BEGIN}\n<!-- its keys: ") and "-->\n\n# Second\n" in read.text
+    assert read.text.endswith(f"{END}\n\n## After\n\n")
     assert read.data.license == "mit" and read.data.tags[:2] == ["mine", "text-to-image"]
     assert read.data.base_model == "stabilityai/stable-diffusion-xl-of-mine"
     assert ModelCard(card_of(adapter(), edited, given="user/base")).data.base_model == "user/base"
