@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,18 @@ def test_no_text_of_a_file_is_markup() -> None:
     html = MarkdownIt("commonmark", {"html": True}).enable("table").render(ModelCard(card_of(adapter())).text)
     assert "<script" not in html and 'javascript:1"' not in html and "<b>" not in html
     assert html.count("<tr>") == 2 + 3 and html.count("<code>`szn`</code>") == 1
+
+
+@pytest.mark.parametrize("word", ["a`b", "a``<b>b``c", "```", "`", "a\n\n# b", "a\x1b[31m\x00\u202eb", "<!-- x"])
+def test_trigger_words_are_code(word: str) -> None:
+    """Whatever stands in them: the same characters, on one line, and nothing else on the page changes."""
+    page = MarkdownIt("commonmark", {"html": True})
+    data = adapter(**{"modelspec.trigger_phrase": word})
+    html = page.render(ModelCard(card_of(data)).text)
+    shown = " ".join("".join(c if c.isprintable() else " " for c in word).split())
+    line = f"<code>{escape(shown)}</code> in a prompt calls what it has learnt."
+    usual = page.render(ModelCard(card_of(adapter(**{"modelspec.trigger_phrase": "sks"}))).text)
+    assert line in html and html.count("<h") == usual.count("<h") and html.count("<b>") == 0
 
 
 def test_what_its_owner_wrote_stays() -> None:

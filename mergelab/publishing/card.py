@@ -24,6 +24,7 @@ from mergelab.tables import counted
 CARD = "README.md"
 BEGIN = "<!-- mergelab: from here to its end mark each push writes anew; what stands before or after is kept -->"
 END = "<!-- end of mergelab's part -->"
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]")
 _MARKS = re.compile(rf"{re.escape(BEGIN)}\s*<!-- its keys:([0-9a-f ]*) -->")
 
 
@@ -168,6 +169,11 @@ def _size(data: AdapterData) -> str:
     return f"{counted(len(data.layers), 'layer')} of {rank}"
 
 
+def _one_line(text: object) -> str:
+    """A text from outside without what breaks a line, or turns its direction."""
+    return " ".join(_CONTROL.sub(" ", readable(str(text))).split())
+
+
 def plain(text: object) -> str:
     r"""A text from outside as Markdown shows it: on one line, and no character of it a mark.
 
@@ -175,18 +181,20 @@ def plain(text: object) -> str:
         >>> print(plain("a|b <i> *c*"))
         a\|b \<i\> \*c\*
     """
-    return re.sub(r"([\\`*_\[\]<>|#$~])", r"\\\1", " ".join(readable(str(text)).split()))
+    return re.sub(r"([\\`*_\[\]<>|#$~])", r"\\\1", _one_line(text))
 
 
 def code(text: object) -> str:
-    """A text from outside as code, also within a table.
+    """A text from outside as code, also within a table, in a fence that nothing in it closes.
 
     Example:
-        >>> code("sks"), code("a`b|c")
-        ('`sks`', '`` a`b\\\\|c ``')
+        >>> code("sks"), code("a`b|c"), code("a``b")
+        ('`sks`', '`` a`b\\\\|c ``', '``` a``b ```')
     """
-    line = " ".join(readable(str(text)).split()).replace("|", "\\|")
-    return f"`` {line} ``" if "`" in line else f"`{line}`"
+    line = _one_line(text).replace("|", "\\|")
+    runs = [len(run) for run in re.findall("`+", line)]
+    fence = "`" * (max(runs) + 1 if runs else 1)
+    return f"{fence} {line} {fence}" if runs else f"{fence}{line}{fence}"
 
 
 def _strong(text: str, wanted: bool) -> str:
