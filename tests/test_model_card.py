@@ -235,6 +235,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "nowhere": (["push", "good.safetensors", "a/b", "--folder", "no/out"], "there is no folder no"),
     "a base model": (["push", "good.safetensors", "a/b", "--folder", "out", "--base-model", "/x"], "base_model='/x'"),
     "a format": (["push", "good.safetensors", "a/b", "--folder", "out", "--format", "x"], "format='x'"),
+    "a packed format": (
+        ["push", "good.safetensors", "a/b", "--folder", "out", "--format", "nunchaku"],
+        "--for nunchaku",
+    ),
     "a run": (["push", "good.safetensors", "a/b", "--folder", "out", "--run", "no"], "a finished run"),
     "extras": (["push", "good.safetensors", "a/b", "--folder", "out", "--drop-extras"], "--drop-extras"),
 }

@@ -14,6 +14,7 @@ from mergelab.formats import Savable, check_choice, to_dtype
 from mergelab.formats.fetching.hub import by_name
 from mergelab.formats.files import replacing
 from mergelab.formats.messages import about
+from mergelab.formats.tools import PACKED
 from mergelab.publishing.base_models import check_base_model
 from mergelab.publishing.card import CARD
 from mergelab.publishing.hub import Pushed, Repository, full_name, look
@@ -52,7 +53,8 @@ class Publishable(Savable):
 
         An adapter that was read from a file is pushed byte for byte, unless a format, a tool or a dtype is given. A
         README.md that is there keeps what its owner wrote outside of mergelab's part; one without such a part is not
-        touched: the push is refused.
+        touched: the push is refused. Header and card name the inputs that were loaded from the Hub: their repositories'
+        names too, of which some may be private.
 
         Args:
             repo: "user/repo", "user/repo@revision", or "repo" of your own account; made where there is none.
@@ -89,6 +91,11 @@ class Publishable(Savable):
             ['ghost.safetensors', 'README.md']
         """
         check_choice(format, for_)
+        if format == PACKED.name:
+            raise OptionError(
+                f"format={format!r}: a packed file is for one quantised model alone; push with for_='nunchaku' "
+                "(--for nunchaku), which nunchaku reads with any of them"
+            )
         to_dtype(dtype)
         check_base_model(base_model)
         repo, revision = _named(repo, revision)
