@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -148,10 +151,11 @@ def test_a_rank_cuts_q_k_and_v_as_one() -> None:
 
 
 def test_a_rank_above_256_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the option that lowers it, and what that costs, which is what it then costs."""
-    name = f"{BLOCK}.attn.to_out.0"
+    """With the option that lowers it, and what that costs, which is what it then costs: nothing outside the blocks."""
+    name, outside = f"{BLOCK}.attn.to_out.0", "transformer.context_embedder"
     for seed in (1, 2):
-        flux(seed, {name: (288, 288), f"{BLOCK}.norm1.linear": (24, 288)}, 140).save(tmp_path / f"{seed}.safetensors")
+        shapes = {name: (288, 288), f"{BLOCK}.norm1.linear": (24, 288), outside: (288, 320)}
+        flux(seed, shapes, 140).save(tmp_path / f"{seed}.safetensors")
     files = [str(tmp_path / f"{seed}.safetensors") for seed in (1, 2)]
     given = ["--input-paths", *files, "--strengths", "1", ".5", "--architecture", "flux"]
     arguments = ["compose", *given, "--output-path", str(tmp_path / "out.safetensors")]
@@ -162,7 +166,35 @@ def test_a_rank_above_256_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert cli.run([*arguments, "--rank", "256", "--force"]) == 0
     said = capsys.readouterr().out
     assert f"relative error {cost} from truncation" in said and cost != "0.00%" and "slows down" not in said
-    assert ml.load(tmp_path / "out.safetensors", architecture="flux").ranks[name] == 256
+    ranks = ml.load(tmp_path / "out.safetensors", architecture="flux").ranks
+    assert (ranks[name], ranks[outside]) == (256, 280)
+
+
+def test_a_rank_leaves_other_layers_exact() -> None:
+    """Those outside the blocks, of one adapter alone too; header and notes are those of all inputs."""
+    outside = "transformer.context_embedder"
+    first = replace(flux(1, {QKV[0]: (16, 16), outside: (16, 24)}), metadata={"modelspec.trigger_phrase": "sks"})
+    second = replace(flux(2, {outside: (16, 24)}), metadata={"modelspec.trigger_phrase": "szn"})
+    composed = ml.compose([first, second], [0.8, -0.4], rank=2)
+    expected = summed([first, second], [0.8, -0.4])
+    assert composed.ranks == {QKV[0]: 2, outside: 6}
+    assert relative(composed.layers[outside].delta_weight(), expected[outside]) < 1e-6
+    lost = torch.linalg.svdvals(expected[QKV[0]])[2:].square().sum()
+    whole = sum(change.square().sum() for change in expected.values())
+    assert composed.report.relative_error == pytest.approx(float(torch.sqrt(lost / whole)), abs=1e-5)
+    assert composed.metadata["modelspec.trigger_phrase"] == "sks, szn"
+    recipe = json.loads(composed.metadata["mergelab"])
+    assert (recipe["method"], recipe["options"]["rank"]) == ("svd", 2) and len(recipe["inputs"]) == 2
+    assert ml.compose([second], [1.0], rank=2).ranks == {outside: 3}
+    budget = ml.compose([first, second], [1.0, 1.0], rank="mean=1")
+    assert budget.ranks == {QKV[0]: 1, outside: 6}
+
+
+@pytest.mark.parametrize("strengths", [(0.8, -0.4), np.array([0.8, -0.4]), torch.tensor([0.8, -0.4]).double()])
+def test_strengths_in_any_sequence(strengths: Any) -> None:
+    """As for `merge`."""
+    adapters = [flux(1, dict.fromkeys(QKV, (16, 16))), flux(2, dict.fromkeys(QKV, (16, 16)))]
+    check(ml.compose(adapters, strengths), summed(adapters, [0.8, -0.4]))
 
 
 def test_refused(tmp_path: Path, refused: Refused) -> None:

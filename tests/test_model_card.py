@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,18 @@ def test_no_text_of_a_file_is_markup() -> None:
     assert html.count("<tr>") == 2 + 3 and html.count("<code>`szn`</code>") == 1
 
 
+@pytest.mark.parametrize("word", ["a`b", "a``<b>b``c", "```", "`", "a\n\n# b", "a\x1b[31m\x00\u202eb", "<!-- x"])
+def test_trigger_words_are_code(word: str) -> None:
+    """Whatever stands in them: the same characters, on one line, and nothing else on the page changes."""
+    page = MarkdownIt("commonmark", {"html": True})
+    data = adapter(**{"modelspec.trigger_phrase": word})
+    html = page.render(ModelCard(card_of(data)).text)
+    shown = " ".join("".join(c if c.isprintable() else " " for c in word).split())
+    line = f"<code>{escape(shown)}</code> in a prompt calls what it has learnt."
+    usual = page.render(ModelCard(card_of(adapter(**{"modelspec.trigger_phrase": "sks"}))).text)
+    assert line in html and html.count("<h") == usual.count("<h") and html.count("<b>") == 0
+
+
 def test_what_its_owner_wrote_stays() -> None:
     """Before and after mergelab's part, and keys of the front matter; what is merely usual yields to it."""
     first = card_of(adapter())
@@ -95,7 +108,8 @@ def test_what_its_owner_wrote_stays() -> None:
     edited = edited.replace(BEGIN, f"Before.\n\n{BEGIN}").replace(END, f"{END}\n\n## After\n")
     second = card_of(adapter(**{"modelspec.title": "Second"}), edited)
     read = ModelCard(second)
-    assert read.text.startswith(f"\nBefore.\n\n{BEGIN}\n\n# Second\n") and read.text.endswith(f"{END}\n\n## After\n\n")
+    assert read.text.startswith(f"\nBefore.\n\n{BEGIN}\n<!-- its keys: ") and "-->\n\n# Second\n" in read.text
+    assert read.text.endswith(f"{END}\n\n## After\n\n")
     assert read.data.license == "mit" and read.data.tags[:2] == ["mine", "text-to-image"]
     assert read.data.base_model == "stabilityai/stable-diffusion-xl-of-mine"
     assert ModelCard(card_of(adapter(), edited, given="user/base")).data.base_model == "user/base"
@@ -221,6 +235,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "nowhere": (["push", "good.safetensors", "a/b", "--folder", "no/out"], "there is no folder no"),
     "a base model": (["push", "good.safetensors", "a/b", "--folder", "out", "--base-model", "/x"], "base_model='/x'"),
     "a format": (["push", "good.safetensors", "a/b", "--folder", "out", "--format", "x"], "format='x'"),
+    "a packed format": (
+        ["push", "good.safetensors", "a/b", "--folder", "out", "--format", "nunchaku"],
+        "--for nunchaku",
+    ),
     "a run": (["push", "good.safetensors", "a/b", "--folder", "out", "--run", "no"], "a finished run"),
     "extras": (["push", "good.safetensors", "a/b", "--folder", "out", "--drop-extras"], "--drop-extras"),
 }

@@ -1,4 +1,4 @@
-"""nunchaku's packed layout, read by the tests' own unpacker; and the bytes that nunchaku's own converter gives."""
+"""nunchaku's packed layout, read by the tests' own unpacker; and the factors that nunchaku's own converter gives."""
 
 from __future__ import annotations
 
@@ -73,8 +73,12 @@ def test_every_kind_of_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str],
         assert file.metadata()["modelspec.architecture"] == "flux-1-dev/lora"
 
 
-def test_the_bytes_are_nunchakus(tmp_path: Path) -> None:
-    """Of an adapter with biases, and a rank for each layer of a pair, what `to_nunchaku` gives."""
+def test_factors_are_nunchakus(tmp_path: Path) -> None:
+    """Of an adapter with biases, and a rank for each layer of a pair, what `to_nunchaku` gives, byte for byte.
+
+    What is not packed it leaves in float32, of which its loader reads no vector of a quantised module; here all is in
+    one dtype.
+    """
     case = load_file(PEER / "packed.safetensors")
 
     def part(prefix: str) -> dict[str, Tensor]:
@@ -86,6 +90,7 @@ def test_the_bytes_are_nunchakus(tmp_path: Path) -> None:
     assert set(found) == set(expected)
     for key, tensor in expected.items():
         assert torch.equal(found[key], tensor.to(torch.bfloat16)), key
+        assert tensor.dtype == torch.bfloat16 or "lora_down" not in key, "nothing that is packed was cast here"
 
 
 @pytest.mark.parametrize("name", [
@@ -111,6 +116,17 @@ def test_a_model_without_a_branch(tmp_path: Path) -> None:
     found = changes(tmp_path / "style.safetensors", model)
     for name, layer in style.layers.items():
         assert relative(found[name], layer.delta_weight()) < ROUNDING["bfloat16"], name
+
+
+@pytest.mark.parametrize("name", [f"{BLOCK}.ff.net.0.proj", f"{BLOCK}.ff_context.net.2", f"{SINGLE}.proj_out"])
+def test_both_ends_of_an_mlp(tmp_path: Path, name: str) -> None:
+    """One kernel computes both: beside one stands the other, of zeros, where the model has a branch in neither."""
+    ends = [f"mlp_{fc}" for fc in ("fc1", "fc2", "context_fc1", "context_fc2")]
+    model = quantized(tmp_path / "model.safetensors", without=tuple(ends))
+    flux(shapes={name: layer_shapes()[name]}, rank=20).save(tmp_path / "one.safetensors", "nunchaku", quantized=model)
+    found = {key: len(down) for key, (down, _) in branches(tmp_path / "one.safetensors").items() if ".mlp_" in key}
+    assert list(found.values()) == [32, 32]
+    assert len({key.removesuffix("fc1").removesuffix("fc2") for key in found}) == 1
 
 
 def test_same_lora_a_is_shared(tmp_path: Path) -> None:

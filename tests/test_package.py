@@ -39,7 +39,7 @@ LAYERS = {
         "publishable",
         "hub | staging",
         "card",
-        "exhibits | usage",
+        "exhibits | front_matter | usage",
         "base_models | recipe",
     ),
     "mergelab.engine": (
@@ -79,7 +79,7 @@ LAYERS = {
         "evidence | fused",
     ),
     "mergelab.formats.kinds": ("*", "kind | refused"),
-    "mergelab.formats.nunchaku": ("packed", "fusing | modules", "quantized", "packing"),
+    "mergelab.formats.nunchaku": ("packed", "modules", "fusing | quantized", "packing"),
     "mergelab.miniature": ("judge", "world"),
     "mergelab.methods": ("registry", "dare | magnitude_prune", "*", "method", "sparsify"),
     "mergelab.linalg": ("adding | draws | selection | stacks", "dense", "lowrank | workspace", "precision"),

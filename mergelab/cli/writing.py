@@ -109,7 +109,7 @@ def convert(
     block_weights: Blocks = None,
     dry_run: DryRun = False,
 ) -> str:
-    """Write an adapter in another format; every layer keeps its change exactly."""
+    """Write an adapter in another format; without weights by block every layer keeps its change exactly."""
     if format is None and for_ is None:
         raise OptionError("convert needs --for TOOL or --format FORMAT; see mergelab convert --help")
     out = Output(output, format, for_, dtype, force, quantized)
@@ -158,7 +158,9 @@ def compose(
     output: Annotated[Path, typer.Option("-o", "--output-path", "--output", help="File to write.")],
     rank: Annotated[
         str | None,
-        typer.Option(help="256, 0.9 (share of energy) or mean=128 (a budget); default: the exact sum of the ranks."),
+        typer.Option(
+            help="Of quantised layers: 256, 0.9 (share of energy) or mean=128 (a budget); default: the exact sum."
+        ),
     ] = None,
     dtype: Dtype = None,
     drop_extras: DropExtras = False,
@@ -168,18 +170,17 @@ def compose(
 ) -> str:
     """Compose FLUX.1 adapters into one for nunchaku, exactly or at a rank of your choice."""
     from mergelab.adapter import load
-    from mergelab.engine.composing import check_inputs
-    from mergelab.engine.composing import compose as compose_adapters
+    from mergelab.engine.composing import checked, composed
     from mergelab.ranks import parse_rank
 
     out = Output(output, None, _COMPOSED_FOR, dtype, force)
     target = None if rank is None else parse_rank(rank)
     loaded = [load(file, allow_pickle=allow_pickle, architecture=architecture) for file in files]
     left_out, loaded = _without_extras(loaded) if drop_extras else ([], loaded)
-    check_inputs(loaded, strengths)
+    numbers = checked(loaded, strengths)
     out.check(loaded)
-    composed = compose_adapters(loaded, strengths, rank=target)
-    return "\n".join([*left_out, *out.write(composed), *composed.report.lines()])
+    made = composed(loaded, numbers, rank=target)
+    return "\n".join([*left_out, *out.write(made), *made.report.lines()])
 
 
 def _planned_merge(adapters: Sequence[Adapter], method: str, target: Rank | None, options: Mapping[str, Any]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,8 +17,10 @@ from mergelab.errors import ArchitectureError, OptionError
 from mergelab.formats.nunchaku import QUANTIZED, fused, unfused
 from mergelab.formats.tools import check_tool
 from mergelab.formats.writers import SAY_WHICH
-from mergelab.layer import base_model_of
-from mergelab.ranks import Rank
+from mergelab.layer import Layer, base_model_of
+from mergelab.linalg.lowrank import energy_beyond
+from mergelab.linalg.workspace import Workspace, threads
+from mergelab.ranks import Rank, check_rank
 from mergelab.tables import counted
 
 SLOW_ABOVE = 256
@@ -41,8 +44,8 @@ def compose(
     Args:
         loras: adapters, or anything that `load` takes, for FLUX.1.
         strengths: one number for each, of any sign.
-        rank: of the result, as for `merge`: `256`, a share of the energy, or a budget. By default the exact sum, at the
-            sum of the ranks.
+        rank: of the layers that nunchaku quantises, as for `merge`: `256`, a share of the energy, or a budget; those of
+            others cost nothing, and they stay exact. By default the exact sum, at the sum of the ranks.
         device: where to compute, "cpu" by default.
         progress: show a bar; by default on a terminal only.
 
@@ -61,24 +64,41 @@ def compose(
         0.0
     """
     adapters = load_all(loras)
-    check_inputs(adapters, strengths)
+    return composed(adapters, checked(adapters, strengths), rank=rank, device=device, progress=progress)
+
+
+def composed(
+    adapters: Sequence[Adapter],
+    strengths: list[float],
+    *,
+    rank: Rank | None = None,
+    device: torch.device | str | None = None,
+    progress: bool | None = None,
+) -> Adapter:
+    """What `compose` makes of adapters and strengths that are `checked`."""
+    rank = None if rank is None else check_rank(rank)
     joined = [replace(adapter, layers=fused(adapter)) for adapter in adapters]
-    method, target = ("cat", None) if rank is None else ("svd", rank)
-    merged = merge(joined, list(strengths), method, rank=target, device=device, progress=progress)
+    merged = merge(joined, strengths, "cat", device=device, progress=progress)
+    if rank is not None and _quantized(merged):
+        present = [i for i, adapter in enumerate(joined) if _quantized(adapter)]
+        inside = [replace(joined[i], layers=_quantized(joined[i]), extras={}) for i in present]
+        own = [strengths[i] for i in present]
+        merged = _cut(merged, merge(inside, own, "svd", rank=rank, device=device, progress=progress), present)
     report = replace(merged.report, notes=(*merged.report.notes, *_slow(merged)))
     return replace(merged, layers=unfused(merged.layers), report=report)
 
 
-def check_inputs(adapters: Sequence[Adapter], strengths: object) -> None:
-    """Raise unless these are adapters that nunchaku composes, and as many numbers."""
-    if isinstance(strengths, (str, Mapping)) or not isinstance(strengths, Sequence):
+def checked(adapters: Sequence[Adapter], strengths: object) -> list[float]:
+    """The strengths as a list; raises unless they are numbers, and as many as adapters that nunchaku composes."""
+    if isinstance(strengths, (str, Mapping)) or not isinstance(strengths, Iterable):
         raise OptionError(f"strengths={short_repr(strengths)}: expected a list of numbers, one for each adapter")
-    if len(strengths) != len(adapters):
+    numbers = list(strengths)
+    if len(numbers) != len(adapters):
         raise OptionError(
-            f"found {counted(len(strengths), 'strength')} and {counted(len(adapters), 'adapter')}, expected a strength "
+            f"found {counted(len(numbers), 'strength')} and {counted(len(adapters), 'adapter')}, expected a strength "
             "for each"
         )
-    if wrong := [strength for strength in strengths if not is_number(strength)]:
+    if wrong := [number for number in numbers if not is_number(number)]:
         raise OptionError(f"strengths: {short_repr(wrong[0])}: {EXPECTED_NUMBER}; weights by layer are for merge")
     for adapter in adapters:
         if check_tool("nunchaku").way(adapter.architecture) is None:
@@ -87,21 +107,50 @@ def check_inputs(adapters: Sequence[Adapter], strengths: object) -> None:
                 f"{adapter.source}: expected an adapter for FLUX.1, which is what nunchaku composes, found "
                 f"{base_model_of(adapter)}; {remedy}"
             )
+    return numbers
+
+
+def _quantized(adapter: Adapter) -> dict[str, Layer]:
+    """The layers whose rank costs something."""
+    return {name: layer for name, layer in adapter.layers.items() if name.startswith(QUANTIZED)}
+
+
+def _cut(whole: Adapter, quantized: Adapter, present: Sequence[int]) -> Adapter:
+    """The exact sum with its quantised layers from a merge at a rank, of these alone in the inputs that have some."""
+    layers = {name: layer for name, layer in whole.layers.items() if not name.startswith(QUANTIZED)}
+    layers |= quantized.layers
+
+    def of_all(values: Sequence[float | None]) -> tuple[float | None, ...]:
+        known = dict(zip(present, values))
+        return tuple(known.get(i) for i in range(len(whole.report.inputs)))
+
+    own = {
+        row.name: replace(row, projections=of_all(row.projections), norms=of_all(row.norms))
+        for row in quantized.report.layers
+    }
+    rows = tuple(own.get(row.name, row) for row in whole.report.layers)
+    notes = dict.fromkeys((*whole.report.notes, *quantized.report.notes))
+    exact, recipe = (json.loads(adapter.metadata["mergelab"]) for adapter in (whole, quantized))
+    return replace(
+        whole,
+        layers={name: layers[name] for name in whole.layers if name in layers},
+        metadata={**whole.metadata, "mergelab": json.dumps({**recipe, "inputs": exact["inputs"]}, sort_keys=True)},
+        report=replace(whole.report, layers=rows, notes=tuple(notes)),
+    )
 
 
 def _slow(merged: Adapter) -> list[str]:
     """What there is to say of ranks above those that nunchaku runs fast, and what lowering them would cost."""
-    above = {
-        name: layer for name, layer in merged.layers.items() if name.startswith(QUANTIZED) and layer.rank > SLOW_ABOVE
-    }
+    above = [name for name, layer in _quantized(merged).items() if layer.rank > SLOW_ABOVE]
     if not above:
         return []
-    rows = replace(merged, layers=above).resize(SLOW_ABOVE).report.layers
-    lost, norm = sum(max(0.0, row.energy - row.kept) for row in rows), merged.norm()
-    error = math.sqrt(lost) / norm if norm > 0 else 0.0
-    highest = max(above, key=lambda name: above[name].rank)
+    with threads() as pool:
+        lost = sum(Workspace(pool).map(lambda name: energy_beyond(merged.matrices(name), SLOW_ABOVE), above))
+    energy = sum(row.kept for row in merged.report.layers)
+    error = math.sqrt(min(1.0, lost / energy)) if energy > 0 else 0.0
+    highest = max(above, key=lambda name: merged.layers[name].rank)
     return [
         f"nunchaku slows down above rank {SLOW_ABOVE}, and the composed rank is above it in "
-        f"{counted(len(above), 'module')}, {above[highest].rank} in {highest}; rank={SLOW_ABOVE}, on the command line "
-        f"--rank {SLOW_ABOVE}, lowers it, at a relative error of {error:.2%}"
+        f"{counted(len(above), 'module')}, {merged.layers[highest].rank} in {highest}; rank={SLOW_ABOVE}, on the "
+        f"command line --rank {SLOW_ABOVE}, lowers it, at a relative error of {error:.2%}"
     ]

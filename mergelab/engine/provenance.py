@@ -48,6 +48,8 @@ def package_version() -> str:
 def input_record(adapter: Adapter, weight: Any) -> dict[str, Any]:
     """Name, weight and sha256 of one input (None for an adapter that is in memory), and where on the Hub it lies.
 
+    Whether a repository is private is not known here: its name is in the header, and in the card of what is pushed.
+
     Example:
         >>> input_record(Adapter({}, source="style"), 0.5)
         {'name': 'style', 'weight': 0.5, 'sha256': None}

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mergelab.formats.architectures.double_stream import ADDED_QKV, QKV
 from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer, LoraLayer
 
 PROJECTION = "text_projection"
 
 # Modules of FLUX.1 that are one in nunchaku, or are computed together, by the path in their block.
-_ATTENTION = (
-    ("attn.to_q", "attn.to_k", "attn.to_v"),
-    ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-)
+_ATTENTION = (QKV, ADDED_QKV)
 _MLP = (("ff.net.0.proj", "ff.net.2"), ("ff_context.net.0.proj", "ff_context.net.2"))
 _SINGLE = re.compile(r"(.*\bsingle_transformer_blocks\.\d+)\.(proj_mlp|proj_out)")
 

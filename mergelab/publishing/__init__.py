@@ -4,6 +4,7 @@ From the bottom up:
 
     base_models, recipe, usage   what is known of an adapter: its base model, how it was made, how it is used
     exhibits                     what an evaluation showed of it
+    front_matter                 its metadata, edited as text
     card                         all of that as README.md, beside what its owner wrote
     staging                      the files, as they will lie in the repository
     hub                          the repository: who may write, what is there, one commit

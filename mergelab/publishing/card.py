@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mergelab.checks import readable
@@ -17,6 +16,7 @@ from mergelab.formats import trigger_words
 from mergelab.layer import AdapterData
 from mergelab.publishing.base_models import BaseModel
 from mergelab.publishing.exhibits import Exhibit
+from mergelab.publishing.front_matter import FrontMatter, parted
 from mergelab.publishing.recipe import Input, recipe_of
 from mergelab.publishing.usage import Place, not_read, tools_for, usage
 from mergelab.tables import counted
@@ -24,7 +24,8 @@ from mergelab.tables import counted
 CARD = "README.md"
 BEGIN = "<!-- mergelab: from here to its end mark each push writes anew; what stands before or after is kept -->"
 END = "<!-- end of mergelab's part -->"
-_FRONT = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]")
+_MARKS = re.compile(rf"{re.escape(BEGIN)}\s*<!-- its keys:([0-9a-f ]*) -->")
 
 
 @dataclass(frozen=True)
@@ -75,46 +76,23 @@ def card(facts: Facts, existing: str | None = None) -> str:
     Raises:
         OutputError: the one that exists has no such part, or its front matter cannot be read.
     """
-    body = _body(facts)
-    if existing is None:
-        return _joined(_front(facts), f"\n{body}\n")
-    front, text = _parted(existing)
+    yaml, text = parted(existing or "")
     start, end = text.find(BEGIN), text.find(END)
-    if not text.strip():  # a licence, say, which the Hub asked for
-        text = f"\n{body}\n"
+    if not text.strip():  # none, or a licence alone, which the Hub asked for
+        before, after = "\n", "\n"
     elif 0 <= start < end:
-        text = text[:start] + body + text[end + len(END) :]
+        before, after = text[:start], text[end + len(END) :]
     else:
         raise OutputError(f"{CARD} there was not written by mergelab")
-    return _joined(_merged(front, _front(facts), facts), text)
+    found = _MARKS.match(text, start) if start >= 0 else None
+    front = FrontMatter(yaml, frozenset(found[1].split()) if found else frozenset())
+    front = front.updated(_front(facts), _given(facts))
+    return f"---\n{front.text}---\n{before}{_body(facts, front.marks)}{after}"
 
 
-def _joined(front: Mapping[str, Any], text: str) -> str:
-    dumped = yaml.safe_dump(dict(front), sort_keys=False, allow_unicode=True, width=120)
-    return f"---\n{dumped}---\n{text}"
-
-
-def _parted(text: str) -> tuple[dict[str, Any], str]:
-    """Front matter, and what follows."""
-    match = _FRONT.match(text)
-    if match is None:
-        return {}, text
-    try:
-        front = yaml.safe_load(match[1]) or {}
-    except yaml.YAMLError as error:
-        raise OutputError(f"{CARD} there has a front matter that is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(front, dict):
-        raise OutputError(f"{CARD} there has a front matter that is no mapping of keys")
-    return front, text[match.end() :]
-
-
-def _merged(theirs: dict[str, Any], ours: dict[str, Any], facts: Facts) -> dict[str, Any]:
-    """The owner's keys stay, but for what this push knows better; what is merely usual is no better."""
-    usual = {"base_model", "base_model_relation"} if facts.base.is_usual else set()
-    known = {key: value for key, value in ours.items() if key not in usual or key not in theirs}
-    tags = theirs.get("tags") or []
-    both = [*(tags if isinstance(tags, list) else [tags]), *ours["tags"]]
-    return {**theirs, **known, "tags": list(dict.fromkeys(both))}
+def _given(facts: Facts) -> set[str]:
+    """The keys of the front matter that options have said; what is merely usual yields to its owner's word."""
+    return {"license"} if facts.base.is_usual else {"license", "base_model", "base_model_relation"}
 
 
 def _front(facts: Facts) -> dict[str, Any]:
@@ -156,7 +134,7 @@ def _front(facts: Facts) -> dict[str, Any]:
     return dict(data.to_dict())
 
 
-def _body(facts: Facts) -> str:
+def _body(facts: Facts, marks: Iterable[str]) -> str:
     environment = Environment(
         loader=PackageLoader("mergelab.publishing", "."),
         undefined=StrictUndefined,
@@ -165,7 +143,7 @@ def _body(facts: Facts) -> str:
     )
     environment.filters |= {"plain": plain, "code": code, "linked": _linked, "strong": _strong}
     text = environment.get_template("card.md.j2").render(
-        begin=BEGIN,
+        begin=f"{BEGIN}\n<!-- its keys: {' '.join(sorted(marks))} -->",
         end=END,
         title=facts.title,
         name=shlex.quote(facts.place.name),
@@ -191,6 +169,11 @@ def _size(data: AdapterData) -> str:
     return f"{counted(len(data.layers), 'layer')} of {rank}"
 
 
+def _one_line(text: object) -> str:
+    """A text from outside without what breaks a line, or turns its direction."""
+    return " ".join(_CONTROL.sub(" ", readable(str(text))).split())
+
+
 def plain(text: object) -> str:
     r"""A text from outside as Markdown shows it: on one line, and no character of it a mark.
 
@@ -198,18 +181,20 @@ def plain(text: object) -> str:
         >>> print(plain("a|b <i> *c*"))
         a\|b \<i\> \*c\*
     """
-    return re.sub(r"([\\`*_\[\]<>|#$~])", r"\\\1", " ".join(readable(str(text)).split()))
+    return re.sub(r"([\\`*_\[\]<>|#$~])", r"\\\1", _one_line(text))
 
 
 def code(text: object) -> str:
-    """A text from outside as code, also within a table.
+    """A text from outside as code, also within a table, in a fence that nothing in it closes.
 
     Example:
-        >>> code("sks"), code("a`b|c")
-        ('`sks`', '`` a`b\\\\|c ``')
+        >>> code("sks"), code("a`b|c"), code("a``b")
+        ('`sks`', '`` a`b\\\\|c ``', '``` a``b ```')
     """
-    line = " ".join(readable(str(text)).split()).replace("|", "\\|")
-    return f"`` {line} ``" if "`" in line else f"`{line}`"
+    line = _one_line(text).replace("|", "\\|")
+    runs = [len(run) for run in re.findall("`+", line)]
+    fence = "`" * (max(runs) + 1 if runs else 1)
+    return f"{fence} {line} {fence}" if runs else f"{fence}{line}{fence}"
 
 
 def _strong(text: str, wanted: bool) -> str:

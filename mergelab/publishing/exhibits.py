@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from mergelab.errors import MergelabError, OptionError, SourceError
 from mergelab.formats import ReadOptions, read
 from mergelab.layer import AdapterData, same_weight
 from mergelab.linalg.lowrank import inner
-from mergelab.linalg.precision import full_precision
 from mergelab.publishing.base_models import is_hub_name
 
 _SUMMARY, _KEY = "summary.json", "exhibits"
-_SAME = 0.01
-"""Relative distance up to which two changes are one: a cast to bfloat16 moves it by less than half of that."""
+_SAME = 1e-5
+"""Relative distance up to which two changes are one where neither was cast: what is left of other factors of it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def exhibit_of(run: str | os.PathLike[str], data: AdapterData) -> Exhibit:
 
     Raises:
         SourceError: the folder holds no finished run, or a damaged one.
-        OptionError: none of its merges is this adapter.
+        OptionError: none of its merges is this adapter, the tensors beside its layers included.
     """
     folder = Path(run)
     summary = _summary(folder)
@@ -143,32 +145,56 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def _merge_of(folder: Path, merges: list[dict[str, Any]], data: AdapterData) -> dict[str, Any]:
-    """The merge whose change is that of the adapter."""
+    """The merge that is the adapter."""
     distances = {i: _distance(folder / known["file"], data) for i, known in enumerate(merges)}
     nearest = min(distances, key=lambda i: distances[i], default=None)
-    if nearest is None or distances[nearest] > _SAME:
+    if nearest is None or distances[nearest] > 1:
         made = f"; they lie in {folder / 'adapters'}" if merges else ""
         raise OptionError(
-            f"run={str(folder)!r}: none of its merges is {data.source}{made}: push one of them, or evaluate this"
+            f"run={str(folder)!r}: none of its merges is {data.source} as it is to be pushed{made}: push one of them, "
+            "all of it, or evaluate this"
         )
     return merges[nearest]
 
 
 def _distance(path: Path, data: AdapterData) -> float:
-    """Relative distance of the change in a file from that of an adapter."""
+    """How far what a file holds is from an adapter, in units of what a cast between their dtypes may move it."""
     try:
         other, _ = read(path, ReadOptions(architecture=data.architecture))
     except MergelabError:
         return math.inf
-    if set(other.layers) != set(data.layers) or not all(
-        same_weight(other.layers[name].shape, layer.shape) for name, layer in data.layers.items()
-    ):
-        return math.inf
-    with full_precision():
-        terms = [(data.matrices(name), other.matrices(name)) for name in data.layers]
-        norm = sum(inner(a, a) for a, _ in terms)
-        squared = norm + sum(inner(b, b) - 2 * inner(a, b) for a, b in terms)
-    return math.sqrt(max(0.0, squared) / norm) if norm > 0 else math.inf
+    terms = [_parts_of(name, data, other) for name in {**data.layers, **other.layers}]
+    norm = sum(here for here, _, _ in terms)
+    squared = sum(here + there - 2 * both for here, there, both in terms)
+    layers = math.sqrt(max(0.0, squared) / norm) if norm > 0 else math.inf
+    pairs = ((data.extras.get(key), other.extras.get(key)) for key in {**data.extras, **other.extras})
+    return max(layers, *(_apart(*pair) for pair in pairs), 0.0) / _moved(data, other)
+
+
+def _parts_of(name: str, data: AdapterData, other: AdapterData) -> tuple[float, float, float]:
+    """Squared norms of a layer here and there, and the inner product; zeros may be on one side alone."""
+    here, there = (which.matrices(name) if name in which.layers else None for which in (data, other))
+    if here is None or there is None:
+        one = here or there
+        return (0.0, 0.0, 0.0) if one is None or inner(one, one) == 0 else (0.0, math.inf, 0.0)
+    if not same_weight(data.layers[name].shape, other.layers[name].shape):
+        return 0.0, math.inf, 0.0
+    return inner(here, here), inner(there, there), inner(here, there)
+
+
+def _apart(here: Tensor | None, there: Tensor | None) -> float:
+    """Relative distance of a tensor beside the layers; zeros may be on one side alone."""
+    tensors = [tensor.double() for tensor in (here, there) if tensor is not None]
+    norm = max(float(tensor.norm()) for tensor in tensors)
+    if len(tensors) < 2 or tensors[0].shape != tensors[1].shape:
+        return math.inf if norm > 0 else 0.0
+    return float((tensors[0] - tensors[1]).norm()) / norm if norm > 0 else 0.0
+
+
+def _moved(*adapters: AdapterData) -> float:
+    """Relative distance up to which the two are one: a cast to bfloat16, of both factors, moves by no more than eps."""
+    kinds = [{layer.lora_A.dtype for layer in which.layers.values()} for which in adapters]
+    return _SAME if kinds[0] == kinds[1] else max(_SAME, *(torch.finfo(kind).eps for kind in set().union(*kinds)))
 
 
 def _in_words(cell: Mapping[str, Any]) -> str:

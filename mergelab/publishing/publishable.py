@@ -14,9 +14,9 @@ from mergelab.formats import Savable, check_choice, to_dtype
 from mergelab.formats.fetching.hub import by_name
 from mergelab.formats.files import replacing
 from mergelab.formats.messages import about
+from mergelab.formats.tools import PACKED
 from mergelab.publishing.base_models import check_base_model
 from mergelab.publishing.card import CARD
-from mergelab.publishing.exhibits import exhibit_of
 from mergelab.publishing.hub import Pushed, Repository, full_name, look
 from mergelab.publishing.staging import Request, Staged, stage
 
@@ -53,7 +53,8 @@ class Publishable(Savable):
 
         An adapter that was read from a file is pushed byte for byte, unless a format, a tool or a dtype is given. A
         README.md that is there keeps what its owner wrote outside of mergelab's part; one without such a part is not
-        touched: the push is refused.
+        touched: the push is refused. Header and card name the inputs that were loaded from the Hub: their repositories'
+        names too, of which some may be private.
 
         Args:
             repo: "user/repo", "user/repo@revision", or "repo" of your own account; made where there is none.
@@ -64,7 +65,7 @@ class Publishable(Savable):
             revision: a branch, made where there is none.
             create_pr: open a pull request.
             format, dtype, for_: as for `save`.
-            run: the folder of an evaluation that drew this adapter: its pictures and scores go into the card.
+            run: the folder of an evaluation that drew what is pushed: its pictures and scores go into the card.
             base_model: its name on the Hub; by default the pipeline of the run, or the usual one of the family.
             license: of the adapter, for the card, which names none otherwise.
             card: False pushes no README.md.
@@ -75,7 +76,8 @@ class Publishable(Savable):
             The address, the files and what there is to say of them.
 
         Raises:
-            OptionError: an option that does not exist or contradicts another; the run drew another adapter.
+            OptionError: an option that does not exist or contradicts another; the run drew another adapter, or more of
+                it than the file of a tool has a place for.
             OutputError: no token, no permission, no connection; something that is there would be replaced.
             SourceError: the folder of the run holds none.
             FormatError, ArchitectureError: as `save`.
@@ -89,6 +91,11 @@ class Publishable(Savable):
             ['ghost.safetensors', 'README.md']
         """
         check_choice(format, for_)
+        if format == PACKED.name:
+            raise OptionError(
+                f"format={format!r}: a packed file is for one quantised model alone; push with for_='nunchaku' "
+                "(--for nunchaku), which nunchaku reads with any of them"
+            )
         to_dtype(dtype)
         check_base_model(base_model)
         repo, revision = _named(repo, revision)
@@ -96,8 +103,7 @@ class Publishable(Savable):
             repo = full_name(repo, token)
         elif "/" not in repo:
             raise OptionError(f"{repo}: expected 'user/repo' beside folder=, the name that the card is to show")
-        exhibit = None if run is None else exhibit_of(run, self)
-        request = Request(repo, revision, format, dtype, for_, base_model, license, exhibit)
+        request = Request(repo, revision, format, dtype, for_, base_model, license, run)
         readable = all(path.suffix in (".safetensors", ".json") for path in self.inputs)
         sources = self.inputs if self.is_file and readable else ()
         if folder is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from mergelab.formats.peft_config import PEFT_CONFIG
 from mergelab.layer import AdapterData
 from mergelab.publishing.base_models import base_model_of
 from mergelab.publishing.card import CARD, Facts, card
-from mergelab.publishing.exhibits import Exhibit
+from mergelab.publishing.exhibits import exhibit_of
 from mergelab.publishing.usage import Place
 
 _WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -34,7 +35,7 @@ class Request:
         format, dtype, for_: as for `save`; without any of them a file is published as it was read, byte for byte.
         base_model: its name on the Hub, where it is another than the usual one.
         license: of the adapter; without one the card names none.
-        exhibit: what an evaluation showed.
+        run: the folder of an evaluation that drew what is published.
     """
 
     repo: str
@@ -44,7 +45,7 @@ class Request:
     for_: str | None = None
     base_model: str | None = None
     license: str | None = None
-    exhibit: Exhibit | None = None
+    run: str | os.PathLike[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,14 @@ def stage(adapter: Savable, sources: Sequence[Path], folder: Path, request: Requ
         request: what is asked.
 
     Raises:
-        as `save` does.
+        as `save` and `exhibit_of` do.
     """
     if sources and not (request.format or request.dtype or request.for_):
         data, format, left_out, said = _copied(adapter, sources, folder)
     else:
         data, format, left_out, said = _written(adapter, folder, request)
     place = _place(folder, request, next(iter(data.layers), "model").partition(".")[0])
-    exhibit = request.exhibit
+    exhibit = None if request.run is None else exhibit_of(request.run, data)
     base = base_model_of(data, request.base_model, exhibit.base_model if exhibit else None)
     for picture in exhibit.pictures if exhibit else ():
         (folder / picture.name).parent.mkdir(exist_ok=True)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 import mergelab as ml
 from mergelab import cli
+from mergelab.layer import BIAS_SUFFIX
 from mergelab.publishing.card import CARD
 from tests.evaluation.small import PROMPTS
 from tests.evaluation.test_report_browser import BROWSER, QUIET
@@ -70,6 +72,10 @@ def test_of_the_very_adapter(run: ml.evaluation.Result, tmp_path: Path, capsys: 
     capsys.readouterr()
     assert cli.run([push[0], str(other), *push[1:], "--folder", str(tmp_path / "y")]) == 2
     assert "none of its merges is" in capsys.readouterr().err
+    for factor, fits in ((1.0, True), (0.999, False)):
+        exact = (factor * ties).save(tmp_path / f"{factor}.safetensors")
+        code = cli.run([push[0], str(exact), *push[1:], "--folder", str(tmp_path / f"{factor}")])
+        assert code == (0 if fits else 2), "nothing was cast"
     old = tmp_path / "old"
     old.mkdir()
     summary = json.loads((run.folder / "summary.json").read_text())
@@ -80,6 +86,45 @@ def test_of_the_very_adapter(run: ml.evaluation.Result, tmp_path: Path, capsys: 
     (old / "adapters").symlink_to(run.folder / "adapters")
     with pytest.raises(ml.SourceError, match=r"damaged \(KeyError"):
         ties.push_to_hub("user/x", run=old, folder=tmp_path / "z")
+
+
+def cell(text: str) -> dict[str, Any]:
+    return {"text": text, "bounds": "", "value": 0.9}
+
+
+def test_scores_are_those_of_the_file_beside_them(tmp_path: Path) -> None:
+    """Not where a tool has no place for a part of what was drawn; zeros that a tool needs beside it change nothing."""
+    block, text = "transformer.transformer_blocks.0", "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+
+    def layer() -> ml.LoraLayer:
+        return ml.LoraLayer(torch.randn(2, 32), torch.randn(32, 2))
+
+    run = tmp_path / "run"
+    exhibits: dict[str, Any] = {
+        "pipeline": "user/base",
+        "generation": {},
+        "design": "1 prompt, 1 seed each",
+        "columns": [{"head": "judge", "help": "what it sees"}],
+        "rows": [{"name": "base", "cells": [cell("0.1")]}, {"name": "m", "cells": [cell("0.9")]}],
+        "merges": [{"row": "m", "file": "adapters/m.safetensors", "pictures": []}],
+    }
+    (run / "adapters").mkdir(parents=True)
+    (run / "summary.json").write_text(json.dumps({"triggers": {}, "exhibits": exhibits}))
+    bias = {f"{block}.attn.to_q{BIAS_SUFFIX}": torch.ones(32)}
+    for i, (beside, extras, fits) in enumerate((({}, {}, True), ({text: layer()}, {}, False), ({}, bias, True))):
+        drawn = ml.Adapter({f"{block}.attn.to_q": layer(), **beside}, extras, architecture="flux")
+        drawn.save(run / "adapters" / "m.safetensors")
+        folder = tmp_path / str(i)
+        if fits:
+            drawn.push_to_hub("user/x", folder=folder, for_="nunchaku", run=run)
+            assert set(ml.load(folder, architecture="flux").layers) == {f"{block}.attn.to_{x}" for x in "qkv"}
+            assert "## What it keeps" in (folder / CARD).read_text()
+        else:
+            with pytest.raises(ml.OptionError, match="as it is to be pushed"):
+                drawn.push_to_hub("user/x", folder=folder, for_="nunchaku", run=run)
+            assert not folder.exists()
+    with pytest.raises(ml.OptionError, match="as it is to be pushed"):
+        drawn.without_extras().push_to_hub("user/x", folder=tmp_path / "x", run=run)
 
 
 def test_no_other_file_becomes_a_picture(run: ml.evaluation.Result, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from mergelab.formats.original import alone, modules_of
 from mergelab.layer import AdapterData, Layer, LoraLayer
 
 _COMPONENT = "transformer"
-_FUSED = {"attn.to_qkv": holds(*QKV), "attn.add_qkv_proj": holds(*ADDED_QKV)}
+FUSED = {"attn.to_qkv": holds(*QKV), "attn.add_qkv_proj": holds(*ADDED_QKV)}
+"""The modules by the names that `compose_lora` gives them."""
 _KINDS = ("transformer_blocks", "single_transformer_blocks")
-_NAMING = Naming(_COMPONENT, tuple(Block(f"{kind}.{{}}", f"{kind}.{{}}", _FUSED) for kind in _KINDS), {}, linear=True)
+_NAMING = Naming(_COMPONENT, tuple(Block(f"{kind}.{{}}", f"{kind}.{{}}", FUSED) for kind in _KINDS), {}, linear=True)
 QUANTIZED = tuple(f"{_COMPONENT}.{kind}." for kind in _KINDS)
 """What the names of quantised layers begin with; the ranks of others cost nothing, nunchaku adds their changes up."""
 

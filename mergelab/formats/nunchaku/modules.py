@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from mergelab.errors import LayerError
-from mergelab.formats.architectures.double_stream import ADDED_QKV, QKV
 from mergelab.formats.architectures.naming import Block, Naming, Place, holds
 from mergelab.formats.layout import Layout
+from mergelab.formats.nunchaku.fusing import FUSED
 from mergelab.formats.nunchaku.quantized import QuantizedModel
 from mergelab.formats.original import alone, modules_of
 from mergelab.formats.writers import FACTOR_SUFFIXES, folded_layer
@@ -18,6 +18,8 @@ DOWN, UP = FACTOR_SUFFIXES[1]
 _COMPONENT = "transformer"
 _OUT, _IN_MLP = "out_proj", "mlp_fc2"
 """Of a single block diffusers' `proj_out` is two modules: of what comes from the attention, and from the mlp."""
+# q, k and v, by the names of the fused modules; under these stand their biases, which are not kept by module.
+_QKV = {"qkv_proj": "attn.to_qkv", "qkv_proj_context": "attn.add_qkv_proj"}
 
 _DOUBLE = Block(
     "transformer_blocks.{}",
@@ -25,8 +27,7 @@ _DOUBLE = Block(
     {
         "norm1.linear": holds("norm1.linear"),
         "norm1_context.linear": holds("norm1_context.linear"),
-        "qkv_proj": holds(*QKV),
-        "qkv_proj_context": holds(*ADDED_QKV),
+        **{name: FUSED[module] for name, module in _QKV.items()},
         "out_proj": holds("attn.to_out.0"),
         "out_proj_context": holds("attn.to_add_out"),
         "mlp_fc1": holds("ff.net.0.proj"),
@@ -40,14 +41,12 @@ _SINGLE = Block(
     "single_transformer_blocks.{}",
     {
         "norm.linear": holds("norm.linear"),
-        "qkv_proj": holds(*QKV),
+        "qkv_proj": FUSED[_QKV["qkv_proj"]],
         "mlp_fc1": holds("proj_mlp"),
         _OUT: holds("proj_out"),
     },
 )
 _NAMING = Naming(_COMPONENT, (_DOUBLE, _SINGLE), {}, linear=True)
-# Biases are not kept by module; those of q, k and v stand together under the names that `compose_lora` gives them.
-_BIASES = {"qkv_proj": "attn.to_qkv", "qkv_proj_context": "attn.add_qkv_proj"}
 
 
 def nunchaku(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
@@ -66,7 +65,7 @@ def nunchaku(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
             tensors[f"{written}{DOWN}"], tensors[f"{written}{UP}"] = part.lora_A, part.lora_B
         if module.biases:
             block, _, last = name.rpartition(".")
-            where = f"{block}.{_BIASES[last]}" if last in _BIASES else module.original.parts[0]
+            where = f"{block}.{_QKV[last]}" if last in _QKV else module.original.parts[0]
             tensors[f"{where}.bias"] = module.bias(layer)
     norms = (key for key in data.extras if not key.endswith(BIAS_SUFFIX))
     return tensors | {key.removeprefix(f"{_COMPONENT}."): data.extras[key] for key in norms}

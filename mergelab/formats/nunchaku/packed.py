@@ -77,6 +77,10 @@ def packed(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
             pairs[module] = _Pair(*(own if same else cast(dict(zip(keys, own)), dtype).values())).beside(added)
         elif added is not None:
             pairs[module] = added
+    for module in list(pairs):
+        for other in _company(module):
+            if other in model.modules:
+                pairs.setdefault(other, _zeros(model.modules[other], dtype))
     done = {f"{module}{end}" for module in pairs for end in (DOWN, UP)}
     stored = {key: tensor for key, tensor in tensors.items() if key not in done}
     for module, pair in pairs.items():
@@ -86,8 +90,13 @@ def packed(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     return {key: tensor.contiguous() for key, tensor in stored.items()}
 
 
+def _zeros(shape: tuple[int, int], dtype: torch.dtype) -> _Pair:
+    rows, columns = shape
+    return _Pair(torch.zeros(1, columns, dtype=dtype), torch.zeros(rows, 1, dtype=dtype))
+
+
 def _company(module: str) -> list[str]:
-    """The modules that must have the same rank."""
+    """The modules that must have a branch where one of them has, all of one rank."""
     block, _, last = module.rpartition(".")
     both = next((pair for pair in _TOGETHER.items() if last in pair), ())
     return [f"{block}.{end}" for end in both]
