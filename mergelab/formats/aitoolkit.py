@@ -14,7 +14,8 @@ from mergelab.errors import OptionError
 from mergelab.formats.messages import about
 from mergelab.formats.yaml_files import beside, read_yaml
 
-# The keys that AI Toolkit reads, section by section.
+# The keys that AI Toolkit reads, section by section, and a fork of it: lora_paths, lora_weight, walk_seed; the fork's
+# example files have negative_prompt.
 _TOP = "job config meta".split()
 _CONFIG = "name process device meta".split()
 _PROCESS = "type name output_folder device dtype model generate performance_log_every".split()
@@ -35,8 +36,8 @@ _MODEL = [
     """.split(),
 ]
 _GENERATE = """
-    prompts width height size_list neg neg_2 prompt_2 seed guidance_scale guidance_rescale sample_steps sampler
-    num_repeats random_prompts max_random_per_prompt max_images shuffle prompt_file ext compile
+    prompts width height size_list neg negative_prompt neg_2 prompt_2 seed walk_seed guidance_scale guidance_rescale
+    sample_steps sampler num_repeats random_prompts max_random_per_prompt max_images shuffle prompt_file ext compile
 """.split()
 _FLAGS = {"is_flux": "flux", "is_xl": "sdxl", "is_v2": "sd2"}
 _ARCHITECTURES = {"flux": "flux", "sdxl": "sdxl", "sd1": "sd15", "sd2": "sd2"}
