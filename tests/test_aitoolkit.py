@@ -139,6 +139,31 @@ def test_sd_1_and_2(flags: dict[str, Any], architecture: str | None, width: int,
     assert difference(ml.load(out), 0.5 * ml.load(files[0]) - ml.load(files[1])) < 1e-6
 
 
+@pytest.mark.parametrize("arch", ["flux", "flux_kontext", "flex1", "flux:tag"])
+def test_models_of_the_architecture_of_flux(arch: str, tmp_path: Path) -> None:
+    """AI Toolkit's name of a model is more than that of its architecture."""
+    file = written(tmp_path, config({"arch": arch, "lora_path": "miniature/flux/ghost"}))
+    assert ml.generate_config(file).architecture == "flux"
+
+
+WEIGHTS = {"1e-1": 0.1, "1e0": 1.0, "-5E-1": -0.5, "2.e+0": 2.0, ".5e1": 5.0, "0.7": 0.7, "1": 1.0}
+
+
+def test_numbers_as_ai_toolkit_has_them(tmp_path: Path) -> None:
+    """An exponent without a point or a sign, which plain YAML takes for a text."""
+    text = "job: generate\nconfig: {process: [{model: {lora_paths: [%s]}}]}\n"
+    entries = ", ".join(f"{{path: miniature/sdxl/ghost, weight: {weight}}}" for weight in WEIGHTS)
+    assert ml.generate_config(written(tmp_path, text % entries)).weights == tuple(WEIGHTS.values())
+
+
+def test_anchors_and_merge_keys(tmp_path: Path) -> None:
+    """An entry that is another one but for its weight, and an entry that is that one but for its path."""
+    entries = "[&a {path: x, weight: 0.5}, &b {<<: *a, weight: 0.7}, {<<: *b, path: y}, {<<: [*b, *a], weight: 2}]"
+    file = written(tmp_path, f"job: generate\nconfig: {{process: [{{model: {{lora_paths: {entries}}}}}]}}\n")
+    found = ml.generate_config(file)
+    assert (found.loras, found.weights) == (("x", "x", "y", "x"), (0.5, 0.7, 0.7, 2.0))
+
+
 REFUSED: dict[str, tuple[Any, list[str]]] = {
     "no mapping": ("- a\n- b\n", ["'job' and 'config'"]),
     "no YAML": ("a: [", ["no YAML"]),
@@ -164,6 +189,9 @@ REFUSED: dict[str, tuple[Any, list[str]]] = {
         ["'lora_path' is there twice"],
     ),
     "two base models": (config({"is_xl": True, "is_flux": True, "lora_paths": LORAS}), ["flux and sdxl"]),
+    "an empty path": (config({"lora_paths": [{"path": ""}]}), ["model.lora_paths.0", "found ''"]),
+    "an empty old path": (config({"lora_path": ""}), ["model.lora_path: expected a path", "found ''"]),
+    "an empty base": (config({"name_or_path": "", "lora_paths": LORAS}), ["model.name_or_path", "found ''"]),
     "no truth": (config({"low_vram": "yes please", "lora_paths": LORAS}), ["model.low_vram", "true or false"]),
     "another base model": (config({"is_flux": True, "lora_paths": LORAS}), ["architecture='flux'"]),
     "other adapters": (config({"lora_paths": LORAS, "assistant_lora_path": "x"}), ["model.assistant_lora_path"]),

@@ -40,7 +40,7 @@ _GENERATE = """
     sample_steps sampler num_repeats random_prompts max_random_per_prompt max_images shuffle prompt_file ext compile
 """.split()
 _FLAGS = {"is_flux": "flux", "is_xl": "sdxl", "is_v2": "sd2"}
-_ARCHITECTURES = {"flux": "flux", "sdxl": "sdxl", "sd1": "sd15", "sd2": "sd2"}
+_ARCHITECTURES = {"flux": "flux", "flux_kontext": "flux", "flex1": "flux", "sdxl": "sdxl", "sd1": "sd15", "sd2": "sd2"}
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _generate_config(file: Path, content: Any) -> GenerateConfig:
     loras = _loras(model)
     return GenerateConfig(
         file,
-        _text(model.get("name_or_path", ""), "model.name_or_path"),
+        _text(model["name_or_path"], "model.name_or_path") if "name_or_path" in model else "",
         _architecture(model),
         tuple(_found(path, file.parent) for path, _ in loras),
         tuple(weight for _, weight in loras),
@@ -200,7 +200,7 @@ def _lora(entry: Any, where: str) -> tuple[str, float]:
 
 
 def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.strip():
         raise OptionError(f"{where}: expected a path or a name, found {short_repr(value)}")
     return value
 
