@@ -38,7 +38,7 @@ _FLAGS = re.compile(r"(?:^|\s)--[a-z].*", re.DOTALL)
 def evaluation_content(path: Path) -> dict[str, Any]:
     """What an evaluation's own file would hold: pipeline, adapters, their merge, prompts, seeds, generation, memory.
 
-    A seed that is missing or -1 leaves seeds to the evaluation; `low_vram` moves one component at a time to the GPU.
+    A seed that is missing or -1 leaves seeds to the evaluation; `low_vram` moves one component at a time to a GPU.
     Keys that are not given are left to the pipeline. What has no counterpart and is set is logged as a warning: the
     settings that a prompt has of its own ("--n blurry --w 512"), a seed for each prompt (`walk_seed`), quantisation.
 
@@ -69,7 +69,7 @@ def evaluation_content(path: Path) -> dict[str, Any]:
             content["dtype"] = _DTYPES.get(str(config.dtype), str(config.dtype))
     if config.device is not None:
         content["device"] = config.device
-    if config.low_vram and torch.cuda.is_available():
+    if config.low_vram and torch.cuda.is_available() and config.device != "cpu":
         content["memory"] = {"offload": "model"}
     known = (*_GENERATION, *_OPTIONS, *_HARMLESS)
     unread = [*config.unread, *(f"generate.{key}" for key, value in generate.items() if value and key not in known)]

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import mergelab as ml
-from mergelab import cli
+from mergelab import cli, miniature
 from mergelab.evaluation import read
 from mergelab.evaluation.reading import read_config
 from tests.aitoolkit import FLUX, LORAS, SDXL, SINGLE, config, written
@@ -103,6 +104,33 @@ def test_the_keys_of_a_fork(flags: Any, loras: Any, tmp_path: Path, caplog: pyte
     assert read_here.generation.negative_prompt == "blurry" and read_here.generation.steps == 2
     assert len(read_here.loras) == len(ml.generate_config(file).loras)
     assert "generate.sampler" in caplog.text and "walk_seed" not in caplog.text and "negative" not in caplog.text
+
+
+@pytest.mark.parametrize("low_vram", [True, False])
+@pytest.mark.parametrize(("device", "gpu"), [("cuda:0", True), (None, True), ("cuda:0", False), ("cpu", True)])
+def test_low_vram_needs_a_gpu(
+    low_vram: bool, device: str | None, gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One component at a time is there, where there is one and it is used."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    file = written(tmp_path, config(MODEL | {"low_vram": low_vram}, {"prompts": PROMPTS}, device=device))
+    offloaded = read(file).memory.offload == "model"
+    assert offloaded == (low_vram and gpu and device != "cpu")
+
+
+def test_low_vram_draws_the_same(tmp_path: Path) -> None:
+    """By the adapter as by the base model, on a pipeline whose components come and go (here from CPU to CPU)."""
+    settings = ["device=cpu", "seeds=1", "metrics=[judge]", "generation.steps=1", "prompts=[a sks]"]
+    images = []
+    for low_vram in (False, True):
+        pipe = miniature.pipeline("sdxl")
+        if low_vram:
+            pipe.enable_model_cpu_offload(device="cpu")
+        file = written(tmp_path, config(MODEL | {"low_vram": low_vram}, {"prompts": PROMPTS}, device="cpu"))
+        found = ml.evaluate(file, tmp_path / f"run_{low_vram}", pipeline=pipe, overrides=settings)
+        assert not found.failures and hasattr(pipe.unet, "_hf_hook") == low_vram
+        images.append({path.read_bytes() for path in (found.folder / "images").rglob("*.png")})
+    assert images[0] == images[1] and len(images[0]) == 2
 
 
 def test_a_walking_seed_and_settings_of_a_prompt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
