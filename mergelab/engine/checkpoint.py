@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,7 +181,6 @@ def _edit(parts: list[tuple[Slot, tuple[Change, ...]]]) -> Edit:
 
 def _recipe(checkpoint: Checkpoint, changes: Changes) -> str:
     """What the header says of how it was made."""
-    weights = [dict(w) if isinstance(w, Mapping) else w for w in changes.weights]
-    inputs = [input_record(adapter, weight) for adapter, weight in zip(changes.adapters, weights)]
+    inputs = [input_record(adapter, weight) for adapter, weight in zip(changes.adapters, changes.weights)]
     content = {"fused_into": checkpoint.path.name, "inputs": inputs, "version": package_version()}
     return json.dumps(content, sort_keys=True, default=str)
