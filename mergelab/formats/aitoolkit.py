@@ -100,7 +100,7 @@ def generate_config(path: str | os.PathLike[str]) -> GenerateConfig:
         52
     """
     file = Path(path).expanduser()
-    content = read_yaml(file)
+    content = read_yaml(file, exponents=True)
     with about(file):
         return _generate_config(file, content)
 

@@ -12,8 +12,11 @@ from mergelab.errors import OptionError, SourceError
 from mergelab.formats.fetching import is_address
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, *, exponents: bool = False) -> Any:
     """What a file holds.
+
+    Args:
+        exponents: 1e-1 is a number, as YAML 1.2 and AI Toolkit have it; in YAML 1.1, which asks for a point, a text.
 
     Raises:
         SourceError: it is not there.
@@ -22,7 +25,7 @@ def read_yaml(path: Path) -> Any:
     if not path.is_file():
         raise SourceError(f"{path}: there is no such file")
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        return yaml.load(path.read_text(encoding="utf-8"), _WithExponents if exponents else _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise OptionError(f"{path}: this is no YAML: {' '.join(str(error).split())}") from None
 
@@ -46,6 +49,9 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-# A number in YAML 1.2 and in AI Toolkit; YAML 1.1 asks for a point and a sign, and takes 1e-1 for a text.
-_EXPONENT = re.compile(r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9_]+)[eE][-+]?[0-9]+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789."))
+class _WithExponents(_Loader):
+    """Numbers may have an exponent without a point."""
+
+
+_EXPONENT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
+_WithExponents.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789."))

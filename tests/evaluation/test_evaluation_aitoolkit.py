@@ -106,6 +106,14 @@ def test_the_keys_of_a_fork(flags: Any, loras: Any, tmp_path: Path, caplog: pyte
     assert "generate.sampler" in caplog.text and "walk_seed" not in caplog.text and "negative" not in caplog.text
 
 
+def test_a_name_like_a_number_stays_a_name(tmp_path: Path) -> None:
+    """A file called after its learning rate, in the configuration that a run keeps."""
+    file = write(tmp_path / "1e-4.safetensors", lora())
+    content = read(written(tmp_path, config({"name_or_path": "x", "lora_path": str(file)}, {"prompts": PROMPTS})))
+    again = read(written(tmp_path, content.model_dump(), "config.yaml"))
+    assert content.loras[0].name == again.loras[0].name == "1e-4"
+
+
 @pytest.mark.parametrize("low_vram", [True, False])
 @pytest.mark.parametrize(("device", "gpu"), [("cuda:0", True), (None, True), ("cuda:0", False), ("cpu", True)])
 def test_low_vram_needs_a_gpu(
