@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 import mergelab as ml
+from mergelab.engine.changes import collect
 from tests.synthetic import adapter
 from tests.test_block_weights import DOWN, MID, SHAPES, TEXT, UP
 
@@ -69,3 +70,13 @@ def test_norms_and_biases_have_the_weight_of_their_block() -> None:
         assert all(torch.equal(merged.extras[key], norms[key]) for key in merged.extras)
         assert ml.merge([a], [_weight_in_header(merged.metadata)], method="cat").extras.keys() == merged.extras.keys()
     assert len(ml.merge([a], [{"transformer": 1.0}], method="cat").extras) == 4
+
+
+def test_a_norm_of_a_block_at_0_is_no_obstacle_to_fusing() -> None:
+    """Where it has a weight, it cannot be fused, as without block weights."""
+    block = "transformer.transformer_blocks.{}.attn"
+    layers = adapter(8, rank=2, shapes={block.format(i) + ".to_q": (8, 8) for i in range(2)}).layers
+    a = ml.Adapter(layers, {block.format(0) + ".norm_q.weight": torch.ones(3)}, source="a")
+    assert list(collect(a, ml.block_weights("flux:1,0" + ",1" * 56)).by_tensor) == [block.format(1) + ".to_q.weight"]
+    with pytest.raises(ml.OptionError, match=r"norm_q\.weight the first"):
+        collect(a, ml.block_weights("flux:1,0.5" + ",1" * 56))
