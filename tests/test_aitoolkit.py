@@ -54,24 +54,17 @@ def test_old_and_new_form_are_the_same_bytes(tmp_path: Path) -> None:
         assert ml.generate_config(file).weights == (1.0 if weight is None else weight,)
 
 
-def test_fused_with_and_without_low_vram(tmp_path: Path) -> None:
-    """The same bytes, and the images of the adapter in a live pipeline."""
-    drawn = []
-    for low_vram in (False, True):
-        model = {"name_or_path": "miniature/flux", "is_flux": True, "low_vram": low_vram}
-        file = written(tmp_path, config(model | {"lora_paths": [{"path": "miniature/flux/ghost", "weight": 0.8}]}))
-        found, out = ml.generate_config(file), tmp_path / f"fused_{low_vram}"
-        assert found.low_vram is low_vram
-        assert cli.run(["fuse", "--config", str(file), "-o", str(out)]) == 0
-        pipe = _flux(out)
-        drawn.append(latents(pipe, "flux"))
-    bare = _flux(miniature.folder("flux"))
+def test_fused_is_what_a_live_pipeline_draws(tmp_path: Path) -> None:
+    """The image of the adapter at its weight."""
+    model = {"name_or_path": "miniature/flux", "is_flux": True, "low_vram": True}
+    file = written(tmp_path, config(model | {"lora_paths": [{"path": "miniature/flux/ghost", "weight": 0.8}]}))
+    found, out = ml.generate_config(file), tmp_path / "fused"
+    assert cli.run(["fuse", "--config", str(file), "-o", str(out)]) == 0
+    drawn, bare = latents(_flux(out), "flux"), _flux(miniature.folder("flux"))
     with ml.fused(bare, found.loras, found.weights, keep="cpu"):
-        drawn.append(latents(bare, "flux"))
-    assert torch.equal(drawn[0], drawn[1])
-    # The folder is in half precision, and so is what is fused into it.
-    torch.testing.assert_close(drawn[0], drawn[2], atol=5e-3, rtol=0)
-    assert (drawn[0] - latents(bare, "flux")).abs().max() > 0.05
+        # The folder is in half precision, and so is what is fused into it.
+        torch.testing.assert_close(drawn, latents(bare, "flux"), atol=5e-3, rtol=0)
+    assert (drawn - latents(bare, "flux")).abs().max() > 0.05
 
 
 def _flux(folder: Path) -> Any:
@@ -139,6 +132,31 @@ def test_sd_1_and_2(flags: dict[str, Any], architecture: str | None, width: int,
     assert difference(ml.load(out), 0.5 * ml.load(files[0]) - ml.load(files[1])) < 1e-6
 
 
+@pytest.mark.parametrize("arch", ["flux", "flux_kontext", "flex1", "flux:tag"])
+def test_models_of_the_architecture_of_flux(arch: str, tmp_path: Path) -> None:
+    """AI Toolkit's name of a model is more than that of its architecture."""
+    file = written(tmp_path, config({"arch": arch, "lora_path": "miniature/flux/ghost"}))
+    assert ml.generate_config(file).architecture == "flux"
+
+
+WEIGHTS = {"1e-1": 0.1, "1e0": 1.0, "-5E-1": -0.5, "2.e+0": 2.0, ".5e1": 5.0, "0.7": 0.7, "1": 1.0}
+
+
+def test_numbers_as_ai_toolkit_has_them(tmp_path: Path) -> None:
+    """An exponent without a point or a sign, which plain YAML takes for a text."""
+    text = "job: generate\nconfig: {process: [{model: {lora_paths: [%s]}}]}\n"
+    entries = ", ".join(f"{{path: miniature/sdxl/ghost, weight: {weight}}}" for weight in WEIGHTS)
+    assert ml.generate_config(written(tmp_path, text % entries)).weights == tuple(WEIGHTS.values())
+
+
+def test_anchors_and_merge_keys(tmp_path: Path) -> None:
+    """An entry that is another one but for its weight, and an entry that is that one but for its path."""
+    entries = "[&a {path: x, weight: 0.5}, &b {<<: *a, weight: 0.7}, {<<: *b, path: y}, {<<: [*b, *a], weight: 2}]"
+    file = written(tmp_path, f"job: generate\nconfig: {{process: [{{model: {{lora_paths: {entries}}}}}]}}\n")
+    found = ml.generate_config(file)
+    assert (found.loras, found.weights) == (("x", "x", "y", "x"), (0.5, 0.7, 0.7, 2.0))
+
+
 REFUSED: dict[str, tuple[Any, list[str]]] = {
     "no mapping": ("- a\n- b\n", ["'job' and 'config'"]),
     "no YAML": ("a: [", ["no YAML"]),
@@ -164,6 +182,9 @@ REFUSED: dict[str, tuple[Any, list[str]]] = {
         ["'lora_path' is there twice"],
     ),
     "two base models": (config({"is_xl": True, "is_flux": True, "lora_paths": LORAS}), ["flux and sdxl"]),
+    "an empty path": (config({"lora_paths": [{"path": ""}]}), ["model.lora_paths.0", "found ''"]),
+    "an empty old path": (config({"lora_path": ""}), ["model.lora_path: expected a path", "found ''"]),
+    "an empty base": (config({"name_or_path": "", "lora_paths": LORAS}), ["model.name_or_path", "found ''"]),
     "no truth": (config({"low_vram": "yes please", "lora_paths": LORAS}), ["model.low_vram", "true or false"]),
     "another base model": (config({"is_flux": True, "lora_paths": LORAS}), ["architecture='flux'"]),
     "other adapters": (config({"lora_paths": LORAS, "assistant_lora_path": "x"}), ["model.assistant_lora_path"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -14,47 +15,16 @@ from mergelab import cli
 from mergelab.formats.architectures import ARCHITECTURES
 from mergelab.formats.block_layouts import FAMILIES, FLUX
 from mergelab.formats.block_presets import PRESETS
+from tests.conftest import ROOT
 from tests.synthetic import adapter
 
-# As the tools list them: BASE, IN01, IN02, IN04, IN05, IN07, IN08, MID, OUT03 to OUT11.
-SD15 = {
-    "NONE": "0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0",
-    "ALL": "1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1",
-    "INS": "1,1,1,1,0,0,0,0,0,0,0,0,0,0,0,0,0",
-    "IND": "1,0,0,0,1,1,1,0,0,0,0,0,0,0,0,0,0",
-    "INALL": "1,1,1,1,1,1,1,0,0,0,0,0,0,0,0,0,0",
-    "MIDALL": "1,0,0,0,0,0,0,1,0,0,0,0,0,0,0,0,0",
-    "MIDD": "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0",
-    "MIDD0.2": "1,0,0,0,0,0,0.2,0.4,0.4,0.2,0,0,0,0,0,0,0",
-    "MIDD0.8": "1,0,0,0,0,0.5,0.8,0.8,0.4,0,0,0,0,0,0,0,0",
-    "MOUT": "1,0,0,0,0,0,1,1,1,1,1,1,1,1,0.5,0,0",
-    "OUTD": "1,0,0,0,0,0,0,0,1,1,1,1,0,0,0,0,0",
-    "OUTS": "1,0,0,0,0,0,0,0,0,0,0,0,1,1,1,1,1",
-    "OUTALL": "1,0,0,0,0,0,0,0,1,1,1,1,1,1,1,1,1",
-    "ALL0.5": "0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5",
-}
-# BASE, IN04, IN05, IN07, IN08, MID, OUT00 to OUT05.
-SDXL = {
-    "NONE": "0,0,0,0,0,0,0,0,0,0,0,0",
-    "ALL": "1,1,1,1,1,1,1,1,1,1,1,1",
-    "INALL": "1,1,1,1,1,0,0,0,0,0,0,0",
-    "MIDALL": "1,0,0,0,0,1,0,0,0,0,0,0",
-    "OUTALL": "1,0,0,0,0,0,1,1,1,1,1,1",
-    "ALL0.5": "0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5",
-}
-# First and last of the blocks at 1, BASE beside them, in the order D00 to D18, S00 to S37.
-FLUX_AT_ONE = {
-    "NONE": None,
-    "ALL": (0, 56),
-    "DBL-ALL": (0, 18),
-    "DBL-FRONT7": (0, 6),
-    "DBL-MID6": (7, 12),
-    "DBL-TAIL6": (13, 18),
-    "SINGLE-ALL": (19, 56),
-    "SINGLE-1TO10": (19, 28),
-    "SINGLE-11TO20": (29, 38),
-    "SINGLE-21TO30": (39, 48),
-    "SINGLE-31TO37": (49, 56),
+# Name -> values, as ComfyUI's Inspire Pack lists them; sd-webui-lora-block-weight has the same for SD.
+LISTS: dict[str, list[float]] = json.loads((ROOT / "tests" / "data" / "block_presets.json").read_text())
+# What the tools have no list for, after their pattern: the values of one model for another.
+OWN = {
+    "sd15": {"MIDALL": "1,0,0,0,0,0,0,1,0,0,0,0,0,0,0,0,0"},
+    "sdxl": {"ALL0.5": "0.5," * 11 + "0.5"},
+    "flux": {"NONE": "0," * 57 + "0", "ALL0.5": "0.5," * 57 + "0.5"},
 }
 DOWN, MID, UP = "unet.down_blocks", "unet.mid_block", "unet.up_blocks"
 
@@ -102,28 +72,39 @@ def test_every_layer_is_in_its_block(name: str) -> None:
     assert weights.block("transformer.nonsense.0") is None
 
 
-@pytest.mark.parametrize(("family", "table"), [("sd15", SD15), ("sdxl", SDXL)])
-def test_presets_are_the_tools_lists(family: str, table: dict[str, str]) -> None:
+@pytest.mark.parametrize(("family", "prefix"), [("sd15", "SD-"), ("sdxl", "SDXL-"), ("flux", "FLUX-")])
+def test_presets_are_the_tools_lists(family: str, prefix: str) -> None:
     """Every preset, block by block; as a list it is the same weights on the blocks that the list names."""
-    assert set(PRESETS[family]) == set(table)
-    for name, values in table.items():
-        listed, named = ml.block_weights(f"{family}:{values}"), ml.block_weights(f"{family}:{name}")
+    table = {name.removeprefix(prefix).upper(): v for name, v in LISTS.items() if name.startswith(prefix)}
+    assert set(PRESETS[family]) == {*table, *OWN[family]}
+    for name, values in (table | OWN[family]).items():
+        text = values if isinstance(values, str) else ",".join(map(str, values))
+        listed, named = ml.block_weights(f"{family}:{text}"), ml.block_weights(f"{family}:{name}")
         assert {block: named.blocks[block] for block in listed.blocks} == dict(listed.blocks), name
-        assert len(named.blocks) == {"sd15": 26, "sdxl": 20}[family]
+        assert len(named.blocks) == {"sd15": 26, "sdxl": 20, "flux": 61}[family]
 
 
-def test_presets_of_flux() -> None:
-    """The double and single blocks that their names say, and BASE."""
-    blocks = [*(f"D{i:02}" for i in range(19)), *(f"S{i:02}" for i in range(38))]
-    assert set(PRESETS["flux"]) == {*FLUX_AT_ONE, "ALL0.5"}
-    for name, ends in FLUX_AT_ONE.items():
-        ones = ["CLIP", "T5", "IN", *blocks[ends[0] : ends[1] + 1], "OUT"] if ends else []
-        assert ml.block_weights(f"flux:{name}").blocks == {b: float(b in ones) for b in FLUX.blocks}, name
-    assert set(ml.block_weights("flux:ALL0.5").blocks.values()) == {0.5}
+@pytest.mark.parametrize("name", [name for name in LISTS if name.startswith("FLUX-")])
+def test_lists_of_flux_go_on_with_their_last_value(name: str) -> None:
+    """As the Inspire Pack walks along the blocks: a value for each, and past the end of the list the last ratio."""
+    base, *values = LISTS[name]
+    numbered = [*(f"D{i:02}" for i in range(19)), *(f"S{i:02}" for i in range(38))]
+    walked = dict(zip(numbered, [*values, *[values[-1]] * (57 - len(values))]))
+    expected = {block: walked.get(block, base) for block in FLUX.blocks}
+    assert ml.block_weights(name).blocks == expected
+    assert ml.block_weights("flux:" + ",".join(map(str, LISTS[name]))).blocks == expected
 
 
 @pytest.mark.parametrize(
-    "text", ["sdxl:OUTALL", "SDXL-OUTALL", "xl:outall", "0,0,0,0,0,0,1,1,1,1,1,1", "[0, 0,0,0,0,0,1,1,1,1,1,1]"]
+    "text",
+    [
+        "sdxl:OUTALL",
+        "SDXL-OUTALL",
+        "sdxl:SDXL-OUTALL",
+        "xl:outall",
+        "0,0,0,0,0,0,1,1,1,1,1,1",
+        "[0, 0,0,0,0,0,1,1,1,1,1,1]",
+    ],
 )
 def test_spellings(text: str) -> None:
     """A colon, a dash, small letters; values alone, whose number tells the model; JSON, as sd-scripts has it."""
@@ -164,14 +145,15 @@ def test_flux_with_an_entry_for_each_encoder() -> None:
     ("text", "architecture", "needle"),
     [
         ("sdxl:OUTAL", None, "did you mean 'OUTALL'? known: NONE, ALL, INALL, MIDALL, OUTALL, ALL0.5"),
+        ("sdxl:SD-OUTALL", None, "no such preset of sdxl"),
         ("SDXL-MIDD", None, "no such preset of sdxl"),
         ("MIDALLL", "sdxl", "did you mean 'MIDALL'"),
         ("flux:DBL-FRONT", None, "did you mean 'DBL-FRONT7'"),
         ("sdx:ALL", None, "did you mean 'sdxl'"),
         ("ALL", None, "say sd15:ALL or sdxl:ALL or flux:ALL"),
         ("sdxl:1,0,1", None, "3 values, and sdxl has 12 or 20"),
-        ("1,0,1", None, "sd15 has 17 or 26; sdxl has 12 or 20; flux has 58 or 61"),
-        (SD15["INS"], "sdxl", "17 values, and sdxl has 12 or 20"),
+        ("1,0,1", None, "sd15 has 17 or 26; sdxl has 12 or 20; flux has 20 or 58 or 61"),
+        ("0," * 16 + "1", "sdxl", "17 values, and sdxl has 12 or 20"),
         ("sdxl:1,0,0,x,1,1,1,1,1,1,1,1", None, "IN07 is 'x'"),
         ("sdxl:1,0,0,nan,1,1,1,1,1,1,1,1", None, "IN07 is 'nan'"),
         ("sdxl:ALL", "flux", "are for sdxl, and the adapter is for flux"),

@@ -63,3 +63,24 @@ def test_a_dry_run_checks(tmp_path: Path, refused: Refused) -> None:
     refused(*line, tmp_path / "out.safetensors", "--block-weights", "sdxl:OUTAL", needles=["OUTALL"])
     twice = ("--block-weights", "sdxl:ALL") * 2
     refused(*line, tmp_path / "out.safetensors", *twice, needles=["2 times for 1 adapter"])
+
+
+def test_a_dry_run_notices_that_nothing_is_left(tmp_path: Path, refused: Refused) -> None:
+    """Every weight is 0, as such or in the blocks that the adapter has."""
+    file, down = tmp_path / "a.safetensors", next(iter(SHAPES))
+    adapter(9, rank=2, shapes={down: SHAPES[down]}).save(file)
+    for weight in ([f"{file}:0"], [file, "--block-weights", "sdxl:OUTALL"], [f"{file}:unet=0"]):
+        refused("merge", *weight, "--dry-run", "-o", tmp_path / "out.safetensors", needles=["every weight is 0"])
+
+
+def test_a_dry_run_of_fusing(tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refused) -> None:
+    """The table, and what would change; the base model and the output are checked."""
+    line = ["fuse", "miniature/sdxl", "miniature/sdxl/ghost:0.5", "--block-weights", "sdxl:OUTALL", "--dry-run", "-o"]
+    assert cli.run([*line, str(tmp_path / "out")]) == 0
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()]
+    assert ["ghost", "MID", "0", "12"] in rows and ["ghost", "OUT00-OUT08", "0.5", "24"] in rows
+    assert " ".join(rows[-1]).endswith("24 tensors changed") and rows[-2][:3] == ["dry", "run,", "nothing"]
+    assert not list(tmp_path.iterdir())
+    refused(*line, tmp_path, needles=["exists already"])
+    refused("fuse", tmp_path / "none", *line[2:], tmp_path / "out", needles=["none"])
+    refused("fuse", "miniature/sdxl", "miniature/sdxl/ghost:0", *line[5:], tmp_path / "out", needles=["weight is 0"])

@@ -41,6 +41,11 @@ SPELT: dict[str, tuple[str, float | dict[str, float]]] = {
     "https://host:8080/f.safetensors": ("https://host:8080/f.safetensors", 1.0),
     "https://host:8080/f.safetensors=0.5": ("https://host:8080/f.safetensors", 0.5),
     "https://host/api/7?type=Model&format=1": ("https://host/api/7?type=Model&format=1", 1.0),
+    "https://host/a.safetensors?token=b=0.5": ("https://host/a.safetensors?token=b=0.5", 1.0),
+    "https://host/a?date=20240101T00:00:30": ("https://host/a?date=20240101T00:00:30", 1.0),
+    "https://host/a?date=20240101T00:00:30.5": ("https://host/a?date=20240101T00:00:30.5", 1.0),
+    "https://host/a?date=20240101T00:30%2B01:00": ("https://host/a?date=20240101T00:30%2B01:00", 1.0),
+    "https://host/a?date=20240101T00:00:30:0.5": ("https://host/a?date=20240101T00:00:30", 0.5),
     "https://host/api/7?type=Model&format=1:0.5": ("https://host/api/7?type=Model&format=1", 0.5),
 }
 
@@ -52,8 +57,15 @@ def test_a_source_and_its_weight(text: str) -> None:
 
 
 def test_what_exists_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file or folder whose name ends as a weight does; behind it there may be a weight."""
+    """A file or folder whose name ends as a weight does, or as that of no adapter; behind it there may be a weight."""
     monkeypatch.chdir(tmp_path)
+    for name in ("x.pt", "folder", "x"):
+        Path(name).mkdir()
+    for name in ("x.pt", "folder"):
+        for sign in ":=":
+            parsed = parse_weighted(f"{name}{sign}unet=0.7,text_encoder=0.3")
+            assert parsed == (name, {"unet": 0.7, "text_encoder": 0.3})
+            assert parse_weighted(f"{name}{sign}unet=0.5") == (name, {"unet": 0.5})
     for name in ("d:0.5", "lr=0.5"):
         Path(name).mkdir()
         assert [parse_weighted(name), parse_weighted(f"{name}=2"), parse_weighted(f"{name}:2")] == [

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mergelab.cli.arguments import BaseModel, DropExtras, Force, Pickle
-from mergelab.cli.strengths import Blocks, FromConfig, Weighted, by_block, given, loaded
+from mergelab.cli.strengths import Blocks, DryRun, FromConfig, Weighted, by_block, given, loaded, weight_table
 from mergelab.errors import OptionError
 
 
@@ -24,6 +24,7 @@ def fuse(
     force: Force = False,
     allow_pickle: Pickle = False,
     architecture: BaseModel = None,
+    dry_run: DryRun = False,
 ) -> str:
     """Write a base model with adapters fused into its weights: same keys, same dtypes, tensor by tensor."""
     from mergelab.engine.checkpoint import fuse_checkpoint
@@ -37,6 +38,7 @@ def fuse(
     left_out = [f"left out: {key} of {adapter.name}" for adapter in originals for key in adapter.extras if drop_extras]
     fused = [adapter.without_extras() for adapter in originals] if drop_extras else originals
     weights = by_block(fused, asked.weights, block_weights)
-    written = fuse_checkpoint(base, fused, output, weights, overwrite=force)
     notes = [f"not read, the base model is {base} as it is: {', '.join(unread)}"] if unread else []
-    return "\n".join([*left_out, *written.lines(), *notes])
+    told = [weight_table(fused, weights), "dry run, nothing was written; it would be:"] if dry_run else []
+    written = fuse_checkpoint(base, fused, output, weights, overwrite=force, dry_run=dry_run)
+    return "\n".join([*left_out, *told, *written.lines(), *notes])

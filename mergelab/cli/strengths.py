@@ -38,6 +38,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the options and s
 
 # What no weight has.
 _PATH = re.compile(r"[/\\]")
+# Before and behind the colon of a time.
+_HOURS, _MINUTES = re.compile(r"(?<!\d)\d\d$"), re.compile(r"\d\d(\.\d+)?")
 
 
 class Given(NamedTuple):
@@ -107,14 +109,18 @@ def parse_weighted(text: str) -> tuple[str, float | dict[str, float]]:
 
 
 def _cuts(text: str) -> list[tuple[str, str]]:
-    """Where a text may be cut in two, source and weight: the likelier first."""
-    suffix = ".safetensors"
-    before, found, after = text.rpartition(f"{suffix}=")
-    cuts = [text.rpartition(":"), text.rpartition("="), (before + suffix if found else "", "=", after)]
-    if "://" in text and "?" in text:
-        cuts = cuts[:1]
-    possible = [(source, tail) for source, _, tail in cuts if _may_be_source(source) and not _PATH.search(tail)]
-    return sorted(possible, key=lambda cut: not _is_file(cut[0]))
+    """Where a text may be cut in two, source and weight: the likelier first.
+
+    Behind a file, the longest that there is; else at the last sign. In a query there is no such sign but a colon, and
+    that of a time is none either ("?date=2024-01-01T00:00:30").
+    """
+    in_query = "://" in text and "?" in text
+    places = [i for i, sign in enumerate(text) if sign == ":" or (sign == "=" and not in_query)]
+    cuts = [(text[:i], text[i + 1 :]) for i in reversed(places) if _is_file(text[:i])]
+    cuts += [(text[:i], text[i + 1 :]) for i in (text.rfind(":"), text.rfind("=")) if i in places]
+    if in_query:
+        cuts = [(source, tail) for source, tail in cuts if not (_HOURS.search(source) and _MINUTES.fullmatch(tail))]
+    return [(source, tail) for source, tail in cuts if _may_be_source(source) and not _PATH.search(tail)]
 
 
 def _may_be_source(text: str) -> bool:
@@ -156,15 +162,21 @@ def by_block(adapters: Sequence[Adapter], weights: Iterable[Weight], blocks: Seq
 
 
 def weight_table(adapters: Sequence[Adapter], weights: Sequence[Weight]) -> str:
-    """Which part of each adapter has which weight, and how many layers that is: by block, else by component."""
+    """Which part of each adapter has which weight, and how many layers that is: by block, else by component.
+
+    Raises:
+        OptionError: weights that do not fit, or all 0.
+    """
     from mergelab.engine.aligning import unique_names
     from mergelab.engine.block_weights import BlockWeights
     from mergelab.engine.weights import resolve
 
     names = unique_names([adapter.name for adapter in adapters])
     rows = [("adapter", "part", "weight", "layers")]
-    for name, adapter, weight in zip(names, adapters, weights):
-        (resolved,) = resolve([weight], [adapter.layers], [name])
+    table = resolve(weights, [adapter.layers for adapter in adapters], names)
+    if not any(any(resolved.values()) for resolved in table):
+        raise OptionError("every weight is 0, so no adapter is left")
+    for name, weight, resolved in zip(names, weights, table):
         counts: dict[tuple[str, float], int] = {}
         if isinstance(weight, BlockWeights) and not isinstance(weight.strength, Mapping):
             counts = {(block, weight.strength * value): 0 for block, value in weight.blocks.items()}

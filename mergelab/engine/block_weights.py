@@ -102,11 +102,13 @@ def block_weights(
     sd15 has 17 blocks with attention (BASE, IN01, IN02, IN04, IN05, IN07, IN08, MID, OUT03 to OUT11) and 26 in all;
     sdxl 12 (BASE, IN04, IN05, IN07, IN08, MID, OUT00 to OUT05) and 20 in all; flux 58 (BASE, D00 to D18, S00 to S37)
     or 61, with CLIP, T5, IN before and OUT behind in place of BASE. BASE is the text encoders and what lies beside the
-    blocks.
+    blocks. 20 values for flux end with the double blocks, and the single blocks have the last of them, as in ComfyUI's
+    Inspire Pack; so they have in its presets DBL-ALL and DBL-TAIL6. Its lists for LyCORIS (SD-LyC-..., 27 values, and
+    SDXL-LyC-..., 21), its random entries (R, A, B) and presets with them are not known here.
 
     Args:
         spec: "sdxl:1,0,0,0,0,1,1,1,1,1,1,1", "sdxl:OUTALL", "SDXL-OUTALL"; without a family the number of values tells
-            it, or the architecture does.
+            it (20: sdxl), or the architecture does.
         strength: what every weight is multiplied by; or a mapping from each component to such a number.
         architecture: the base model of the adapter, which the weights have to be for.
 
@@ -150,14 +152,16 @@ def _check_strength(strength: object, components: set[str]) -> None:
 def _split(spec: str) -> tuple[Family | None, str]:
     """The family that a text begins with, and what follows."""
     before, colon, after = spec.strip().partition(":")
-    if colon:
-        if before.lower() not in ALIASES:
-            raise OptionError(f"block weights {spec!r}: {did_you_mean(before.lower(), [f.name for f in FAMILIES])}")
-        return ALIASES[before.lower()], after
-    before, dash, after = spec.strip().partition("-")
-    if dash and before.lower() in ALIASES:
-        return ALIASES[before.lower()], after
-    return (ALIASES["flux"], "ALL") if spec.strip().upper() == "FLUXALL" else (None, spec.strip())
+    if colon and before.lower() not in ALIASES:
+        raise OptionError(f"block weights {spec!r}: {did_you_mean(before.lower(), [f.name for f in FAMILIES])}")
+    family, rest = (ALIASES[before.lower()], after.strip()) if colon else (None, spec.strip())
+    before, dash, after = rest.partition("-")
+    named = ALIASES.get(before.lower()) if dash else None
+    if named and family in (None, named):
+        return named, after
+    return (
+        (ALIASES["flux"], "ALL") if rest.upper() == "FLUXALL" and family in (None, ALIASES["flux"]) else (family, rest)
+    )
 
 
 def _family_of(architecture: str) -> Family:

@@ -11,8 +11,8 @@ import torch
 from mergelab.adapter import Adapter, Source
 from mergelab.checks import is_number
 from mergelab.engine.aligning import load_all, unique_names
-from mergelab.engine.extras import bias_only
-from mergelab.engine.weights import Weight, resolve
+from mergelab.engine.extras import bias_only, replacing
+from mergelab.engine.weights import Weight, resolve, weight_record
 from mergelab.errors import LayerError, OptionError
 from mergelab.formats.base_models import check_base_models
 from mergelab.layer import BIAS_SUFFIX, Layer, LoraLayer
@@ -80,13 +80,13 @@ class Changes:
 
     Attributes:
         adapters, names: those that were given.
-        weights: as they were given, one for each adapter.
+        weights: as a recipe has them, one for each adapter.
         by_tensor: canonical name of a layer, with ".weight" or ".bias" -> its changes.
     """
 
     adapters: tuple[Adapter, ...]
     names: tuple[str, ...]
-    weights: tuple[Weight, ...]
+    weights: tuple[float | Mapping[str, float], ...]
     by_tensor: Mapping[str, tuple[Change, ...]]
 
     @property
@@ -118,7 +118,8 @@ def collect(loras: Loras, weights: Weights | None = None) -> Changes:
     check_base_models(adapters, names)
     architectures = [adapter.architecture for adapter in adapters]
     layers = [[*a.layers, *bias_only(a)] for a in adapters]
-    table = resolve(given, layers, names, architectures)
+    others = [replacing(adapter) for adapter in adapters]
+    table = resolve(given, layers, names, architectures, others)
     by_tensor: dict[str, list[Change]] = {}
     for adapter, name, own in zip(adapters, names, table):
         if not any(own.values()):
@@ -129,7 +130,8 @@ def collect(loras: Loras, weights: Weights | None = None) -> Changes:
     if not by_tensor:
         raise OptionError("every weight is 0, so there is nothing to fuse")
     found = {key: tuple(changes) for key, changes in by_tensor.items()}
-    return Changes(tuple(adapters), tuple(names), tuple(given or [1.0] * len(adapters)), found)
+    records = [weight_record(w, own) for w, own in zip(given or [1.0] * len(adapters), table)]
+    return Changes(tuple(adapters), tuple(names), tuple(records), found)
 
 
 def listed(loras: Loras, weights: Weights | None) -> tuple[Sequence[Adapter | Source], Sequence[Weight] | None]:
@@ -146,8 +148,7 @@ def listed(loras: Loras, weights: Weights | None) -> tuple[Sequence[Adapter | So
 
 def _of_adapter(adapter: Adapter, name: str, weights: Mapping[str, float]) -> list[Change]:
     biases = [key.removesuffix(BIAS_SUFFIX) for key in adapter.extras if key.endswith(BIAS_SUFFIX)]
-    others = [key for key in adapter.extras if not key.endswith(BIAS_SUFFIX)]
-    if others:
+    if others := [key for key in replacing(adapter) if weights.get(key) != 0]:
         raise OptionError(
             f"{name}: {len(others)} tensors replace those of a model rather than add to them, and are not fused, "
             f"{others[0]} the first; adapter.without_extras(), or --drop-extras, leaves them out"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +32,7 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class FusedCheckpoint:
-    """What was written.
+    """What was written, or would be in a dry run.
 
     Attributes:
         path: the new file or folder.
@@ -58,6 +57,7 @@ def fuse_checkpoint(
     *,
     overwrite: bool = False,
     progress: bool | None = None,
+    dry_run: bool = False,
 ) -> FusedCheckpoint:
     """Write a base model with adapters fused into its weights, in the form it has.
 
@@ -71,6 +71,7 @@ def fuse_checkpoint(
         weights: as for `merge`: one for each adapter, a number or a mapping from components or layer patterns.
         overwrite: replace a file that exists; a folder never.
         progress: show a bar; by default on a terminal only.
+        dry_run: check all of it, and write nothing.
 
     Raises:
         SourceError, FormatError: there is no such base model, or it cannot be read.
@@ -88,6 +89,10 @@ def fuse_checkpoint(
     plans = _plan(checkpoint, changes)
     notes = tuple(f"left out: {path.name}, a checkpoint of its own" for path in checkpoint.left_out)
     _check_output(checkpoint, changes, target, overwrite)
+    names = [(file.header.path.relative_to(checkpoint.path), key) for file, plan in plans for key in plan]
+    result = FusedCheckpoint(target, tuple(key if path == Path() else f"{path}: {key}" for path, key in names), notes)
+    if dry_run:
+        return result
     size = sum(entry.end - entry.begin for file in checkpoint.files for entry in file.header.entries.values())
     bar = tqdm(total=size, desc="fusing", unit="B", unit_scale=True, disable=None if progress is None else not progress)
     with bar, replacing(target) as temporary:
@@ -101,8 +106,7 @@ def fuse_checkpoint(
             edits = {key: _edit(parts) for key, parts in plan.items()}
             strings = {"mergelab": _recipe(checkpoint, file, changes)} if edits else {}
             rewrite(file.header, copy, edits, strings, bar.update)
-    names = [(file.header.path.relative_to(checkpoint.path), key) for file, plan in plans for key in plan]
-    return FusedCheckpoint(target, tuple(key if path == Path() else f"{path}: {key}" for path, key in names), notes)
+    return result
 
 
 def _plan(checkpoint: Checkpoint, changes: Changes) -> list[tuple[WeightFile, _Edits]]:
@@ -182,8 +186,7 @@ def _edit(parts: list[tuple[Slot, tuple[Change, ...]]]) -> Edit:
 
 def _recipe(checkpoint: Checkpoint, file: WeightFile, changes: Changes) -> str:
     """What the header says of how it was made; what it said before stands within."""
-    weights = [dict(w) if isinstance(w, Mapping) else w for w in changes.weights]
-    inputs = [input_record(adapter, weight) for adapter, weight in zip(changes.adapters, weights)]
+    inputs = [input_record(adapter, weight) for adapter, weight in zip(changes.adapters, changes.weights)]
     content = {"fused_into": checkpoint.path.name, "inputs": inputs, "version": package_version()}
     if before := file.header.metadata.get("mergelab"):
         content["before"] = before

@@ -24,16 +24,23 @@ def bias_only(adapter: Adapter) -> list[str]:
     return [name for name in biased if name not in adapter.layers]
 
 
+def replacing(adapter: Adapter) -> list[str]:
+    """Extras that replace a tensor of the base model rather than add to it: norms, embeddings."""
+    return [key for key in adapter.extras if not key.endswith(BIAS_SUFFIX)]
+
+
 def merge_extras(job: Job) -> tuple[dict[str, Tensor], list[str]]:
-    """Bias differences are merged by the rule; other extras are kept where they do not clash."""
+    """Bias differences are merged by the rule; other extras are kept where they do not clash.
+
+    At weight 0 both are absent; what no weight is for goes with the adapter.
+    """
     extras: dict[str, Tensor] = {}
     notes: list[str] = []
     taken: dict[str, list[str]] = {}
     owners: dict[str, list[Input]] = {}
     for given in job.inputs:
         for key in given.adapter.extras:
-            layer = key.removesuffix(BIAS_SUFFIX)
-            if given.weights[layer] != 0 if key.endswith(BIAS_SUFFIX) else any(given.weights.values()):
+            if given.weights.get(key.removesuffix(BIAS_SUFFIX), any(given.weights.values())):
                 owners.setdefault(key, []).append(given)
     for key, present in owners.items():
         tensors = [given.adapter.extras[key] for given in present]

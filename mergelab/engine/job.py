@@ -21,7 +21,8 @@ class Input:
     Attributes:
         name: in the report, unlike those of the others.
         adapter: as it was given or loaded.
-        weights: layer name -> weight, for every layer that it has; 0: it takes no part in that layer.
+        weights: layer name -> weight, for every layer that it has; 0: it takes no part in that layer. The key of an
+            extra that replaces a tensor -> weight, where it has one.
     """
 
     name: str

@@ -12,12 +12,12 @@ from tqdm import tqdm
 from mergelab.adapter import Adapter, Source
 from mergelab.checks import usable_device
 from mergelab.engine.aligning import aligned_layers, load_all, unique_names, with_one_input
-from mergelab.engine.extras import bias_only, merge_extras
+from mergelab.engine.extras import bias_only, merge_extras, replacing
 from mergelab.engine.job import Input, Job
 from mergelab.engine.layers import merge_layers
 from mergelab.engine.provenance import Recipe, input_record, merged_metadata
 from mergelab.engine.results import store
-from mergelab.engine.weights import Weight, resolve
+from mergelab.engine.weights import Weight, resolve, weight_record
 from mergelab.errors import OptionError
 from mergelab.layer import common_dialect
 from mergelab.linalg.precision import full_precision
@@ -84,7 +84,8 @@ def merge(
     names = unique_names([a.name for a in adapters])
     adapters, padded = with_one_input(adapters, names)
     weights = list(weights) if isinstance(weights, Iterable) and not isinstance(weights, (str, Mapping)) else weights
-    table = resolve(weights, [[*a.layers, *bias_only(a)] for a in adapters], names, [a.architecture for a in adapters])
+    layers_of, others = [[*a.layers, *bias_only(a)] for a in adapters], [replacing(a) for a in adapters]
+    table = resolve(weights, layers_of, names, [a.architecture for a in adapters], others)
     aligned = {
         name: tuple(i for i in present if table[i][name] != 0)
         for name, present in aligned_layers(adapters, names).items()
@@ -106,7 +107,7 @@ def merge(
     recipe = Recipe(
         method=method if isinstance(method, str) else name_of(strategy),
         options={**options_record(strategy), "rank": rank_record(rank), "seed": job.seed},
-        inputs=_input_records(adapters, weights),
+        inputs=_input_records(inputs, weights),
     )
     dialect, spelling = common_dialect(taking_part)
     return Adapter(
@@ -136,12 +137,8 @@ def _reading_notes(job: Job) -> Iterator[str]:
             yield from (f"{given.name}: {note}" for note in carried(given.adapter.notes))
 
 
-def _input_records(adapters: Sequence[Adapter], weights: Sequence[Weight] | None) -> list[dict[str, Any]]:
+def _input_records(inputs: Sequence[Input], weights: Sequence[Weight] | None) -> list[dict[str, Any]]:
     """What the recipe says of each input; every file is hashed."""
-    given = [_weight_record(w) for w in weights or [1.0] * len(adapters)]
+    records = [weight_record(w, given.weights) for w, given in zip(weights or [1.0] * len(inputs), inputs)]
     with threads() as pool:
-        return list(Workspace(pool).map(lambda pair: input_record(*pair), zip(adapters, given)))
-
-
-def _weight_record(weight: Weight) -> Any:
-    return {k: float(v) for k, v in weight.items()} if isinstance(weight, Mapping) else float(weight)
+        return list(Workspace(pool).map(lambda pair: input_record(pair[0].adapter, pair[1]), zip(inputs, records)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -18,6 +19,7 @@ def resolve(
     layers: Sequence[Iterable[str]],
     names: Sequence[str],
     architectures: Sequence[str | None] | None = None,
+    others: Sequence[Iterable[str]] | None = None,
 ) -> list[dict[str, float]]:
     """Layer name -> weight, for every adapter.
 
@@ -27,6 +29,7 @@ def resolve(
         layers: the layer names of each adapter.
         names: the adapters' names, for messages.
         architectures: of their base models, which block weights have to be for.
+        others: names of what else each adapter has: one has a weight where an entry matches it, and need not have one.
 
     Raises:
         OptionError: a list of the wrong length, NaN, a pattern that matches nothing, a layer without a weight.
@@ -49,18 +52,69 @@ def resolve(
     for weight, name, architecture in zip(given, names, architectures or ()):
         if isinstance(weight, BlockWeights):
             weight.check(name, architecture)
-    return [_of_adapter(w, list(own), name) for w, own, name in zip(given, layers, names)]
+    beside = others or [()] * len(names)
+    return [_of_adapter(w, list(own), list(more), name) for w, own, more, name in zip(given, layers, beside, names)]
 
 
-def _of_adapter(weight: Weight, layers: list[str], adapter: str) -> dict[str, float]:
+def weight_record(weight: Weight, resolved: Mapping[str, float]) -> float | dict[str, float]:
+    """A weight as a recipe has it, its keys in alphabetical order, and as `merge` takes it again.
+
+    Block weights, which know blocks that the adapter has not, and mappings that depend on the order of their entries
+    become the fewest beginnings of names that tell its layers apart.
+
+    Args:
+        weight: as it was given.
+        resolved: what became of it.
+
+    Example:
+        >>> layers = ["unet.down.q", "unet.down.k", "unet.mid.q", "unet.up.q"]
+        >>> weight_record({"unet.up": 1.0, "*": 0.5}, dict.fromkeys(layers, 0.5))
+        0.5
+        >>> weight_record({"unet.*": 0.0, "*.down.*": 0.5, "*.d*": 1.0}, dict(zip(layers, (1.0, 1.0, 0.0, 0.0))))
+        {'*': 1.0, 'unet.mid': 0.0, 'unet.up': 0.0}
+    """
     if not isinstance(weight, Mapping):
-        return dict.fromkeys(layers, _number(weight, adapter))
+        return float(weight)
+    given = {key: float(weight[key]) for key in sorted(weight)}
+    if not isinstance(weight, BlockWeights) and _matched(given, resolved) == resolved:
+        return given
+    folded = _folded(resolved)
+    return folded["*"] if folded.keys() == {"*"} else folded
+
+
+def _matched(weights: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+    """Name -> weight, where an entry matches."""
+    found = ((name, [weights[pattern] for pattern in weights if _matches(pattern, name)]) for name in names)
+    return {name: values[-1] for name, values in found if values}
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
+
+
+def _folded(weights: Mapping[str, float], start: str = "", around: float | None = None) -> dict[str, float]:
+    """Beginnings of names -> weight, the shorter first; what is below `start` has the weight `around` already."""
+    common = Counter(weights.values()).most_common(1)[0][0]
+    entries = {} if common == around else {start or "*": common}
+    below: dict[str, dict[str, float]] = {}
+    for name, weight in weights.items():
+        end = name.find(".", len(start) + 1)
+        below.setdefault(name if end < 0 else name[:end], {})[name] = weight
+    for longer, own in below.items():
+        if any(weight != common for weight in own.values()):
+            entries |= _folded(own, longer, common)
+    return entries
+
+
+def _of_adapter(weight: Weight, layers: list[str], others: list[str], adapter: str) -> dict[str, float]:
+    if not isinstance(weight, Mapping):
+        return dict.fromkeys([*layers, *others], _number(weight, adapter))
     resolved: dict[str, float] = {}
     for pattern, value in weight.items():
         number = _number(value, f"{adapter}, {pattern!r}")
         if not isinstance(pattern, str):
             raise OptionError(f"{adapter}: {short_repr(pattern)} has a weight, expected the name or pattern of layers")
-        matched = [name for name in layers if name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)]
+        matched = [name for name in (*layers, *others) if _matches(pattern, name)]
         if not matched and not isinstance(weight, BlockWeights):
             components = ", ".join(sorted({name.split(".", 1)[0] for name in layers}))
             raise OptionError(

@@ -27,22 +27,24 @@ _GENERATION = {
     "width": "width",
     "height": "height",
     "neg": "negative_prompt",
+    "negative_prompt": "negative_prompt",
 }
 _OPTIONS = {"prompt_2": "prompt_2", "neg_2": "negative_prompt_2", "guidance_rescale": "guidance_rescale"}
 # What changes nothing here: how pictures are filed, in which order they are drawn.
 _HARMLESS = ("prompts", "seed", "num_repeats", "shuffle", "prompt_file", "ext", "max_images", "max_random_per_prompt")
-_FLAG = re.compile(r"(^|\s)--[a-z]")
+_FLAGS = re.compile(r"(?:^|\s)--[a-z].*", re.DOTALL)
 
 
 def evaluation_content(path: Path) -> dict[str, Any]:
     """What an evaluation's own file would hold: pipeline, adapters, their merge, prompts, seeds, generation, memory.
 
-    A seed that is missing or -1 leaves seeds to the evaluation; `low_vram` moves one component at a time to the GPU.
-    Keys that are not given are left to the pipeline. What has no counterpart and is set is logged as a warning.
+    A seed that is missing or -1 leaves seeds to the evaluation; `low_vram` moves one component at a time to a GPU.
+    Keys that are not given are left to the pipeline. What has no counterpart and is set is logged as a warning: the
+    settings that a prompt has of its own ("--n blurry --w 512"), a seed for each prompt (`walk_seed`), quantisation.
 
     Raises:
-        OptionError: there is no base model, or no prompt; a prompt has settings of its own ("--w 512"); prompts or
-            sizes are drawn at random.
+        OptionError: there is no base model, or no prompt; there are two negative prompts; prompts or sizes are drawn
+            at random.
         SourceError: the file with the prompts is not there.
     """
     config = generate_config(path)
@@ -67,7 +69,7 @@ def evaluation_content(path: Path) -> dict[str, Any]:
             content["dtype"] = _DTYPES.get(str(config.dtype), str(config.dtype))
     if config.device is not None:
         content["device"] = config.device
-    if config.low_vram and torch.cuda.is_available():
+    if config.low_vram and torch.cuda.is_available() and config.device != "cpu":
         content["memory"] = {"offload": "model"}
     known = (*_GENERATION, *_OPTIONS, *_HARMLESS)
     unread = [*config.unread, *(f"generate.{key}" for key, value in generate.items() if value and key not in known)]
@@ -91,15 +93,21 @@ def _prompts(prompts: Any, folder: Path) -> list[str]:
         prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not isinstance(prompts, list) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise OptionError(f"generate.prompts: expected a list of prompts, found {short_repr(prompts)}")
-    if flagged := next((prompt for prompt in prompts if _FLAG.search(prompt)), None):
-        raise OptionError(
-            f"generate.prompts: {flagged!r} has settings of its own, and an evaluation draws all prompts with the same "
-            "ones; move them to the generate section"
-        )
-    return prompts
+    texts = [_FLAGS.sub("", prompt).strip() for prompt in prompts]
+    if not all(texts):
+        raise OptionError(f"generate.prompts: expected words before the settings of a prompt, found {prompts!r}")
+    for prompt, text in zip(prompts, texts):
+        if _FLAGS.search(prompt):
+            # AI Toolkit describes such settings, and its generate job strips their dashes and draws the rest as words.
+            sentence = "generate.prompts: %r is drawn as %r; all prompts have the settings of the generate section"
+            _LOG.warning(sentence, prompt, text)
+    return texts
 
 
 def _generation(generate: Mapping[str, Any]) -> dict[str, Any]:
+    short, long = generate.get("neg"), generate.get("negative_prompt")
+    if short and long and short != long:
+        raise OptionError("generate.neg and generate.negative_prompt differ; keep one of them")
     given = {key: value for key, value in generate.items() if value != ""}
     options = {name: given[key] for key, name in _OPTIONS.items() if key in given}
     return {name: given[key] for key, name in _GENERATION.items() if key in given} | {"options": options}

@@ -14,7 +14,8 @@ from mergelab.errors import OptionError
 from mergelab.formats.messages import about
 from mergelab.formats.yaml_files import beside, read_yaml
 
-# The keys that AI Toolkit reads, section by section.
+# The keys that AI Toolkit reads, section by section, and a fork of it: lora_paths, lora_weight, walk_seed; the fork's
+# example files have negative_prompt.
 _TOP = "job config meta".split()
 _CONFIG = "name process device meta".split()
 _PROCESS = "type name output_folder device dtype model generate performance_log_every".split()
@@ -35,11 +36,11 @@ _MODEL = [
     """.split(),
 ]
 _GENERATE = """
-    prompts width height size_list neg neg_2 prompt_2 seed guidance_scale guidance_rescale sample_steps sampler
-    num_repeats random_prompts max_random_per_prompt max_images shuffle prompt_file ext compile
+    prompts width height size_list neg negative_prompt neg_2 prompt_2 seed walk_seed guidance_scale guidance_rescale
+    sample_steps sampler num_repeats random_prompts max_random_per_prompt max_images shuffle prompt_file ext compile
 """.split()
 _FLAGS = {"is_flux": "flux", "is_xl": "sdxl", "is_v2": "sd2"}
-_ARCHITECTURES = {"flux": "flux", "sdxl": "sdxl", "sd1": "sd15", "sd2": "sd2"}
+_ARCHITECTURES = {"flux": "flux", "flux_kontext": "flux", "flex1": "flux", "sdxl": "sdxl", "sd1": "sd15", "sd2": "sd2"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def generate_config(path: str | os.PathLike[str]) -> GenerateConfig:
         52
     """
     file = Path(path).expanduser()
-    content = read_yaml(file)
+    content = read_yaml(file, exponents=True)
     with about(file):
         return _generate_config(file, content)
 
@@ -128,7 +129,7 @@ def _generate_config(file: Path, content: Any) -> GenerateConfig:
     loras = _loras(model)
     return GenerateConfig(
         file,
-        _text(model.get("name_or_path", ""), "model.name_or_path"),
+        _text(model["name_or_path"], "model.name_or_path") if "name_or_path" in model else "",
         _architecture(model),
         tuple(_found(path, file.parent) for path, _ in loras),
         tuple(weight for _, weight in loras),
@@ -199,7 +200,7 @@ def _lora(entry: Any, where: str) -> tuple[str, float]:
 
 
 def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.strip():
         raise OptionError(f"{where}: expected a path or a name, found {short_repr(value)}")
     return value
 

@@ -6,7 +6,7 @@ lies beside the blocks, IN, MID and OUT are the blocks of the original UNet, D a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,7 +24,8 @@ class Family:
         architectures: their ids.
         steps: first step of a path in the original model -> its block, "{:02}" being the number of the second step.
         text: text encoder -> its block.
-        layouts: number of values -> the blocks that they are for, as `spread` takes them; the last has every block.
+        layouts: number of values -> the blocks that they are for; the last has every block. A range of blocks of one
+            kind has a value for each, and "D18-S37" one for all.
         base: what BASE means: itself, or the blocks that it stands for.
     """
 
@@ -68,7 +69,14 @@ class Family:
     def layout(self, count: int) -> tuple[tuple[str, ...], ...]:
         """The blocks that each of so many values is for: one, or those that BASE stands for."""
         names = [name for word in self.layouts[count].split() for name in _numbered(word)]
-        return tuple(self.base if name == BASE else (name,) for name in names)
+        return tuple(self._range(name) for name in names)
+
+    def _range(self, name: str) -> tuple[str, ...]:
+        """The blocks that BASE stands for, or "D18-S37"."""
+        if name == BASE:
+            return self.base
+        first, _, last = name.partition("-")
+        return self.blocks[self.blocks.index(first) : self.blocks.index(last or first) + 1]
 
     def spread(self, notation: str) -> dict[str, float]:
         """Block -> value, for every block, from ranges of blocks with values; 1 where none is given, 0 elsewhere.
@@ -79,20 +87,17 @@ class Family:
         """
         values = dict.fromkeys(self.blocks, 0.0)
         for word in notation.split():
-            blocks, _, value = word.partition("=")
-            first, _, last = blocks.partition("-")
-            begin, end = (self.blocks.index(name) for name in (first, last or first)) if first != BASE else (0, -1)
-            chosen: Sequence[str] = self.base if first == BASE else self.blocks[begin : end + 1]
-            values |= dict.fromkeys(chosen, float(value or 1.0))
+            name, _, value = word.partition("=")
+            values |= dict.fromkeys(self._range(name), float(value or 1.0))
         return values
 
 
 def _numbered(word: str) -> list[str]:
-    """Blocks from one to another that differ in their number: "OUT03-OUT11"."""
+    """Blocks from one to another that differ in their number: "OUT03-OUT11"; what is no such range as it is."""
     first, _, last = word.partition("-")
-    if not last:
-        return [first]
     letters = first.rstrip("0123456789")
+    if not last or not last.startswith(letters):
+        return [word]
     return [f"{letters}{n:02}" for n in range(int(first[len(letters) :]), int(last[len(letters) :]) + 1)]
 
 
@@ -117,7 +122,7 @@ FLUX = Family(
     ("flux",),
     {"double_blocks": "D{:02}", "single_blocks": "S{:02}", "final_layer": "OUT"} | dict.fromkeys(_FLUX_INPUTS, "IN"),
     {"text_encoder": "CLIP", "text_encoder_2": "T5"},
-    {58: "BASE D00-D18 S00-S37", 61: "CLIP T5 IN D00-D18 S00-S37 OUT"},
+    {20: "BASE D00-D17 D18-S37", 58: "BASE D00-D18 S00-S37", 61: "CLIP T5 IN D00-D18 S00-S37 OUT"},
     base=("CLIP", "T5", "IN", "OUT"),
 )
 FAMILIES = (SD15, SDXL, FLUX)

@@ -1,8 +1,8 @@
 """The usual presets of block weights, as sd-webui-lora-block-weight and ComfyUI's Inspire Pack name them.
 
 They are ranges over all blocks of a model, so that an adapter that changes more blocks than the usual ones has a weight
-for each; on the blocks that the tools' lists name they have the tools' values. Those of FLUX's double blocks leave the
-single blocks out, as their names say.
+for each; on the blocks that the tools' lists name they have the tools' values. The Inspire Pack's lists for FLUX's
+double blocks end there, and it goes on with their last value, so that DBL-ALL and DBL-TAIL6 have the single blocks too.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _SDXL: Mapping[str, str] = {
 _FLUX: Mapping[str, str] = {
     "NONE": "",
     "ALL": "BASE D00-S37",
-    "DBL-ALL": "BASE D00-D18",
+    "DBL-ALL": "BASE D00-S37",
     "DBL-FRONT7": "BASE D00-D06",
     "DBL-MID6": "BASE D07-D12",
-    "DBL-TAIL6": "BASE D13-D18",
+    "DBL-TAIL6": "BASE D13-S37",
     "SINGLE-ALL": "BASE S00-S37",
     "SINGLE-1TO10": "BASE S00-S09",
     "SINGLE-11TO20": "BASE S10-S19",

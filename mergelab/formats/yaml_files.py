@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from mergelab.errors import OptionError, SourceError
 from mergelab.formats.fetching import is_address
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, *, exponents: bool = False) -> Any:
     """What a file holds.
+
+    Args:
+        exponents: 1e-1 is a number, as YAML 1.2 and AI Toolkit have it; in YAML 1.1, which asks for a point, a text.
 
     Raises:
         SourceError: it is not there.
@@ -21,7 +25,7 @@ def read_yaml(path: Path) -> Any:
     if not path.is_file():
         raise SourceError(f"{path}: there is no such file")
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        return yaml.load(path.read_text(encoding="utf-8"), _WithExponents if exponents else _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise OptionError(f"{path}: this is no YAML: {' '.join(str(error).split())}") from None
 
@@ -35,8 +39,19 @@ def beside(path: str, folder: Path) -> Path | None:
 
 
 class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    """Keys are compared as they are written: what `<<` brings in may be there again."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} is there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        return node
+
+
+class _WithExponents(_Loader):
+    """Numbers may have an exponent without a point."""
+
+
+_EXPONENT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
+_WithExponents.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789."))

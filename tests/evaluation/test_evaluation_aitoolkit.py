@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import mergelab as ml
-from mergelab import cli
+from mergelab import cli, miniature
 from mergelab.evaluation import read
 from mergelab.evaluation.reading import read_config
 from tests.aitoolkit import FLUX, LORAS, SDXL, SINGLE, config, written
@@ -70,6 +71,85 @@ def test_what_is_drawn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert "makes nothing of model.quantize, generate.sampler" in caplog.text
 
 
+# The keys of the example files of a fork of AI Toolkit that has lora_paths.
+FORK = {
+    "sampler": "flowmatch",
+    "width": 48,
+    "height": 32,
+    "guidance_scale": 3,
+    "sample_steps": 2,
+    "seed": 99,
+    "walk_seed": False,
+    "num_repeats": 1,
+    "ext": "png",
+    "prompts": PROMPTS,
+    "negative_prompt": "blurry",
+}
+
+
+@pytest.mark.parametrize(
+    ("flags", "loras"),
+    [
+        ({"is_flux": True, "quantize": True}, {"lora_path": "miniature/flux/ghost", "lora_weight": 1.0}),
+        ({"is_flux": True, "quantize": True}, {"lora_paths": [{"path": "miniature/flux/ghost", "weight": 0.7}]}),
+        ({"is_xl": True}, {"lora_paths": [{"path": "miniature/sdxl/ghost", "weight": 0.9}, *LORAS]}),
+    ],
+)
+def test_the_keys_of_a_fork(flags: Any, loras: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One adapter in the old form, several for FLUX and for SDXL; a seed that does not walk is no news."""
+    base = "miniature/flux" if "is_flux" in flags else "miniature/sdxl"
+    file = written(tmp_path, config({"name_or_path": base, "dtype": "float16"} | flags | loras, FORK, device="cuda:0"))
+    read_here = read_config(file, ["device=cpu"])
+    assert (read_here.prompts, read_here.seeds, read_here.dtype) == (PROMPTS, [99], "float16")
+    assert read_here.generation.negative_prompt == "blurry" and read_here.generation.steps == 2
+    assert len(read_here.loras) == len(ml.generate_config(file).loras)
+    assert "generate.sampler" in caplog.text and "walk_seed" not in caplog.text and "negative" not in caplog.text
+
+
+def test_a_name_like_a_number_stays_a_name(tmp_path: Path) -> None:
+    """A file called after its learning rate, in the configuration that a run keeps."""
+    file = write(tmp_path / "1e-4.safetensors", lora())
+    content = read(written(tmp_path, config({"name_or_path": "x", "lora_path": str(file)}, {"prompts": PROMPTS})))
+    again = read(written(tmp_path, content.model_dump(), "config.yaml"))
+    assert content.loras[0].name == again.loras[0].name == "1e-4"
+
+
+@pytest.mark.parametrize("low_vram", [True, False])
+@pytest.mark.parametrize(("device", "gpu"), [("cuda:0", True), (None, True), ("cuda:0", False), ("cpu", True)])
+def test_low_vram_needs_a_gpu(
+    low_vram: bool, device: str | None, gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One component at a time is there, where there is one and it is used."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    file = written(tmp_path, config(MODEL | {"low_vram": low_vram}, {"prompts": PROMPTS}, device=device))
+    offloaded = read(file).memory.offload == "model"
+    assert offloaded == (low_vram and gpu and device != "cpu")
+
+
+def test_low_vram_draws_the_same(tmp_path: Path) -> None:
+    """By the adapter as by the base model, on a pipeline whose components come and go (here from CPU to CPU)."""
+    settings = ["device=cpu", "seeds=1", "metrics=[judge]", "generation.steps=1", "prompts=[a sks]"]
+    images = []
+    for low_vram in (False, True):
+        pipe = miniature.pipeline("sdxl")
+        if low_vram:
+            pipe.enable_model_cpu_offload(device="cpu")
+        file = written(tmp_path, config(MODEL | {"low_vram": low_vram}, {"prompts": PROMPTS}, device="cpu"))
+        found = ml.evaluate(file, tmp_path / f"run_{low_vram}", pipeline=pipe, overrides=settings)
+        assert not found.failures and hasattr(pipe.unet, "_hf_hook") == low_vram
+        images.append({path.read_bytes() for path in (found.folder / "images").rglob("*.png")})
+    assert images[0] == images[1] and len(images[0]) == 2
+
+
+def test_a_walking_seed_and_settings_of_a_prompt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Every picture has the settings of the section, and a warning says so; a dash alone is a part of the words."""
+    prompts = ["photo of a hero --n bat man --w 512", "a well--known - star"]
+    read_here = read(written(tmp_path, config(MODEL, {"prompts": prompts, "seed": 7, "walk_seed": True})))
+    assert read_here.prompts == ["photo of a hero", "a well--known - star"] and read_here.seeds == [7]
+    assert "'photo of a hero --n bat man --w 512' is drawn as 'photo of a hero'" in caplog.text
+    assert caplog.text.count("is drawn as") == 1 and "makes nothing of generate.walk_seed" in caplog.text
+
+
 def test_prompts_of_a_file_and_adapters_of_one_name(tmp_path: Path) -> None:
     """One prompt a line; two files of one name are told apart."""
     (tmp_path / "prompts.txt").write_text("a sks\n\n  a red star  \n")
@@ -87,7 +167,8 @@ def test_prompts_of_a_file_and_adapters_of_one_name(tmp_path: Path) -> None:
     [
         (MODEL, {}, "generate.prompts: expected a list of prompts"),
         (MODEL, {"prompts": "none.txt"}, "none.txt: there is no such file"),
-        (MODEL, {"prompts": ["a sks --w 512"]}, "has settings of its own"),
+        (MODEL, {"prompts": ["--w 512"]}, "expected words before the settings"),
+        (MODEL, {"prompts": PROMPTS, "neg": "a", "negative_prompt": "b"}, "neg and generate.negative_prompt differ"),
         (MODEL, {"prompts": PROMPTS, "random_prompts": True}, "generate.random_prompts"),
         (MODEL, {"prompts": PROMPTS, "seed": "x"}, "generate.seed: expected a whole number"),
         (MODEL | {"dtype": "int4"}, {"prompts": PROMPTS}, "dtype"),
