@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -341,3 +342,35 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         case(tmp_path, {KEY: torch.ones(8, 8)})
     assert [path.name for path in tmp_path.iterdir()] == ["base.safetensors"]
+
+
+def test_components_behind_links(tmp_path: Path) -> None:
+    """As people share a VAE between pipelines: copied with the rest; one that is not there at all is named."""
+    shared = tmp_path / "shared"
+    shutil.copytree(miniature.folder("sdxl"), shared)
+    base = tmp_path / "base"
+    base.mkdir()
+    for part in shared.iterdir():
+        (base / part.name).symlink_to(part)
+    written = ml.fuse_checkpoint(base, "miniature/sdxl/ghost", tmp_path / "out")
+    assert len(written.changed) == 48
+    names = {file.relative_to(shared) for file in shared.rglob("*") if file.is_file()}
+    assert {file.relative_to(tmp_path / "out") for file in (tmp_path / "out").rglob("*") if file.is_file()} == names
+    (base / "vae").unlink()
+    with pytest.raises(ml.FormatError, match=r"model_index\.json names 'vae', and there is no file in that folder"):
+        ml.fuse_checkpoint(base, "miniature/sdxl/ghost", tmp_path / "other")
+
+
+def test_a_second_fusing_keeps_what_the_header_said(tmp_path: Path) -> None:
+    """Of the first: what was fused, and at which weight."""
+    ml.fuse_checkpoint("miniature/sdxl", "miniature/sdxl/ghost", tmp_path / "first", 0.5)
+    ml.fuse_checkpoint(tmp_path / "first", "miniature/sdxl/day", tmp_path / "second")
+    (file,) = (tmp_path / "second" / "unet").glob("*.safetensors")
+    with safe_open(file, framework="pt") as opened:
+        recipe = json.loads(opened.metadata()["mergelab"])
+    before = json.loads(recipe["before"])
+    assert [recipe["inputs"][0]["name"], before["inputs"][0]["name"], before["inputs"][0]["weight"]] == [
+        "day",
+        "ghost",
+        0.5,
+    ]

@@ -93,7 +93,6 @@ def fuse_checkpoint(
     result = FusedCheckpoint(target, tuple(key if path == Path() else f"{path}: {key}" for path, key in names), notes)
     if dry_run:
         return result
-    strings = {"mergelab": _recipe(checkpoint, changes)}
     size = sum(entry.end - entry.begin for file in checkpoint.files for entry in file.header.entries.values())
     bar = tqdm(total=size, desc="fusing", unit="B", unit_scale=True, disable=None if progress is None else not progress)
     with bar, replacing(target) as temporary:
@@ -105,7 +104,8 @@ def fuse_checkpoint(
             copy = temporary / file.header.path.relative_to(checkpoint.path)
             copy.parent.mkdir(parents=True, exist_ok=True)
             edits = {key: _edit(parts) for key, parts in plan.items()}
-            rewrite(file.header, copy, edits, strings if edits else {}, bar.update)
+            strings = {"mergelab": _recipe(checkpoint, file, changes)} if edits else {}
+            rewrite(file.header, copy, edits, strings, bar.update)
     return result
 
 
@@ -184,8 +184,10 @@ def _edit(parts: list[tuple[Slot, tuple[Change, ...]]]) -> Edit:
     return edit
 
 
-def _recipe(checkpoint: Checkpoint, changes: Changes) -> str:
-    """What the header says of how it was made."""
+def _recipe(checkpoint: Checkpoint, file: WeightFile, changes: Changes) -> str:
+    """What the header says of how it was made; what it said before stands within."""
     inputs = [input_record(adapter, weight) for adapter, weight in zip(changes.adapters, changes.weights)]
     content = {"fused_into": checkpoint.path.name, "inputs": inputs, "version": package_version()}
+    if before := file.header.metadata.get("mergelab"):
+        content["before"] = before
     return json.dumps(content, sort_keys=True, default=str)

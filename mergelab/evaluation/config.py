@@ -136,7 +136,8 @@ class Config(_Strict):
 def expanded_merges(config: Config) -> dict[str, dict[str, Any]]:
     """Label -> keywords of `mergelab.merge`, or of a combination at run time, one for every point of the grid.
 
-    A list is an axis. The label holds the method and every option that is given: "ties density=0.3 rank=16".
+    A list is an axis, but for the `factors` of a schedule, which are a list: there a list of such lists is one. The
+    label holds the method and every option that is given: "ties density=0.3 rank=16".
 
     Raises:
         OptionError: a method or an option that does not exist, a value that it cannot have, or two merges that are the
@@ -146,7 +147,7 @@ def expanded_merges(config: Config) -> dict[str, dict[str, Any]]:
     for entry in config.merges:
         if "method" not in entry:
             raise OptionError(f"merges: {entry!r} has no method")
-        axes = [(key, value if isinstance(value, list) else [value]) for key, value in entry.items()]
+        axes = [(key, _points(key, value)) for key, value in entry.items()]
         for point in product(*(values for _, values in axes)):
             keywords = _checked(dict(zip((key for key, _ in axes), point)))
             shown = {k: rank_text(v) if k == "rank" else v for k, v in keywords.items() if k != "method"}
@@ -157,6 +158,23 @@ def expanded_merges(config: Config) -> dict[str, dict[str, Any]]:
     return merges
 
 
+def _points(key: str, value: Any) -> list[Any]:
+    """The values along an axis.
+
+    Example:
+        >>> _points("rank", [8, 16]), _points("every", 2), _points("factors", [[1, 0], [0, 1]])
+        ([8, 16], [2], [[[1, 0], [0, 1]]])
+        >>> _points("factors", [[[1, 0], 1], [1, 0.5]])
+        [[[1, 0], 1], [1, 0.5]]
+    """
+    if key == "factors":
+        many = isinstance(value, list) and any(
+            isinstance(v, list) and any(isinstance(w, list) for w in v) for v in value
+        )
+        return list(value) if many else [value]
+    return value if isinstance(value, list) else [value]
+
+
 def _checked(keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of `mergelab.merge` or of a combination that will not be refused."""
     for key in ("weight", "weights", "loras"):
@@ -165,6 +183,11 @@ def _checked(keywords: Mapping[str, Any]) -> dict[str, Any]:
                 f"merges: {key!r} is no option of a merge; every adapter under loras has a weight of its own"
             )
     if keywords["method"] in COMBINATIONS:
+        for key, value in keywords.items():
+            if callable(value) or (isinstance(value, (list, tuple)) and any(map(callable, value))):
+                raise OptionError(
+                    f"merges: {key}: a function has no place in a configuration; give points of its course"
+                )
         combination_of(keywords["method"], {k: v for k, v in keywords.items() if k != "method"})
         return dict(keywords)
     options = {k: v for k, v in keywords.items() if k not in ("method", "rank", "seed")}

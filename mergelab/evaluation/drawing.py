@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import product
 from statistics import median
 from typing import Any
 
 import torch
 
+from mergelab.engine.provenance import package_version
 from mergelab.evaluation.grid import Grid
 from mergelab.evaluation.store import hash_of
 from mergelab.evaluation.variants import Variant
@@ -51,8 +52,10 @@ def _name_requests(grid: Grid, stage: Stage, fingerprint: str, keywords: Mapping
         for prompt, seed in product(config.prompts, config.seeds):
             request = {"model": fingerprint, "adapters": variant.fingerprint, "prompt": prompt, "seed": seed}
             request |= {"keywords": keywords, "vae_tiling": config.memory.vae_tiling, "compile": config.memory.compile}
-            if variant.adapters:
-                request["fused"] = stage.fused and variant.combination is None
+            if variant.combination:
+                request["version"] = package_version()
+            elif variant.adapters:
+                request["fused"] = stage.fused
             variant.requests[prompt, seed] = hash_of(request)
 
 
@@ -78,26 +81,27 @@ class _Drawing:
         self.grid.store.keep(f"notes of {variant.fingerprint}", notes)
         if self.grid.config.memory.compile and (was_unmerged or self.stage.unmerged):
             torch.compiler.reset()  # other layers are another graph, and dynamo gives up after eight
-        rest = iter(todo)
-        while units := list(islice(rest, self.batch)):
-            self._draw(variant, units)
+        rest, size = list(todo), self.batch
+        while rest:
+            failed = self._draw(variant, rest[:size])
+            if failed is not None and size > 1:  # out of memory, or an image that fails and must not fail the others
+                size = min(size, len(rest)) // 2
+                self.batch = size if isinstance(failed, torch.cuda.OutOfMemoryError) else self.batch
+                continue
+            if failed is not None:
+                self.grid.failures.add(failed, variant.name, *rest[0])
+                self.bar.update()
+            rest, size = rest[size:], self.batch
 
-    def _draw(self, variant: Variant, units: Sequence[Unit]) -> None:
-        """One batch; where it fails, its halves, down to the images that fail."""
+    def _draw(self, variant: Variant, units: Sequence[Unit]) -> Exception | None:
+        """One batch; what it failed with, without the stack that would keep its tensors in memory."""
         start = time.perf_counter()
         try:
             images = generate_images(self.stage.pipeline, units, self.keywords)
-        except Exception as error:  # out of memory, a NaN
-            if len(units) > 1:
-                half = len(units) // 2
-                if isinstance(error, torch.OutOfMemoryError):
-                    self.batch = half
-                self._draw(variant, units[:half])
-                self._draw(variant, units[half:])
-            else:
-                self.grid.failures.add(error, variant.name, *units[0])
-                self.bar.update()
-            return
+        except Exception as error:
+            failed = error.with_traceback(None)
+            failed.__context__ = failed.__cause__ = None
+            return failed
         seconds = time.perf_counter() - start
         self.grid.seconds["pipeline"] += seconds
         for unit, pixels in zip(units, images):
@@ -105,3 +109,4 @@ class _Drawing:
             self.grid.store.save_image(key, pixels)
             self.grid.store.keep(f"seconds of {key}", seconds / len(units))
             self.bar.update()
+        return None

@@ -41,7 +41,7 @@ from mergelab.formats.files import replacing
 from mergelab.pipelines.adapters import check_adapters, check_bare
 from mergelab.pipelines.fingerprints import fingerprint
 from mergelab.pipelines.opening import Pipeline, ignores_guidance, name_of, open_pipeline, usual_device
-from mergelab.pipelines.staging import Stage
+from mergelab.pipelines.staging import Stage, at_home
 
 CONFIG = "config.yaml"
 """In the run folder: the configuration as it was resolved; its addresses are whole, to be run again."""
@@ -127,10 +127,11 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     # What cannot work is found before anything is written, and before hours of merging and drawing.
     loras = {lora.name: load(lora.path) for lora in config.loras}
     check_base_models(list(loras.values()), list(loras))
-    pipeline, model = (given, fingerprint(given)) if given is not None else _opened(config)
+    pipeline, model = (given, _identity(given)) if given is not None else _opened(config)
     check_adapters(pipeline, loras)
     asked = config.generation.adapters
-    stage = Stage(pipeline, fused=None if asked is None else asked == "fused")
+    layers = dict.fromkeys(layer for adapter in loras.values() for layer in adapter.layers)
+    stage = Stage(pipeline, layers, fused=None if asked is None else asked == "fused")
     keywords = _keywords(config, pipeline)
     concepts = {lora.name: lora.concept for lora in config.loras}
     metrics = open_metrics(config, concepts)
@@ -161,6 +162,12 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     write(store.folder / "summary.json", to_json(summary))
     write(store.folder / "report.html", render(result, grid.variants, comparison, summary))
     return result
+
+
+def _identity(pipeline: Pipeline) -> str:
+    """The fingerprint of a pipeline, whose weights may be offloaded."""
+    with at_home(pipeline):
+        return fingerprint(pipeline)
 
 
 def _opened(config: Config) -> tuple[Pipeline, str]:

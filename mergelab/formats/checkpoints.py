@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -141,10 +142,14 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     if not index.is_file():
         raise FormatError(f"{path}: has no {INDEX}, expected a safetensors file or the folder of a diffusers pipeline")
     try:
-        components = {name for name, what in json.loads(index.read_bytes()).items() if isinstance(what, list)}
+        content = json.loads(index.read_bytes())
+        components = {name for name, what in content.items() if isinstance(what, list) and what[:1] != [None]}
     except (ValueError, AttributeError, OSError) as error:
         raise FormatError(f"{index}: cannot be read: {error}") from None
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.relative_to(path).parts[0][0] != ".")
+    files = sorted(p for p in _files_in(path) if p.relative_to(path).parts[0][0] != ".")
+    there = {file.relative_to(path).parts[0] for file in files}
+    if missing := sorted(name for name in components if name not in there):
+        raise FormatError(f"{path}: {INDEX} names {missing[0]!r}, and there is no file in that folder; is it whole?")
     weights = [file for file in files if file.suffix == ".safetensors"]
     alone = [file for file in weights if file.parent == path]
     return Checkpoint(
@@ -155,6 +160,14 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         tuple(file for file in files if file not in weights),
         tuple(alone),
     )
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """All files below, also through links to folders, as people share a VAE; a link back up is not followed."""
+    for place, folders, names in os.walk(folder, followlinks=True):
+        above = {Path(place).resolve(), *Path(place).resolve().parents}
+        folders[:] = [name for name in folders if (Path(place) / name).resolve() not in above]
+        yield from (file for name in names if (file := Path(place) / name).is_file())
 
 
 def _component(file: Path, folder: Path, components: set[str]) -> str:

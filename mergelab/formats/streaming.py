@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mergelab.errors import FormatError, LayerError, SourceError
+from mergelab.errors import FormatError, SourceError
 from mergelab.formats.messages import about, one_line
 from mergelab.formats.tensor_files import DTYPES, HASHES
 
@@ -124,8 +124,6 @@ def _edited(source: BinaryIO, entry: Entry, edit: Edit) -> memoryview:
     raw = bytearray(entry.end - entry.begin)
     if source.readinto(raw) != len(raw):  # type: ignore[attr-defined]
         raise FormatError("the file ends early")
-    if entry.dtype not in ("F64", "F32", "F16", "BF16"):
-        raise LayerError(f"is {entry.dtype}, expected F32, F16 or BF16")
     tensor = torch.frombuffer(raw, dtype=_BY_NAME[entry.dtype]).reshape(entry.shape)
     edit(tensor)
     return memoryview(raw)

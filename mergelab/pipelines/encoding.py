@@ -19,8 +19,9 @@ _Kept = Callable[[], Any]
 class Encodings:
     """Within a `with` statement a pipeline's `encode_prompt` runs the text encoders once for the same arguments.
 
-    What they return is kept in main memory and handed out as copies, on the device where it was made. A call that
-    holds more than texts, numbers and devices (an image, a tensor) goes through.
+    What they return is kept in main memory and handed out as copies, on the device where it was made. A list of
+    prompts, as of a batch, is encoded as a whole. A call that holds more than texts, numbers and devices (an image, a
+    tensor) goes through.
 
     Example:
         >>> from mergelab import miniature
@@ -36,6 +37,7 @@ class Encodings:
         self._pipeline = pipeline
         self._kept: dict[tuple[str, str], _Kept] = {}
         self._state = ""
+        self._before: Any = None
         self.runs = 0
         """How often the text encoders ran."""
 
@@ -46,6 +48,7 @@ class Encodings:
 
     def __enter__(self) -> Encodings:
         encode = getattr(self._pipeline, "encode_prompt", None)
+        self._before = vars(self._pipeline).get("encode_prompt")  # the user's own, or none
         if encode is not None:
             self._pipeline.encode_prompt = self._once(encode)
         return self
@@ -53,7 +56,9 @@ class Encodings:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if "encode_prompt" in vars(self._pipeline):
+        if self._before is not None:
+            self._pipeline.encode_prompt = self._before
+        elif "encode_prompt" in vars(self._pipeline):
             del self._pipeline.encode_prompt
         self._kept = {}
 

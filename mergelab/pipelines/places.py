@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,6 @@ from torch import nn
 
 from mergelab.engine.changes import Change, Changes
 from mergelab.errors import ArchitectureError, LayerError, OptionError
-from mergelab.formats.prefixes import COMPONENTS
 from mergelab.layer import same_weight
 from mergelab.pipelines.adapters import module_of
 
@@ -63,16 +63,16 @@ def find_places(target: Any, changes: Changes) -> list[Place]:
     return places
 
 
-def why_not(pipeline: Any) -> OptionError | None:
-    """What keeps the weights of a pipeline's models from being changed, if anything does."""
-    for component in COMPONENTS:
-        model = getattr(pipeline, component, None)
-        for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
-            if isinstance(module, _LAYERS):
-                try:
-                    _check_changeable(f"{component}.{path}.weight", module, module.weight)
-                except OptionError as error:
-                    return error
+def why_not(pipeline: Any, layers: Iterable[str]) -> OptionError | None:
+    """What keeps the weights of these layers from being changed, if anything does; layers that are not there aside."""
+    models = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    for layer in layers:
+        module = _module(models, layer)
+        if isinstance(module, _LAYERS):
+            try:
+                _check_changeable(f"{layer}.weight", module, module.weight)
+            except OptionError as error:
+                return error
     return None
 
 

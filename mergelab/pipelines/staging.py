@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mergelab.adapter import Adapter
-from mergelab.errors import LayerError
+from mergelab.errors import LayerError, OptionError
 from mergelab.pipelines.adapters import module_of
 from mergelab.pipelines.applying import apply, check_offloading, remove
 from mergelab.pipelines.combinations.combination import Combination
@@ -30,6 +30,7 @@ class Stage:
 
     Args:
         pipeline: without adapters.
+        layers: canonical names of all that will be changed.
         fused: False keeps all adapters unmerged; None fuses where the weights can be changed.
 
     Attributes:
@@ -42,13 +43,20 @@ class Stage:
         OptionError: fusing was asked, and the weights cannot be changed; layers are offloaded in groups.
     """
 
-    def __init__(self, pipeline: Pipeline, *, fused: bool | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, layers: Iterable[str], *, fused: bool | None = None) -> None:
         self.pipeline, self._encodings = pipeline, Encodings(pipeline)
         self._fusing: Fused | None = None
         self.unmerged = False
         with at_home(pipeline):
-            check_offloading(pipeline)
-            reason = None if fused is False else why_not(pipeline)
+            try:
+                check_offloading(pipeline)
+            except OptionError as error:
+                said = str(error).partition(";")[0]
+                raise OptionError(
+                    f"{said}, and adapters cannot come and go there; hand the pipeline in without that "
+                    "(enable_model_cpu_offload() is fine)"
+                ) from None
+            reason = None if fused is False else why_not(pipeline, layers)
         if reason and fused:
             raise reason
         self.fused = fused is not False and not reason
@@ -75,12 +83,12 @@ class Stage:
             self._encodings.switch(key if any(_changes_text(adapter) for adapter in acting) else "")
             with at_home(self.pipeline):
                 if self.fused and combination is None:
-                    self._fusing = fuse(self.pipeline, acting, keep=self._room())
+                    self._fusing = fuse(self.pipeline, acting, keep=self._room(), progress=False)
                 else:
                     apply(self.pipeline, acting)
                     self.unmerged = True
-            if combination:
-                combination.attach(self.pipeline)
+                if combination:
+                    combination.attach(self.pipeline)
         return [note for _, notes in fitting.values() for note in notes]
 
     def clear(self) -> None:
@@ -123,8 +131,8 @@ def at_home(pipeline: Pipeline) -> Iterator[None]:
     if device is None or not any(parameter.is_meta for model in models for parameter in model.parameters()):
         yield
         return
-    pipeline.remove_all_hooks()
     try:
+        pipeline.remove_all_hooks()
         yield
     finally:
         pipeline.enable_sequential_cpu_offload(device=device)

@@ -20,7 +20,7 @@ COMBINED = SMALL | {
     "merges": [
         {"method": "switch", "every": [1, 2]},
         {"method": "klora"},
-        {"method": "schedule", "factors": [[1, 1]]},
+        {"method": "schedule", "factors": [1, 1]},
     ],
     "prompts": PROMPTS[:1],
     "seeds": 1,
@@ -67,6 +67,7 @@ def test_what_a_combination_does_not_take() -> None:
         ({"method": "switch", "evry": 4}, "did you mean 'every'"),
         ({"method": "switch", "every": 0}, "every=0"),
         ({"method": "schedule"}, "schedule needs factors"),
+        ({"method": "schedule", "factors": [abs, 1]}, "a function has no place in a configuration"),
     ):
         with pytest.raises(ml.OptionError, match=sentence):
             read_config(COMBINED | {"merges": [merge]})

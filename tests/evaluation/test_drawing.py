@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,18 +83,22 @@ def test_a_batch_changes_nothing(
 def test_a_batch_that_does_not_fit_is_halved(pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And stays so; what fails for another reason is found, and the rest of its batch drawn."""
     sizes: list[int] = []
+    held: list[weakref.ref[Tensor]] = []
 
     def full(pipe: Any, units: Sequence[tuple[str, int]], keywords: Mapping[str, Any]) -> list[Tensor]:
         sizes.append(len(units))
+        assert not any(reference() for reference in held), "what a failed batch held is alive"
+        activations = torch.empty(1000)
+        held.append(weakref.ref(activations))
         if len(units) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         if units[0] == (PROMPTS[1], 0):
             raise RuntimeError("this one")
         return generate_images(pipe, units, keywords)
 
     monkeypatch.setattr(drawing, "generate_images", full)
     result = ml.evaluate(with_generation(batch=4), tmp_path, pipeline=pipeline)
-    assert sizes == [4, 2, 1, 1, 2, 1, 1] + [1] * 4 * 4
+    assert sizes == [4, 2] + [1] * 4 * 5
     assert len(result.failures) == 5 and {f["seed"] for f in result.failures} == {0}
 
 
@@ -135,6 +140,35 @@ def test_what_is_kept_of_a_prompt(pipeline: Any) -> None:
     assert torch.equal(pipeline.encode_prompt("a sks", negative_prompt="blue")[0], again[0])
 
 
+def test_a_pipeline_keeps_its_own_way_to_encode(pipeline: Any, tmp_path: Path) -> None:
+    """A function of the user's in its place is used, and is there afterwards."""
+    calls: list[str] = []
+    plain = type(pipeline).encode_prompt.__get__(pipeline)
+
+    def own(prompt: str, *args: Any, **keywords: Any) -> Any:
+        calls.append(prompt)
+        return plain(prompt, *args, **keywords)
+
+    pipeline.encode_prompt = own
+    try:
+        with Encodings(pipeline):
+            pipeline.encode_prompt("a sks")
+        assert pipeline.encode_prompt is own and calls == ["a sks"]
+    finally:
+        del pipeline.encode_prompt
+
+
+def test_a_pipeline_offloaded_in_groups_is_refused(tmp_path: Path) -> None:
+    """By name, before anything is drawn."""
+    pipe = miniature.pipeline("sdxl")
+    pipe.unet.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+    with pytest.raises(
+        ml.OptionError, match="unet: its layers are offloaded in groups, and adapters cannot come and go"
+    ):
+        ml.evaluate(with_generation(), tmp_path / "new", pipeline=pipe)
+    assert not (tmp_path / "new").exists()
+
+
 def test_layers_offloaded_one_by_one_come_home_and_go_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fused, combined by a rule, and handed back as it was: offloaded, and drawing the same."""
     pipe = miniature.pipeline("sdxl")
@@ -148,7 +182,7 @@ def test_layers_offloaded_one_by_one_come_home_and_go_again(tmp_path: Path, monk
                 cpu_offload(model, device, offload_buffers=len(model._parameters) > 0)
 
     monkeypatch.setattr(pipe, "enable_sequential_cpu_offload", offload)
-    config = with_generation() | {"merges": [{"method": "switch", "every": 1}], "seeds": 1}
+    config = with_generation() | {"merges": [{"method": "klora"}], "seeds": 1}
     here = ml.evaluate(config, tmp_path / "here", pipeline=pipe)
     identity = fingerprint(pipe)
     pipe.enable_sequential_cpu_offload(device="cpu")
@@ -171,7 +205,8 @@ def test_weights_that_cannot_be_changed(tmp_path: Path) -> None:
     layer = pipe.unet.mid_block.attentions[0].proj_in
     layer.weight = Packed(layer.weight.detach(), requires_grad=False)
     with pytest.raises(ml.OptionError, match=r"unet\.mid_block\.attentions\.0\.proj_in\.weight is quantised"):
-        Stage(pipe, fused=True)
+        Stage(pipe, ["unet.mid_block.attentions.0.proj_in"], fused=True)
+    assert Stage(pipe, ["unet.mid_block.attentions.0.proj_out"], fused=True).fused
     with pytest.raises(ml.OptionError, match="is quantised"):
         ml.evaluate(with_generation(adapters="fused"), tmp_path, pipeline=pipe)
     assert not list(tmp_path.glob("images/*"))

@@ -93,7 +93,7 @@ def test_weights_are_strengths_everywhere(pipeline: Any) -> None:
     stranger = ml.load({"unet.nowhere.lora_A.weight": torch.ones(2, 3), "unet.nowhere.lora_B.weight": torch.ones(4, 2)})
     key = "text_encoder.text_model.nowhere.lora_{}.weight"
     partly = fish + ml.load({key.format("A"): torch.ones(2, 3), key.format("B"): torch.ones(4, 2)})
-    with Stage(pipeline) as stage:
+    with Stage(pipeline, fish.layers) as stage:
         assert stage.show({"fish": 0.0 * fish}, "nothing") == []
         assert torch.equal(base, generate_image(pipeline, PROMPTS[0], 0, keywords))
         with pytest.raises(ml.LayerError, match="stranger: StableDiffusionXLPipeline has none of its layers"):

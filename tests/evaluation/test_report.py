@@ -30,7 +30,7 @@ def test_recovery_rises_with_strength(pipeline: Any, tmp_path: Path) -> None:
         "merges": [],
         "prompts": ["a qrv on a gray background", "a small qrv on a white background"],
         "metrics": ["judge"],
-        "generation": {"steps": 12},
+        "generation": {"steps": 12, "batch": 4},
     }
     result = ml.evaluate(small, tmp_path, pipeline=pipeline)
     kept = {f.variant: f.interval.estimate for f in result.findings

@@ -50,7 +50,7 @@ CONFIG: dict[str, Any] = {
     "prompts": ["a qrv on a gray background in vtx style", "a red square on a white background"],
     "seeds": 2,
     "metrics": ["judge", "lpips", "clip_image"],
-    "generation": {"steps": 4},
+    "generation": {"steps": 4, "batch": 4},
 }
 
 
