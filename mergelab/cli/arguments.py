@@ -24,9 +24,12 @@ Out = Annotated[Path, typer.Option("-o", "--output", help="File to write; for fo
 Format = Annotated[
     str | None,
     typer.Option(
-        help="diffusers, kohya, comfy, peft, same (as the inputs) or, with --quantized, nunchaku; default: diffusers "
-        "where it has names."
+        help="diffusers, kohya, comfy, peft or same (as the inputs); default: diffusers where it has names, else same."
     ),
+]
+FormatOrPacked = Annotated[
+    str | None,
+    typer.Option(help="diffusers, kohya, comfy, peft, same (as the input) or, with --quantized, nunchaku."),
 ]
 Quantized = Annotated[
     str | None,

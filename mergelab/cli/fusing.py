@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mergelab.cli.arguments import BaseModel, DropExtras, Force, Pickle
+from mergelab.cli.arguments import BaseModel, DropExtras, Pickle
 from mergelab.cli.strengths import Blocks, DryRun, FromConfig, Weighted, by_block, given, loaded, weight_table
 from mergelab.errors import OptionError
 
@@ -21,7 +21,9 @@ def fuse(
     config: FromConfig = None,
     block_weights: Blocks = None,
     drop_extras: DropExtras = False,
-    force: Force = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an existing file (never an input, never a folder).")
+    ] = False,
     allow_pickle: Pickle = False,
     architecture: BaseModel = None,
     dry_run: DryRun = False,

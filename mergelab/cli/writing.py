@@ -17,6 +17,7 @@ from mergelab.cli.arguments import (
     For,
     Force,
     Format,
+    FormatOrPacked,
     Import,
     Out,
     Pickle,
@@ -35,6 +36,7 @@ from mergelab.tables import counted
 
 if TYPE_CHECKING:
     from mergelab.adapter import Adapter
+    from mergelab.engine.weights import Weight
     from mergelab.ranks import Rank
 
 _COMPOSED_FOR = "nunchaku"
@@ -89,7 +91,7 @@ def merge(
     present = [adapter for adapter, weight in zip(inputs, weights) if weight != 0]
     chosen = out.check(present or inputs)
     if dry_run:
-        planned = _planned_merge(inputs, method, target, options)
+        planned = _planned_merge(inputs, weights, method, target, options)
         return "\n".join([*left_out, weight_table(inputs, weights), out.unwritten(planned, chosen)])
     merged = merge_adapters(inputs, weights, method, rank=target, seed=seed, device=device, **options)
     return "\n".join([*left_out, *out.write(merged), *merged.report.lines()])
@@ -98,7 +100,7 @@ def merge(
 def convert(
     file: File,
     output: Out,
-    format: Format = None,
+    format: FormatOrPacked = None,
     for_: For = None,
     dtype: Dtype = None,
     quantized: Quantized = None,
@@ -183,17 +185,28 @@ def compose(
     return "\n".join([*left_out, *out.write(made), *made.report.lines()])
 
 
-def _planned_merge(adapters: Sequence[Adapter], method: str, target: Rank | None, options: Mapping[str, Any]) -> str:
+def _planned_merge(
+    adapters: Sequence[Adapter],
+    weights: Sequence[Weight],
+    method: str,
+    target: Rank | None,
+    options: Mapping[str, Any],
+) -> str:
     """What would be merged, in words; raises where it could not."""
     from mergelab.engine.aligning import aligned_layers, load_all, unique_names, with_one_input
+    from mergelab.engine.weights import resolve
     from mergelab.methods.registry import strategy_of
     from mergelab.ranks import check_rank, rank_text
 
     strategy = strategy_of(method, dict(options))
     rank = strategy.checked_rank(check_rank(strategy.default_rank if target is None else target))
     names = unique_names([adapter.name for adapter in load_all(adapters)])
-    layers = aligned_layers(with_one_input(adapters, names)[0], names)
-    return f"method {method}, rank {rank_text(rank)}, {counted(len(layers), 'layer')}"
+    same = with_one_input(adapters, names)[0]
+    layers = aligned_layers(same, names)
+    architectures = [adapter.architecture for adapter in same]
+    weighed = resolve(weights, [adapter.layers for adapter in same], names, architectures)
+    kept = [name for name in layers if any(own.get(name) for own in weighed)]
+    return f"method {method}, rank {rank_text(rank)}, {counted(len(kept), 'layer')}"
 
 
 class _Opened(NamedTuple):

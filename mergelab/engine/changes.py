@@ -130,7 +130,7 @@ def collect(loras: Loras, weights: Weights | None = None) -> Changes:
     if not by_tensor:
         raise OptionError("every weight is 0, so there is nothing to fuse")
     found = {key: tuple(changes) for key, changes in by_tensor.items()}
-    records = [weight_record(w, own) for w, own in zip(given or [1.0] * len(adapters), table)]
+    records = [weight_record(w, own) for w, own in zip([1.0] * len(adapters) if given is None else given, table)]
     return Changes(tuple(adapters), tuple(names), tuple(records), found)
 
 

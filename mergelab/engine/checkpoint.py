@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mergelab.checks import short_repr
 from mergelab.engine.changes import Change, Changes, Loras, Weights, collect
 from mergelab.engine.provenance import input_record, package_version
-from mergelab.errors import ArchitectureError, FormatError, LayerError, OutputError
+from mergelab.errors import ArchitectureError, FormatError, LayerError, OptionError, OutputError
 from mergelab.formats.architectures import ARCHITECTURES
 from mergelab.formats.checkpoints import Checkpoint, Slot, WeightFile, open_checkpoint
 from mergelab.formats.files import replacing
@@ -84,6 +85,8 @@ def fuse_checkpoint(
         >>> len(fuse_checkpoint("miniature/sdxl", "miniature/sdxl/ghost", f"{folder}/ghostly", 0.8).changed)
         48
     """
+    if not isinstance(base, (str, os.PathLike)):
+        raise OptionError(f"base={short_repr(base)}: expected a file or a folder; ml.fuse is for loaded pipelines")
     changes = collect(loras, weights)
     checkpoint, target = open_checkpoint(os.fspath(base)), Path(output).expanduser()
     plans = _plan(checkpoint, changes)
@@ -132,7 +135,8 @@ def _plan(checkpoint: Checkpoint, changes: Changes) -> list[tuple[WeightFile, _E
     if len(missing) == len(changes.by_tensor):
         raise ArchitectureError(
             f"{checkpoint.path}: has none of the adapters' layers, such as {missing[0]}: it is another base model, or "
-            f"one whose names mergelab does not know{'' if architecture else '; load(..., architecture=) tells which'}"
+            "one whose names mergelab does not know"
+            f"{'' if architecture else '; architecture= of load (--architecture) tells which'}"
         )
     if missing:
         raise LayerError(

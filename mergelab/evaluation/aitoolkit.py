@@ -49,7 +49,7 @@ def evaluation_content(path: Path) -> dict[str, Any]:
     """
     config = generate_config(path)
     with about(path):
-        generate = config.generate
+        generate, drawn = config.generate, _drawn_with(config)
         for key in ("random_prompts", "size_list"):
             if generate.get(key):
                 raise OptionError(
@@ -62,7 +62,7 @@ def evaluation_content(path: Path) -> dict[str, Any]:
             "loras": _loras(config),
             "merges": [{"method": "svd"}] if len(config.loras) > 1 else [],
             "prompts": _prompts(generate.get("prompts"), path.parent),
-            "generation": _generation(generate),
+            "generation": _generation(drawn),
             **_seeds(generate),
         }
         if config.dtype is not None:
@@ -71,7 +71,7 @@ def evaluation_content(path: Path) -> dict[str, Any]:
         content["device"] = config.device
     if config.low_vram and torch.cuda.is_available() and config.device != "cpu":
         content["memory"] = {"offload": "model"}
-    known = (*_GENERATION, *_OPTIONS, *_HARMLESS)
+    known = {*_GENERATION, *_OPTIONS, *_HARMLESS} - (generate.keys() - drawn.keys())
     unread = [*config.unread, *(f"generate.{key}" for key, value in generate.items() if value and key not in known)]
     if unread:
         _LOG.warning("%s: an evaluation makes nothing of %s", path, ", ".join(unread))
@@ -102,6 +102,12 @@ def _prompts(prompts: Any, folder: Path) -> list[str]:
             sentence = "generate.prompts: %r is drawn as %r; all prompts have the settings of the generate section"
             _LOG.warning(sentence, prompt, text)
     return texts
+
+
+def _drawn_with(config: GenerateConfig) -> dict[str, Any]:
+    """The generate section, without guidance where the base model has no input for it: a distilled FLUX."""
+    ignored = "guidance_scale" if config.base == "miniature/flux" or "schnell" in config.base.lower() else None
+    return {key: value for key, value in config.generate.items() if key != ignored}
 
 
 def _generation(generate: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from mergelab import miniature
-from mergelab.checks import short_repr
+from mergelab.checks import did_you_mean, short_repr
 from mergelab.errors import OptionError
-from mergelab.methods.registry import strategy_of
+from mergelab.methods.registry import method_names, strategy_of
 from mergelab.pipelines.combinations.registry import COMBINATIONS, combination_of
 from mergelab.ranks import check_rank, rank_text
 
@@ -190,6 +190,10 @@ def _checked(keywords: Mapping[str, Any]) -> dict[str, Any]:
                 )
         combination_of(keywords["method"], {k: v for k, v in keywords.items() if k != "method"})
         return dict(keywords)
+    if keywords["method"] not in method_names():
+        said = did_you_mean(str(keywords["method"]), [*method_names(), *COMBINATIONS])
+        own = "one of your own: --import FILE.py that registers it"
+        raise OptionError(f"merges: there is no method {keywords['method']!r}; {said}; {own}")
     options = {k: v for k, v in keywords.items() if k not in ("method", "rank", "seed")}
     strategy = strategy_of(str(keywords["method"]), options)
     seed = keywords.get("seed", 0)

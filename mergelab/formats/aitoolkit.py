@@ -99,6 +99,8 @@ def generate_config(path: str | os.PathLike[str]) -> GenerateConfig:
         >>> len(merge(config.loras, config.weights).layers)
         52
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise OptionError(f"{short_repr(path)}: expected the path of a generate configuration")
     file = Path(path).expanduser()
     content = read_yaml(file, exponents=True)
     with about(file):
@@ -194,6 +196,8 @@ def _lora(entry: Any, where: str) -> tuple[str, float]:
     if "path" not in given:
         raise OptionError(f"{where}: the entry has no path")
     weight = given.get("weight", 1.0)
+    if isinstance(weight, str):
+        raise OptionError(f"{where}: weight {short_repr(weight)} is a text, expected a number; leave out the quotes")
     if not is_number(weight):
         raise OptionError(f"{where}: weight {short_repr(weight)}: {EXPECTED_NUMBER}")
     return _text(given["path"], where), float(weight)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
+from mergelab.checks import short_repr
 from mergelab.errors import OptionError, OutputError
 from mergelab.formats import Savable, check_choice, to_dtype
 from mergelab.formats.fetching.hub import by_name
@@ -98,16 +101,17 @@ class Publishable(Savable):
             )
         to_dtype(dtype)
         check_base_model(base_model)
+        _check_license(license)
         repo, revision = _named(repo, revision)
         if folder is None:
             repo = full_name(repo, token)
         elif "/" not in repo:
             raise OptionError(f"{repo}: expected 'user/repo' beside folder=, the name that the card is to show")
-        request = Request(repo, revision, format, dtype, for_, base_model, license, run)
+        request = Request(repo, revision, format, dtype, for_, base_model, license, run, card)
         readable = all(path.suffix in (".safetensors", ".json") for path in self.inputs)
         sources = self.inputs if self.is_file and readable else ()
         if folder is not None:
-            return _write(self, sources, Path(folder), request, card)
+            return _write(self, sources, Path(folder), request, private, create_pr)
         found = look(repo, revision, token)
         if found.private is not None and private is not None and found.private != private:
             kind = "private" if found.private else "public"
@@ -138,7 +142,30 @@ def _named(repo: str, revision: str | None) -> tuple[str, str | None]:
     return reference.repo, revision or reference.revision
 
 
-def _write(adapter: Savable, sources: tuple[Path, ...], folder: Path, request: Request, card: bool) -> Pushed:
+def _check_license(license: object) -> None:
+    if license is not None and not (isinstance(license, str) and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license)):
+        raise OptionError(
+            f"license={short_repr(license)}: expected an identifier of the Hugging Face Hub in small letters, such as "
+            "'mit', 'apache-2.0', 'openrail++' or 'other'"
+        )
+
+
+def _upload(request: Request, folder: Path, private: bool | None, create_pr: bool) -> str:
+    """The command of huggingface_hub that pushes a folder as was asked."""
+    words = ["hf", "upload", request.repo, str(folder), "."]
+    words += ["--revision", request.revision] if request.revision else []
+    words += ["--private"] * bool(private) + ["--create-pr"] * create_pr
+    return shlex.join(words)
+
+
+def _write(
+    adapter: Savable,
+    sources: tuple[Path, ...],
+    folder: Path,
+    request: Request,
+    private: bool | None,
+    create_pr: bool,
+) -> Pushed:
     """The files in a folder of the user's."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder}: exists already, expected a new or an empty folder")
@@ -147,10 +174,10 @@ def _write(adapter: Savable, sources: tuple[Path, ...], folder: Path, request: R
     with replacing(folder) as partial:
         partial.mkdir()
         staged = stage(adapter, sources, partial, request)
-        if card:
+        if request.card:
             staged.write_card()
         sizes = {name: path.stat().st_size for name, path in staged.files.items()}
-    note = f"nothing was pushed; `hf upload {request.repo} {folder}` pushes the folder as it is"
+    note = f"nothing was pushed; `{_upload(request, folder, private, create_pr)}` pushes the folder as it is"
     return Pushed(request.repo, str(folder), sizes, (*staged.notes, note))
 
 

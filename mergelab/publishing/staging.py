@@ -36,6 +36,7 @@ class Request:
         base_model: its name on the Hub, where it is another than the usual one.
         license: of the adapter; without one the card names none.
         run: the folder of an evaluation that drew what is published.
+        card: whether there will be one.
     """
 
     repo: str
@@ -46,6 +47,7 @@ class Request:
     base_model: str | None = None
     license: str | None = None
     run: str | os.PathLike[str] | None = None
+    card: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def stage(adapter: Savable, sources: Sequence[Path], folder: Path, request: Requ
         (folder / picture.name).parent.mkdir(exist_ok=True)
         shutil.copyfile(picture.path, folder / picture.name)
     facts = Facts(data, format, place, base, left_out, request.license, exhibit)
-    return Staged(folder, facts, (*said, *([base.note] if base.note else [])))
+    return Staged(folder, facts, (*said, *([base.note] if base.note and request.card else [])))
 
 
 _Weights = tuple[AdapterData, str | None, tuple[str, ...], list[str]]
