@@ -51,6 +51,16 @@ def test_a_dry_run_shows_the_table(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "text_encoder  0.5     1" in (shown := capsys.readouterr().out) and "unet          2       5" in shown
 
 
+def test_a_dry_run_counts_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Layers whose every weight is 0 are not among them."""
+    file, out = adapter(6, rank=2, shapes=SHAPES).save(tmp_path / "a.safetensors"), tmp_path / "out.safetensors"
+    line = ["merge", str(file), "-o", str(out), "--block-weights", "sdxl:OUTALL", "--for", "diffusers"]
+    assert cli.run([*line, "--dry-run"]) == 0
+    assert ", 3 layers, format" in capsys.readouterr().out
+    assert cli.run(line) == 0
+    assert f"{out}: 3 layers, format" in capsys.readouterr().out
+
+
 def test_a_dry_run_checks(tmp_path: Path, refused: Refused) -> None:
     """Method, rank, options, layers and the output."""
     file = adapter(7, rank=2, shapes=SHAPES).save(tmp_path / "a.safetensors")

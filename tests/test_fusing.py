@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,18 @@ def test_fused_images_are_those_of_the_stack_and_unfused_ones_the_base_models(ki
         assert same(state(pipe), before)
     assert torch.equal(image(pipe, kind), base)
     assert kept() == 0
+
+
+def test_weights_in_an_array(pipe: Any) -> None:
+    """As `merge` takes them."""
+    adapters = loaded("sdxl", 2)
+    with ml.fused(pipe, adapters, [0.5, 1.0]):
+        listed = state(pipe)
+    for weights in (np.array([0.5, 1.0]), torch.tensor([0.5, 1.0])):
+        with ml.fused(pipe, adapters, weights):
+            assert same(state(pipe), listed)
+    with pytest.raises(ml.OptionError, match=r"ml\.fuse is for loaded pipelines"):
+        ml.fuse_checkpoint(pipe, adapters, "out")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

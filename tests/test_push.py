@@ -66,6 +66,19 @@ def test_a_folder_is_what_would_be_pushed(hub: Hub, tmp_path: Path) -> None:
     assert set(content(tmp_path / "out")) == set(written)
 
 
+def test_a_folder_comes_with_the_command_that_pushes_it_as_asked(tmp_path: Path) -> None:
+    """Branch, pull request and privacy are in it; without a card nothing is said of one."""
+    out = tmp_path / "a folder"
+    pushed = ml.load(GHOST).push_to_hub("user/x@v2", folder=out, private=True, create_pr=True, card=False)
+    assert [f"`hf upload user/x '{out}' . --revision v2 --private --create-pr`" in note for note in pushed.notes] == [
+        True
+    ]
+    for wrong in ("MIT License", 3, ""):
+        with pytest.raises(ml.OptionError, match="expected an identifier of the Hugging Face Hub in small letters"):
+            ml.load(GHOST).push_to_hub("user/x", folder=tmp_path / "other", license=wrong)
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_source_of_an_input_is_told(hub: Hub) -> None:
     """Of one on the Hub, in the recipe and in the card; of a file here its name alone."""
     ml.load(GHOST).push_to_hub("user/ghost")

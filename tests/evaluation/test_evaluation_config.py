@@ -147,6 +147,7 @@ def test_what_lies_at_a_path_comes_before_what_ships(
         ({"merges": [{"method": "dare", "seed": "x"}]}, "merges: seed='x': expected an integer"),
         ({"merges": [{"method": "dare", "seed": [0, True]}]}, "merges: seed=True: expected an integer"),
         ({"merges": [{"rank": 8}]}, "has no method"),
+        ({"merges": [{"method": "swich"}]}, "merges: there is no method 'swich'; did you mean 'switch'"),
         ({"merges": [{"method": "cat"}, {"method": "cat"}]}, "'cat' is given twice"),
         (
             {"merges": [{"method": "svd", "rank": ["mean=8", ml.RankBudget(8)]}]},
