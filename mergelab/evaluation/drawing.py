@@ -82,14 +82,14 @@ class _Drawing:
         if self.grid.config.memory.compile and (was_unmerged or self.stage.unmerged):
             torch.compiler.reset()  # other layers are another graph, and dynamo gives up after eight
         rest, size = list(todo), self.batch
-        while rest:
-            failed = self._draw(variant, rest[:size])
-            if failed is not None and size > 1:  # out of memory, or an image that fails and must not fail the others
-                size = min(size, len(rest)) // 2
+        while units := rest[:size]:
+            failed = self._draw(variant, units)
+            if failed is not None and len(units) > 1:  # no memory, or an image that must not take others with it
+                size = len(units) // 2
                 self.batch = size if isinstance(failed, torch.cuda.OutOfMemoryError) else self.batch
                 continue
             if failed is not None:
-                self.grid.failures.add(failed, variant.name, *rest[0])
+                self.grid.failures.add(failed, variant.name, *units[0])
                 self.bar.update()
             rest, size = rest[size:], self.batch
 
