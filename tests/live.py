@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import mergelab as ml
 from mergelab import miniature
-from mergelab.pipelines.adapters import module_of
+from mergelab.pipelines.adapters import models_of, place_of
 from mergelab.pipelines.opening import quietly
 
 PROMPT = "a large sks on a navy background in szn style"
@@ -46,6 +46,13 @@ def latents(pipe: Any, name: str, steps: int = 2, **keywords: Any) -> Tensor:
     """What the denoiser ends with, from one seed: no pixel hides a difference."""
     given = miniature.settings(name) | {"num_inference_steps": steps, "output_type": "latent"} | keywords
     return pipe(PROMPT, generator=torch.Generator().manual_seed(0), **given).images.float()
+
+
+def module_of(pipe: Any, layer: str) -> Any:
+    """The module of a pipeline with this canonical name."""
+    place = place_of(models_of(pipe), layer)
+    assert place is not None
+    return place[0].get_submodule(place[1])
 
 
 def stack(pipe: Any, adapters: Sequence[ml.Adapter]) -> None:

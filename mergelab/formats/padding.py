@@ -71,9 +71,8 @@ def completed(data: AdapterData) -> AdapterData:
         rows, columns = layer.shape[:2]
         for other in _others(name, _MLP):
             layers.setdefault(other, _zeros(layer, columns, rows))
-        if match := _SINGLE.fullmatch(
-            name
-        ):  # proj_out reads what the attention gives, as wide as the model, and the mlp
+        # proj_out reads what the attention gives, as wide as the model, and the mlp.
+        if match := _SINGLE.fullmatch(name):
             if match[2] == "proj_mlp":
                 layers.setdefault(f"{match[1]}.proj_out", _zeros(layer, columns, columns + rows))
             else:

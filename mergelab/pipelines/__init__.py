@@ -8,7 +8,7 @@
     applying      adapters made active unmerged, and taken away without a trace
     live          the PEFT layers in a model that this is done with
     combinations  adapters combined while an image is made
-    adapters      whether adapters fit; the module of a canonical name
+    adapters      whether adapters fit; where the module of a canonical name is
     staging       one set of adapters after another, and none left at the end
     encoding      prompts encoded once
     images        images from seeds

@@ -49,14 +49,6 @@ def place_of(models: Mapping[str, nn.Module], layer: str) -> tuple[nn.Module, st
     return None
 
 
-def module_of(pipeline: Pipeline, layer: str) -> nn.Module | None:
-    """The module of the pipeline with this canonical name, or None."""
-    component = layer.partition(".")[0]
-    part = getattr(pipeline, component, None)
-    place = place_of({component: inside(part)}, layer) if isinstance(part, nn.Module) else None
-    return place[0].get_submodule(place[1]) if place else None
-
-
 def check_adapters(pipeline: Pipeline, adapters: Mapping[str, Adapter]) -> None:
     """Raises where an adapter is for another base model than the pipeline's.
 

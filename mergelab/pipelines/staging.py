@@ -8,11 +8,10 @@ from dataclasses import replace
 from types import TracebackType
 
 import torch
-from torch import nn
 
 from mergelab.adapter import Adapter
 from mergelab.errors import LayerError, OptionError
-from mergelab.pipelines.adapters import module_of
+from mergelab.pipelines.adapters import models_of, place_of
 from mergelab.pipelines.applying import apply, check_offloading, remove
 from mergelab.pipelines.combinations.combination import Combination
 from mergelab.pipelines.encoding import Encodings
@@ -126,7 +125,7 @@ class Stage:
 @contextmanager
 def at_home(pipeline: Pipeline) -> Iterator[None]:
     """With every weight in its module: layers that are offloaded one by one come home, and go out again after it."""
-    models = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    models = models_of(pipeline).values()
     device = getattr(pipeline, "_offload_device", None)
     if device is None or not any(parameter.is_meta for model in models for parameter in model.parameters()):
         yield
@@ -143,7 +142,8 @@ def _fitting(pipeline: Pipeline, name: str, adapter: Adapter) -> tuple[Adapter, 
     notes = []
     if adapter.extras:
         notes.append(f"{name}: {counted(len(adapter.extras), 'tensor')} beside the layers: not loaded")
-    missing = [layer for layer in adapter.layers if module_of(pipeline, layer) is None]
+    models = models_of(pipeline)
+    missing = [layer for layer in adapter.layers if place_of(models, layer) is None]
     if len(missing) == len(adapter.layers):
         raise LayerError(f"{name}: {type(pipeline).__name__} has none of its layers, {missing[0]} the first")
     if missing:
@@ -151,7 +151,8 @@ def _fitting(pipeline: Pipeline, name: str, adapter: Adapter) -> tuple[Adapter, 
             f"{name}: {type(pipeline).__name__} has no module for {len(missing)} of "
             f"{counted(len(adapter.layers), 'layer')}, {missing[0]} the first"
         )
-    layers = {layer: change for layer, change in adapter.layers.items() if layer not in set(missing)}
+    absent = set(missing)
+    layers = {layer: change for layer, change in adapter.layers.items() if layer not in absent}
     return replace(adapter, layers=layers, extras={}), notes
 
 

@@ -11,11 +11,11 @@ from mergelab.errors import OptionError
 from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.architectures.published import is_published
 from mergelab.formats.architectures.registry import ARCHITECTURES
+from mergelab.formats.fetching.hub import REPO
 from mergelab.layer import AdapterData
 
 _UNKNOWN = "model"
 """The component of layers that no pipeline has, of a language model, say."""
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def is_hub_name(name: str) -> bool:
         >>> is_hub_name("black-forest-labs/FLUX.1-dev"), is_hub_name("/models/flux"), is_hub_name("flux")
         (True, False, False)
     """
-    return _HUB_NAME.fullmatch(name) is not None
+    return re.fullmatch(REPO, name, re.ASCII) is not None
 
 
 def base_model_of(data: AdapterData, given: str | None = None, drawn_with: str | None = None) -> BaseModel:

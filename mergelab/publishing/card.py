@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mergelab.checks import readable
 from mergelab.errors import OutputError
 from mergelab.formats import trigger_words
+from mergelab.formats.fetching.hub import REPO
 from mergelab.layer import AdapterData
 from mergelab.publishing.base_models import BaseModel
 from mergelab.publishing.exhibits import Exhibit
@@ -203,7 +204,7 @@ def _strong(text: str, wanted: bool) -> str:
 
 def _linked(known: Input) -> str:
     """An input, with a link to its repository where that is known."""
-    repo = re.match(r"[\w-][\w.-]*/[\w-][\w.-]*", known.source, re.ASCII)
+    repo = re.match(REPO, known.source, re.ASCII)
     return (
         f"[{plain(known.name)}](https://huggingface.co/{repo[0]}) ({plain(known.source)})"
         if repo

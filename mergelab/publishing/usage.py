@@ -52,9 +52,8 @@ def usage(data: AdapterData, format: str | None, place: Place, base: BaseModel, 
         for component, folder in place.folders.items():
             where = _keywords(subfolder=folder, revision=place.revision)
             lines.append(f"pipe.{component} = PeftModel.from_pretrained(pipe.{component}, {_text(place.repo)}{where})")
-    elif not not_read(data, format) and (
-        format == "diffusers" or not base.miniature
-    ):  # converters know published sizes
+    # Converters know published sizes.
+    elif not not_read(data, format) and (format == "diffusers" or not base.miniature):
         where = _keywords(weight_name=place.file, revision=place.revision)
         lines.append(f"pipe.load_lora_weights({_text(place.repo)}{where})")
     else:

@@ -15,11 +15,12 @@ from mergelab.formats.fetching.folders import MissingError, RemoteFolder, shown
 from mergelab.formats.messages import one_line
 from mergelab.formats.tensor_files import PICKLES
 
-_REPO = r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)"
+REPO = r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)"
+"""A name on the Hub, as a regular expression of ASCII letters."""
 _REVISION = r"(?P<revision>refs/(?:pr|convert|heads)/[^/]+|[^/]+)"
 _PATH = r"(?P<path>[^/]+(?:/[^/]+)*)"
-_NAME = re.compile(rf"{_REPO}(?:@{_REVISION})?(?:/{_PATH})?/?", re.ASCII)
-_PAGE = re.compile(rf"/{_REPO}(?:/(?:resolve|blob|raw|tree)/{_REVISION}(?:/{_PATH})?)?/?", re.ASCII)
+_NAME = re.compile(rf"{REPO}(?:@{_REVISION})?(?:/{_PATH})?/?", re.ASCII)
+_PAGE = re.compile(rf"/{REPO}(?:/(?:resolve|blob|raw|tree)/{_REVISION}(?:/{_PATH})?)?/?", re.ASCII)
 _OTHERS = ("datasets", "spaces", "buckets", "api", "docs", "collections", "papers")  # no users, and no models
 _PATIENCE = 10  # seconds to wait for the first answer
 # Names of classes of huggingface_hub and of what it stands on, which have moved between versions.
