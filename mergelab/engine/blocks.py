@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -12,12 +13,21 @@ from torch import Tensor
 from mergelab.engine.job import LayerChance
 from mergelab.engine.thresholds import layer_thresholds
 from mergelab.errors import LayerError, MergelabError, OptionError
-from mergelab.linalg.lowrank import Core, Factors, stack
+from mergelab.linalg import host
+from mergelab.linalg.lowrank import Combination, Core, Factors, Span, weighted_sum_of
 from mergelab.linalg.stacks import ChangeStack
 from mergelab.linalg.workspace import Workspace
 from mergelab.methods.method import LayerWise, Level, MatrixWise, Part, Strategy
 from mergelab.methods.registry import is_own, name_of
 from mergelab.spaces import Coordinates, Merged
+
+
+class OneLayer(NamedTuple):
+    """What there is of a layer: its parts, the span of their changes, its random numbers."""
+
+    parts: Sequence[Part]
+    span: Span
+    chance: LayerChance
 
 
 def merge_layer(
@@ -38,80 +48,136 @@ def merge_layer(
         workspace: threads and memory; a dense result may lie in memory that the next layer uses again.
 
     Returns:
-        Factors that are final as they are, a core between orthonormal bases, or a dense `(out, in)`.
+        Factors that are final as they are, a low-rank product, or a dense `(out, in)`.
 
     Raises:
         LayerError: the method returned something else.
     """
-    strategy = strategy.for_layer(lambda: chance.generator(0))
+    layer = OneLayer(parts, Span.of([part.change for part in parts]), chance)
+    states = None if prepared is None else [prepared]
+    (merged,) = merge_together(strategy, [layer], states, workspace or Workspace())
+    return merged
+
+
+def merge_together(
+    strategy: Strategy, layers: Sequence[OneLayer], prepared: Sequence[Sequence[Any]] | None, workspace: Workspace
+) -> Sequence[Merged] | Tensor:
+    """Merge each of several layers of one shape; arguments and results as of `merge_layer`, one for each.
+
+    Dense results are one tensor, `(layers, out, in)`.
+    """
+    own = [strategy.for_layer(partial(layer.chance.generator, 0)) for layer in layers]
     if strategy.level is Level.LAYER:
-        with errors_told(strategy, chance.layer):
-            combined = cast(LayerWise, strategy).combine(parts)
-        combined = _as_merged(combined, parts[0].change.shape, strategy, chance.layer)
-        return _scaled(combined, strategy.output_scale)
+        return [_combined(cast(LayerWise, method), layer) for method, layer in zip(own, layers)]
     if strategy.is_exact_sum:
-        return stack([part.weighted for part in parts])
-    workspace = workspace or Workspace()
-    method = cast(MatrixWise, strategy)
-    coordinates = coordinates_of(method, parts)
-    results = [merge_stack(method, stacked, chance, prepared, workspace) for stacked in coordinates.stacks]
+        return [weighted_sum_of(span, torch.tensor([part.weight for part in parts])) for parts, span, _ in layers]
+    methods = [cast(MatrixWise, method) for method in own]
+    if strategy.acts_in.acts_on_factors:
+        return [_on_factors(method, layer) for method, layer in zip(methods, layers)]
+    # The threads take layers where there are several, and the blocks of one.
+    inner, beside = (workspace, map) if len(layers) == 1 else (Workspace(), workspace.map)
+    spread = map if strategy.acts_in.is_dense else beside
+    coordinates = list(spread(lambda layer: coordinates_of(methods[0], layer.parts, layer.span), layers))
+    stacks = [stacked for c in coordinates for stacked in c.stacks]
+    on_host, layer = stacks[0].device.type == "cpu", layers[0].chance.layer
+    if prepared is not None:
+        states = prepared
+    elif on_host:
+        states = list(spread(lambda own: sparsifier_states(methods[0], [own], inner, layer)[0], stacks))
+    else:
+        states = sparsifier_states(methods[0], stacks, inner, layer)
+    result = None
+    if strategy.acts_in.is_dense:
+        result = workspace.dense(len(stacks), *stacks[0].shape, device=stacks[0].device)
+
+    def merge(i: int) -> Merged:
+        own = None if result is None else result[i]
+        merged = merge_stack(methods[i], stacks[i], layers[i].chance, states[i], inner, own)
+        return _scaled(coordinates[i].restore([merged]), strategy.output_scale)
+
+    merged = list(spread(merge, range(len(stacks))))
+    return merged if result is None else result
+
+
+def _on_factors(method: MatrixWise, layer: OneLayer) -> Merged:
+    """The rule on the factors themselves, as PEFT has it."""
+    coordinates = coordinates_of(method, layer.parts)
+    results = [
+        _ruled(method, layer.chance, stacked.weights, _as_peft(method, stacked, layer.chance))
+        for stacked in coordinates.stacks
+    ]
     return _scaled(coordinates.restore(results), method.output_scale)
 
 
-def coordinates_of(method: MatrixWise, parts: Sequence[Part]) -> Coordinates:
+def coordinates_of(method: MatrixWise, parts: Sequence[Part], span: Span | None = None) -> Coordinates:
     """The changes of a layer in the space of a method, as its rule is to see them."""
-    changes, weights = [part.change for part in parts], [part.weight for part in parts]
-    return method.acts_in.build(changes, weights, method.weights_before_rule, method.basis)
+    span = span or Span.of([part.change for part in parts])
+    return method.acts_in.build(span, [part.weight for part in parts], method.weights_before_rule, method.basis)
 
 
 def merge_stack(
     method: MatrixWise,
     stacked: ChangeStack,
     chance: LayerChance,
-    prepared: Sequence[Any] | None = None,
+    states: Sequence[Any] | None = None,
     workspace: Workspace | None = None,
+    result: Tensor | None = None,
 ) -> Tensor:
-    """Sparsify and combine the matrices of one stack; arguments as of `merge_layer`."""
-    weights = torch.tensor(stacked.weights, dtype=torch.float32, device=stacked.device)
+    """Sparsify and combine the matrices of one stack.
 
-    def ruled(changes: Tensor) -> Tensor:
-        with errors_told(method, chance.layer):
-            merged = method.rule(changes, weights.clone())  # which other blocks, perhaps in other threads, get as well
-        if not isinstance(merged, Tensor) or merged.shape != changes.shape[1:]:
-            raise _unexpected(merged, tuple(changes.shape[1:]), method, chance.layer)
-        return merged
-
-    if method.acts_in.acts_on_factors:
-        return ruled(_as_peft(method, stacked, chance))
+    Args:
+        method, stacked, chance: what is merged.
+        states: of the sparsifier, one for each matrix; default: found in the stack.
+        workspace: threads and memory for the blocks.
+        result: where the merge is to be written, if anywhere.
+    """
     workspace = workspace or Workspace()
-    states = sparsifier_states(method, stacked, prepared, workspace, chance.layer)
-    result = workspace.dense(*stacked.shape, stacked.device)
+    states = states or sparsifier_states(method, [stacked], workspace, chance.layer)[0]
+    if len(states) != len(stacked.matrices):
+        raise OptionError(
+            f"{method.sparsifier}: prepare() returned {len(states)} states, expected one for each of "
+            f"{len(stacked.matrices)} adapters"
+        )
+    result = torch.empty(stacked.shape, device=stacked.device) if result is None else result
 
     def merge_block(rows: slice) -> None:
         changes = workspace.scratch(len(states), rows.stop - rows.start, stacked.shape[1], device=stacked.device)
         for i, (x, state) in enumerate(zip(changes, states)):
             seen_rows(method, stacked, i, rows, state, chance, out=x)
-        result[rows] = ruled(changes)
+        result[rows] = _ruled(method, chance, stacked.weights, changes)
 
     rows = stacked.blocks() if method.level is Level.ENTRIES else [slice(0, stacked.shape[0])]
     workspace.each(merge_block, rows)
     return result
 
 
+def _ruled(method: MatrixWise, chance: LayerChance, weights: Sequence[float], changes: Tensor) -> Tensor:
+    """What the rule makes of some rows."""
+    given = host.like(torch.tensor(weights, dtype=torch.float32), changes)  # a tensor of this call's own
+    with errors_told(method, chance.layer):
+        merged = method.rule(changes, given)
+    if not isinstance(merged, Tensor) or merged.shape != changes.shape[1:]:
+        raise _unexpected(merged, tuple(changes.shape[1:]), method, chance.layer)
+    return merged
+
+
 def sparsifier_states(
-    method: MatrixWise, stacked: ChangeStack, prepared: Sequence[Any] | None, workspace: Workspace, layer: str = ""
-) -> Sequence[Any]:
-    """What the sparsifier must know of each matrix: given, or found in the stack."""
-    if prepared is None and method.sparsifier is not None:
+    method: MatrixWise, stacks: Sequence[ChangeStack], workspace: Workspace, layer: str = ""
+) -> list[Sequence[Any]]:
+    """What the sparsifier must know of each matrix of each stack, found together."""
+    count = len(stacks[0].matrices)
+    found = None
+    if method.sparsifier is not None:
         with errors_told(method, layer):
-            prepared = method.sparsifier.prepare(lambda share: layer_thresholds(share, stacked, workspace))
-    states = [None] * len(stacked.matrices) if prepared is None else prepared
-    if len(states) != len(stacked.matrices):
+            found = method.sparsifier.prepare(lambda share: layer_thresholds(share, stacks, workspace))
+    if found is None:
+        return [[None] * count for _ in stacks]
+    if len(found) != count * len(stacks):
         raise OptionError(
-            f"{method.sparsifier}: prepare() returned {len(states)} states, expected one for each of "
-            f"{len(stacked.matrices)} adapters"
+            f"{method.sparsifier}: prepare() returned {len(found)} states, expected one for each of "
+            f"{count * len(stacks)} changes"
         )
-    return states
+    return [found[i : i + count] for i in range(0, len(found), count)]
 
 
 def seen_rows(
@@ -140,13 +206,21 @@ def _as_peft(method: MatrixWise, stacked: ChangeStack, chance: LayerChance) -> T
     return torch.stack(changes)
 
 
+def _combined(method: LayerWise, layer: OneLayer) -> Merged:
+    """What a method of layers makes of one."""
+    with errors_told(method, layer.chance.layer):
+        combined = method.combine(layer.parts)
+    combined = _as_merged(combined, layer.parts[0].change.shape, method, layer.chance.layer)
+    return _scaled(combined, method.output_scale)
+
+
 def _scaled(merged: Merged, factor: float) -> Merged:
     """A merged change times a factor; a dense one in place."""
     if factor == 1.0:
         return merged
     if isinstance(merged, Core):
         return Core(merged.U, merged.M * factor, merged.V)
-    return merged.scaled(factor) if isinstance(merged, Factors) else merged.mul_(factor)
+    return merged.scaled(factor) if isinstance(merged, (Factors, Combination)) else merged.mul_(factor)
 
 
 def _as_merged(merged: Any, shape: tuple[int, int], strategy: Strategy, layer: str) -> Merged:

@@ -1,4 +1,4 @@
-"""What one merge is asked to do, and the parts of one layer in the order in which they are merged."""
+"""What one merge is asked to do, and where the random numbers of a layer come from."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class Job:
         inputs: adapters with their names and weights, in the order given.
         seed: of every random draw.
         device: that computes; the result is on the CPU wherever the inputs are.
+        memory: most bytes of a GPU that are used at a time; None: as `memory_budget` says.
     """
 
     strategy: Strategy
@@ -47,6 +48,7 @@ class Job:
     inputs: tuple[Input, ...]
     seed: int
     device: torch.device
+    memory: int | None = None
 
     def shape(self, layer: str) -> tuple[int, ...]:
         """Of the weight that a layer changes, `(out, in[, kh, kw])`.
@@ -56,26 +58,22 @@ class Job:
         adapters = (given.adapter for given in self.inputs)
         return max((a.layers[layer].shape for a in adapters if layer in a.layers), key=len)
 
-    def parts(self, layer: str, present: Sequence[int]) -> list[Part]:
-        """Changes and weights of those present.
+    def adapters(self, layer: str) -> tuple[int, ...]:
+        """Those that take part in a layer, in the order given."""
+        return tuple(i for i, given in enumerate(self.inputs) if given.weights.get(layer) and layer in given.adapter.layers)
 
-        In the order given, and as PEFT has them (unscaled, the scaling in the weight), for a rule that acts on the
-        factors; in the order given where the factors are stored; else in an order of the changes' own.
+    def stored_parts(self, layer: str) -> list[Part]:
+        """What a rule that acts on the factors gets, on the CPU and in the order given.
+
+        As PEFT has them: unscaled, the scaling in the weight.
         """
-        parts = [self.unordered_part(layer, index) for index in present]
-        if self.strategy.acts_in.acts_on_factors:
-            return [part._replace(place=place) for place, part in enumerate(parts)]
-        ordered = _in_canonical_order(parts, layer, self.seed)
-        return sorted(ordered, key=lambda part: part.adapter) if self.strategy.stores_factors else ordered
-
-    def unordered_part(self, layer: str, index: int) -> Part:
-        """One of them."""
-        given = self.inputs[index]
-        change, weight = given.adapter.matrices(layer, self.device), given.weights[layer]
-        if self.strategy.acts_in.acts_on_factors:
-            stored = given.adapter.layers[layer]
-            return Part(Factors(stored.lora_B.flatten(1).to(change.B), change.A), weight * stored.scaling, index)
-        return Part(change, weight, index)
+        parts = []
+        for place, index in enumerate(self.adapters(layer)):
+            given = self.inputs[index]
+            change, stored = given.adapter.matrices(layer), given.adapter.layers[layer]
+            factors = Factors(stored.lora_B.flatten(1).to(change.B), change.A)
+            parts.append(Part(factors, given.weights[layer] * stored.scaling, index, place))
+        return parts
 
 
 @dataclass(frozen=True)
@@ -106,25 +104,3 @@ class LayerChance:
     def draws(self, part: int) -> EntryDraws:
         """Random numbers for the entries of the matrix of one part."""
         return EntryDraws(key_of(self.seed, self.layer, self.places[part]))
-
-
-# Places of the engine's own: the start of a decomposition, and the projection that puts parts in order.
-START, ORDER = -1, -2
-
-
-def _in_canonical_order(parts: Sequence[Part], layer: str, seed: int) -> list[Part]:
-    """An order that does not depend on how the adapters were listed, nor on how a file factors a change; and places.
-
-    The parts are sorted by one fixed random projection of each, `w u.T delta v`: in which order floating point sums
-    them then depends on the changes alone. Which of them gets which random draw does not even depend on the weights:
-    places go by the projection without them. (Equal changes are told apart by their weights.)
-    """
-    out, columns = parts[0].change.shape
-    generator = LayerChance(seed, layer).generator(ORDER)
-    u, v = (torch.randn(size, generator=generator, dtype=torch.float64).float() for size in (out, columns))
-    u, v = u.to(parts[0].change.B), v.to(parts[0].change.A)
-    projections = [float((u @ part.change.B).double() @ (part.change.A @ v).double()) for part in parts]
-    by_change = sorted(range(len(parts)), key=lambda i: (projections[i], parts[i].weight))
-    places = {i: place for place, i in enumerate(by_change)}
-    by_weighted = sorted(range(len(parts)), key=lambda i: parts[i].weight * projections[i])
-    return [parts[i]._replace(place=places[i]) for i in by_weighted]

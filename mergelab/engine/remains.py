@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from mergelab.engine.blocks import coordinates_of, seen_rows, sparsifier_states
-from mergelab.engine.job import LayerChance
+from mergelab.engine.blocks import OneLayer, coordinates_of, seen_rows, sparsifier_states
 from mergelab.linalg.workspace import Workspace
-from mergelab.methods.method import MatrixWise, Part, Strategy
+from mergelab.methods.method import MatrixWise, Strategy
 from mergelab.report import VANISHED
 
 # A sum whose energy is below this share of that of its terms is what float32 leaves of zero. What another rule, perhaps
@@ -18,10 +17,9 @@ CANCELLED, CANCELLED_BY_RULE = 1e-12, 1e-24
 
 def why_nothing_remains(
     strategy: Strategy,
-    parts: Sequence[Part],
+    layer: OneLayer,
     energy: float,
     given: float,
-    chance: LayerChance,
     prepared: Sequence[Any] | None,
     workspace: Workspace,
 ) -> str:
@@ -30,7 +28,8 @@ def why_nothing_remains(
     The inputs cancel where next to nothing is left of what the rule saw, times the scale of its output.
 
     Args:
-        strategy, parts, chance, prepared, workspace: as of `merge_layer`.
+        strategy, prepared, workspace: as of `merge_layer`.
+        layer: what was merged.
         energy: squared norm of the merge.
         given: sum of the squared norms of the parts.
     """
@@ -44,7 +43,7 @@ def why_nothing_remains(
     if strategy.output_scale == 0:
         return "nothing is left: the merge is multiplied by 0"
     if strategy.sparsifier is not None and not on_factors:
-        given = _energy_seen(cast(MatrixWise, strategy), parts, chance, prepared, workspace)
+        given = _energy_seen(cast(MatrixWise, strategy), layer, prepared, workspace)
         if given == 0:
             return "nothing is left: no entry was kept at this density"
     elif strategy.sparsifier is not None and energy == 0:
@@ -55,18 +54,14 @@ def why_nothing_remains(
 
 
 def _energy_seen(
-    method: MatrixWise,
-    parts: Sequence[Part],
-    chance: LayerChance,
-    prepared: Sequence[Any] | None,
-    workspace: Workspace,
+    method: MatrixWise, layer: OneLayer, prepared: Sequence[Any] | None, workspace: Workspace
 ) -> float:
     """Squared norm of all that the sparsifier leaves for the rule."""
-    (stacked,) = coordinates_of(method, parts).stacks
+    (stacked,) = coordinates_of(method, layer.parts, layer.span).stacks
     energy = 0.0
-    for i, state in enumerate(sparsifier_states(method, stacked, prepared, workspace, chance.layer)):
+    for i, state in enumerate(prepared or sparsifier_states(method, [stacked], workspace, layer.chance.layer)[0]):
         for rows in stacked.blocks():
             memory = workspace.scratch(rows.stop - rows.start, stacked.shape[1], device=stacked.device)
-            seen = seen_rows(method, stacked, i, rows, state, chance, out=memory)
+            seen = seen_rows(method, stacked, i, rows, state, layer.chance, out=memory)
             energy += float(seen.double().square().sum())
     return energy

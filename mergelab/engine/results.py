@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
+from mergelab.engine.blocks import OneLayer
 from mergelab.engine.job import Job
+from mergelab.errors import LayerError
 from mergelab.layer import LoraLayer, full_rank, layer_of
-from mergelab.linalg.lowrank import Factors, Spectrum, inner_products
-from mergelab.methods.method import Part
+from mergelab.linalg.lowrank import Factors, Span, Spectrum, projections
+from mergelab.methods.registry import is_own, name_of
 from mergelab.ranks import RankBudget, rank_note
 from mergelab.report import LayerReport
 
 # A spectrum that misses no more than this share of the energy is known to its end.
 UNKNOWN = 1e-9
 
-# For each adapter of a layer the projection of the merge on its change, and its squared norm.
+# For each adapter of a layer the projection of the merge on its change, and the squared norm of that; weighted.
 Measured = Mapping[int, tuple[float, float]]
 
 
@@ -49,24 +53,51 @@ class MergedLayer:
         """Of a merge; what cannot be told from rounding, of which there is a note, has none."""
         return replace(self, energy=0.0, kept=0.0, note=note) if note else replace(self, energy=energy, kept=kept)
 
-    def with_spectrum(self, spectrum: Spectrum) -> MergedLayer:
-        """To be cut later."""
+    def with_spectrum(self, spectrum: Spectrum, i: int) -> MergedLayer:
+        """To be cut later: one item of a batch."""
         # Copies: a view would keep the whole decomposition in memory.
-        own = Spectrum(spectrum.U.cpu().clone(), spectrum.S.cpu(), spectrum.V.cpu().clone(), spectrum.energy)
-        return replace(self, spectrum=own)
+        u, v = spectrum.U[i].cpu().clone(), spectrum.V[i].cpu().clone()
+        return replace(self, spectrum=Spectrum(u, spectrum.S[i].clone(), v, spectrum.energy[i]))
 
 
-def measure(factors: Factors | None, parts: Sequence[Part]) -> Measured:
-    """How much of each part is in the merge."""
-    changes = [part.weighted for part in parts]
-    inside = inner_products(factors, changes) if factors is not None and changes else [0.0] * len(changes)
-    return {part.adapter: (p, inner_products(c, [c])[0]) for part, c, p in zip(parts, changes, inside)}
+def finished(
+    job: Job, layers: Sequence[tuple[MergedLayer, Measured]], factors: Factors, counts: Sequence[int]
+) -> list[MergedLayer]:
+    """Layers whose ranks are final; their rows of the report are made while their parts are at hand.
+
+    Args:
+        job: what was done.
+        layers: each with how much of each adapter is in it.
+        factors: of all of them, `(layers, out, in)`, on any device.
+        counts: the rank of each.
+    """
+    b, a = factors.B.cpu(), factors.A.cpu()
+    return [
+        replace(
+            layer,
+            factors=Factors(b[i, :, :count].contiguous(), a[i, :count].contiguous()),
+            row=_row(job, layer, count, layer.kept, sizes),
+        )
+        for i, ((layer, sizes), count) in enumerate(zip(layers, counts))
+    ]
 
 
-def finished(job: Job, layer: MergedLayer, factors: Factors, measured: Measured) -> MergedLayer:
-    """A layer whose rank is final; its row of the report is made while its parts are at hand."""
-    row = _row(job, layer, factors, layer.kept, measured)
-    return replace(layer, factors=Factors(factors.B.cpu().contiguous(), factors.A.cpu().contiguous()), row=row)
+def check_finite(job: Job, layers: Sequence[OneLayer], values: Tensor) -> None:
+    """Raise `LayerError` for the first layer whose value is NaN or infinite."""
+    for layer, value in zip(layers, values.tolist()):
+        if math.isfinite(value):
+            continue
+        name = layer.chance.layer
+        if is_own(job.strategy):
+            raise LayerError(
+                f"layer {name}: method {name_of(job.strategy)!r} returned values that are NaN, infinite or too large "
+                "for float32; expected finite numbers"
+            )
+        weights = [job.inputs[i].weights[name] for i in job.adapters(name)]
+        raise LayerError(
+            f"layer {name}: the merge has values that float32 cannot hold; expected weights, lam and density of "
+            f"ordinary size, found weights {weights} and {job.strategy}"
+        )
 
 
 def store(job: Job, merged: Sequence[MergedLayer]) -> tuple[dict[str, LoraLayer], list[LayerReport]]:
@@ -79,18 +110,21 @@ def store(job: Job, merged: Sequence[MergedLayer]) -> tuple[dict[str, LoraLayer]
         if layer.spectrum is not None:
             spectrum = layer.spectrum.truncated(next(counts))
             factors = spectrum.factors() if len(spectrum.S) else None
-            kept = 0.0 if layer.note else spectrum.kept
-            row = _row(job, layer, factors, kept, _measured_again(job, layer, factors), _known(layer))
+            kept = 0.0 if layer.note else float(spectrum.kept)
+            row = _row(job, layer, len(spectrum.S), kept, _measured_again(job, layer, factors), _known(layer))
         if factors is not None:
             layers[layer.name] = layer_of(factors, layer.shape)
-        rows.append(row or _row(job, layer, factors, layer.kept, {}))
+        rows.append(row or _row(job, layer, 0, layer.kept, {}))
     return layers, rows
 
 
 def _measured_again(job: Job, layer: MergedLayer, factors: Factors | None) -> Measured:
     """For a layer whose parts were let go until the budget was spent."""
-    on_cpu = replace(job, device=torch.device("cpu"))
-    return measure(factors, [on_cpu.unordered_part(layer.name, index) for index in layer.present])
+    given = [job.inputs[i] for i in layer.present]
+    span = Span.of([x.adapter.matrices(layer.name) for x in given])
+    weights = torch.tensor([x.weights[layer.name] for x in given], dtype=torch.float64)
+    inside = torch.zeros(len(given)) if factors is None else projections(factors, span) * weights
+    return dict(zip(layer.present, zip(inside.tolist(), (span.squared_norms * weights.square()).tolist())))
 
 
 def _known(layer: MergedLayer) -> int | None:
@@ -99,16 +133,15 @@ def _known(layer: MergedLayer) -> int | None:
     if (
         spectrum is None
         or len(spectrum.S) == full_rank(layer.shape)
-        or spectrum.energy - spectrum.kept <= UNKNOWN * spectrum.energy
+        or float(spectrum.energy - spectrum.kept) <= UNKNOWN * float(spectrum.energy)
     ):
         return None
     return len(spectrum.S)
 
 
 def _row(
-    job: Job, layer: MergedLayer, factors: Factors | None, kept: float, measured: Measured, known: int | None = None
+    job: Job, layer: MergedLayer, rank: int, kept: float, measured: Measured, known: int | None = None
 ) -> LayerReport:
-    rank = factors.A.shape[0] if factors is not None else 0
     note = layer.note or rank_note(job.rank, rank, known) if layer.present else "left out: every weight is 0 there"
     sizes = [measured.get(i, (None, None)) for i in range(len(job.inputs))]
     return LayerReport(

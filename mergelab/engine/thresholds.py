@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mergelab.linalg.selection import EVERYTHING, MAX_CANDIDATES, Bracket, Search, Tally, bracket_of, sampled_bracket
+from mergelab.linalg import host
+from mergelab.linalg.radix import RadixSearch
+from mergelab.linalg.selection import EVERYTHING, MAX_CANDIDATES, Bracket, Search, bracket_of, sampled_bracket
 from mergelab.linalg.stacks import ChangeStack
 from mergelab.linalg.workspace import Workspace
 
@@ -23,24 +26,38 @@ ADAPTER_STEP, ADAPTER_MARGIN = 64, 0.02
 Owned = tuple[Sequence[int], ChangeStack]
 
 
-def layer_thresholds(share: float, stacked: ChangeStack, workspace: Workspace) -> list[float]:
+def layer_thresholds(share: float, stacks: Sequence[ChangeStack], workspace: Workspace) -> list[float]:
     """For each matrix the magnitude of the smallest of this share of its largest entries, exactly.
 
     What is as large or larger is kept by a trim: `floor(share * size)` entries, or more where some are equally large.
 
     Args:
         share: of the entries, in [0, 1].
-        stacked: n matrices, `(rows, columns)`; their weights are not looked at.
+        stacks: of n matrices each, `(rows, columns)`; their weights are not looked at.
         workspace: threads and memory.
 
     Returns:
-        n magnitudes: infinity where the share is less than one entry, 0 where it is all.
+        A magnitude for each matrix of each stack: infinity where the share is less than one entry, 0 where it is all.
 
     Example:
         >>> matrix = torch.tensor([[1.0, -4.0], [3.0, 2.0]])
-        >>> layer_thresholds(0.5, ChangeStack((matrix, -2 * matrix), (1.0, 1.0)), Workspace())
+        >>> layer_thresholds(0.5, [ChangeStack((matrix, -2 * matrix), (1.0, 1.0))], Workspace())
         [3.0, 6.0]
     """
+    if stacks[0].device.type == "cpu":
+        return [threshold for stacked in stacks for threshold in _searched(share, stacked, workspace)]
+    found = []
+    for stacked in stacks:
+        n, size = len(stacked.matrices), math.prod(stacked.shape)
+        search = RadixSearch([int(share * size)] * n, [size] * n, stacked.device)
+        while search.is_open:
+            _pass(search, range(n), stacked, workspace)
+            search.narrow()
+        found.append(search.found)
+    return host.to_host(torch.cat(found))[0].tolist()
+
+
+def _searched(share: float, stacked: ChangeStack, workspace: Workspace) -> list[float]:
     n, size = len(stacked.matrices), math.prod(stacked.shape)
 
     def bracket(i: int) -> Bracket:
@@ -77,18 +94,28 @@ def adapter_thresholds(
         >>> adapter_thresholds(0.5, lambda: layers, 2, Workspace())
         [5.0, 2.0]
     """
-    sizes = [0] * count
+    sizes, device = [0] * count, torch.device("cpu")
     samples: list[list[Tensor]] = [[] for _ in range(count)]
     for owners, stacked in stacks():
+        device = stacked.device
         picked = [-(-size // ADAPTER_STEP) for size in stacked.shape]
         for position, i in enumerate(owners):
             sizes[i] += math.prod(stacked.shape)
-            samples[i].append(stacked.sample(position, *picked).abs().flatten().cpu())
+            if device.type == "cpu":
+                samples[i].append(stacked.sample(position, *picked).abs().flatten())
+    counts = [int(share * size) for size in sizes]
+    if device.type != "cpu":
+        search_there = RadixSearch(counts, sizes, device)
+        while search_there.is_open:
+            for owners, stacked in stacks():
+                _pass(search_there, owners, stacked, workspace)
+            search_there.narrow()
+        return host.to_host(search_there.found)[0].tolist()
     brackets = [
         bracket_of(torch.cat(own), share, ADAPTER_MARGIN) if size > MAX_CANDIDATES else EVERYTHING
         for own, size in zip(samples, sizes)
     ]
-    search = Search([int(share * size) for size in sizes], sizes, brackets)
+    search = Search(counts, sizes, brackets)
     while search.is_open:
         for owners, stacked in stacks():
             _pass(search, owners, stacked, workspace)
@@ -96,11 +123,11 @@ def adapter_thresholds(
     return search.thresholds
 
 
-def _pass(search: Search, owners: Sequence[int], stacked: ChangeStack, workspace: Workspace) -> None:
+def _pass(search: Search | RadixSearch, owners: Sequence[int], stacked: ChangeStack, workspace: Workspace) -> None:
     """Look at the magnitudes in every block of every matrix, each under the number of its owner."""
     jobs = [(i, rows) for i in range(len(stacked.matrices)) for rows in stacked.blocks()]
 
-    def look(job: tuple[int, slice]) -> tuple[int, Tally]:
+    def look(job: tuple[int, slice]) -> tuple[int, Any]:
         i, rows = job
         memory = workspace.scratch(rows.stop - rows.start, stacked.shape[1], device=stacked.device)
         return owners[i], search.look(owners[i], stacked.rows(i, rows, out=memory).abs_())

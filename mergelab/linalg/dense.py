@@ -1,18 +1,22 @@
-"""The leading singular values of a dense matrix, at most a thousandth worse than the best."""
+"""The leading singular values of dense matrices, at most a thousandth worse than the best."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from mergelab.linalg.lowrank import Factors, Spectrum
+from mergelab.linalg import host
+from mergelab.linalg.draws import EntryDraws, key_of
+from mergelab.linalg.gram import gram
+from mergelab.linalg.lowrank import Combination, Factors, Spectrum, decompose
 from mergelab.linalg.workspace import Workspace
 
-# Up to this smaller side a dense SVD is cheap enough to be exact.
+# Up to this smaller side the decomposition of a Gram matrix is cheap enough to be exact.
 EXACT_SIDE = 256
 OVERSAMPLE = 16
 MAX_PASSES = 80
@@ -30,20 +34,20 @@ PANEL = 512
 
 
 def svd_dense(
-    matrix: Float[Tensor, "out in"],
+    matrix: Float[Tensor, "*batch out in"],
     wanted: int | float,
-    generator: torch.Generator,
-    start: Float[Tensor, "in l"] | None = None,
+    start: Float[Tensor, "*batch in l"] | None = None,
     workspace: Workspace | None = None,
+    energy: Float64[Tensor, " *batch"] | None = None,
 ) -> Spectrum:
-    """The leading singular values and vectors of a dense matrix.
+    """The leading singular values and vectors of a dense matrix, or of each of a batch.
 
     Args:
-        matrix: `(out, in)`, float32.
+        matrix: `(..., out, in)`, float32.
         wanted: how many (int), or the share of the energy that they shall hold (float in (0, 1)).
-        generator: for the random start of the iteration.
         start: directions near the leading right singular vectors, if any are known: saves passes over the matrix.
         workspace: threads.
+        energy: squared norms, where they are known already.
 
     Returns:
         Exact where the smaller side is at most 256 or most values are wanted; else by randomised subspace iteration,
@@ -51,116 +55,175 @@ def svd_dense(
         missed, also where it is tiny.
 
     Example:
-        >>> found = svd_dense(torch.diag(torch.tensor([3.0, 2.0, 1.0])), 2, torch.Generator())
-        >>> found.S.tolist(), round(found.energy)
+        >>> found = svd_dense(torch.diag(torch.tensor([3.0, 2.0, 1.0])), 2)
+        >>> found.S.tolist(), round(float(found.energy))
         ([3.0, 2.0], 14)
 
-    Source: Halko, Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4.
+    Source: Halko, Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4; orthonormal bases by Gram matrices in float64, twice.
     """
     workspace = workspace or Workspace()
-    side = min(matrix.shape)
-    energy = squared_norm(matrix, workspace)
+    if matrix.dim() == 2:
+        given = (None if x is None else x[None] for x in (start, energy))
+        found = svd_dense(matrix[None], wanted, next(given), workspace, next(given))
+        return Spectrum(*(part[0] for part in found))
+    side = min(matrix.shape[-2:])
     rank = wanted if isinstance(wanted, int) else 64
     while side > EXACT_SIDE and rank < side // 3:
-        spectrum = _subspace_iteration(matrix, rank, energy, generator, start, workspace)
+        energy = squared_norms(matrix, workspace) if energy is None else energy
+        spectrum = _subspace_iteration(matrix, rank, energy, start, workspace)
         if spectrum is None:
             break
-        if isinstance(wanted, int) or spectrum.kept >= wanted * energy:
+        if isinstance(wanted, int) or bool((spectrum.kept >= wanted * energy).all()):
             return spectrum
         # What is found is where the search for more begins.
         rank, start = rank * 2, spectrum.V
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    s = s.cpu().double()
-    # The energy of these values, not of the matrix: between the two lies a rounding that is more than a small tail.
-    found = Spectrum(u, s, vh.T, float(s.square().sum()))
-    return found.truncated(wanted) if isinstance(wanted, int) else found
+    whole = _by_gram_matrix(matrix, workspace)
+    return whole.truncated(wanted) if isinstance(wanted, int) else whole
 
 
-def squared_norm(matrix: Tensor, workspace: Workspace | None = None) -> float:
-    """Squared Frobenius norm, summed in float64 over blocks of rows.
+def squared_norms(matrix: Float[Tensor, "*batch out in"], workspace: Workspace | None = None) -> Float64[Tensor, " *batch"]:
+    """Squared Frobenius norms, summed in float64 over blocks of rows; on the CPU.
 
     Example:
-        >>> squared_norm(torch.tensor([[3.0, 4.0]]))
+        >>> squared_norms(torch.tensor([[3.0, 4.0]])).tolist()
         25.0
     """
 
-    def of(block: Tensor) -> float:
-        exact = block.double().flatten()
-        return float(torch.dot(exact, exact))
+    def of(block: Tensor) -> Tensor:
+        exact = block.double().flatten(-2)
+        return torch.linalg.vecdot(exact, exact)
 
-    return sum((workspace or Workspace()).map(of, torch.split(matrix, 128 if matrix.device.type == "cpu" else 4096)))
+    step = 128 if matrix.device.type == "cpu" else max(128, (1 << 26) // matrix[..., 0, :].numel())
+    parts = list((workspace or Workspace()).map(of, torch.split(matrix, step, dim=-2)))
+    return host.to_host(torch.stack(parts).sum(0))[0]
 
 
-def leading_directions(changes: Factors, count: int) -> Float[Tensor, "in l"]:
-    """Right singular vectors of a product of factors, to the precision that a start needs.
+def leading_directions(change: Combination, count: int) -> Float[Tensor, "*batch in l"]:
+    """Right singular vectors of a combination, to the precision that a start needs; zero where it has no more.
 
     Example:
-        >>> leading_directions(Factors(torch.ones(4, 1), torch.tensor([[0.0, 5.0]])), 1).abs()
+        >>> from mergelab.linalg.lowrank import Span, weighted_sum_of
+        >>> change = Factors(torch.ones(4, 1), torch.tensor([[0.0, 5.0]]))
+        >>> leading_directions(weighted_sum_of(Span.of([change]), torch.ones(1)), 1).abs()
         tensor([[0.],
                 [1.]])
     """
-    gram = changes.B.T @ changes.B
-    values, vectors = torch.linalg.eigh(gram.cpu().double())
-    root = vectors * values.clamp_min(0).sqrt()
-    rows = root.T.to(gram) @ changes.A
-    _, vectors = torch.linalg.eigh((rows @ rows.T).cpu().double())
-    return torch.linalg.qr(rows.T @ vectors[:, -count:].flip(1).to(rows)).Q
+    found = decompose(change, lambda s: min(count, len(s)))
+    return found.span.A.mT @ host.like(found.right, found.span.A)
+
+
+def _by_gram_matrix(matrix: Tensor, workspace: Workspace) -> Spectrum:
+    """All singular values, those below 1e-8 of the largest being rounding."""
+    is_tall = matrix.shape[-2] >= matrix.shape[-1]
+    tall = matrix if is_tall else matrix.mT
+    squares, vectors = host.eigh(gram(tall), workspace)
+    s = squares.clamp_min(0).sqrt()
+    near = host.like(vectors, tall)
+    far = tall @ host.like(vectors * _inverse(s), tall)
+    # The energy of these values, not of the matrix: between the two lies a rounding that is more than a small tail.
+    energy = s.square().sum(-1)
+    return Spectrum(far, s, near, energy) if is_tall else Spectrum(near, s, far, energy)
 
 
 def _subspace_iteration(
-    matrix: Tensor, rank: int, energy: float, generator: torch.Generator, start: Tensor | None, workspace: Workspace
+    matrix: Tensor, rank: int, energy: Tensor, start: Tensor | None, workspace: Workspace
 ) -> Spectrum | None:
-    """Multiply by the matrix and by its transpose in turn, until what further passes could still gain is too little
+    """Multiply by the matrices and by their transposes in turn, until what further passes could still gain is too little
     to matter; None if that never happens.
 
     The gains of successive passes fall geometrically, by a ratio that the spectrum sets: the square of the first
     singular value that the subspace misses over the last one that is wanted, or what the last two gains say, whichever
     is larger. From it the sum of all that would follow is known, `gain * ratio / (1 - ratio)`; a small gain alone may
-    be the first of many.
+    be the first of many. A batch is done when all its matrices are.
     """
-    width = rank + max(OVERSAMPLE, rank // 4)
-    sketch = torch.randn(matrix.shape[1], width, generator=generator, dtype=torch.float32).to(matrix)
-    if start is not None:
-        sketch[:, : min(width, start.shape[1])] = start[:, :width]
-    kept, gain, number = 0.0, 0.0, 0
+    sketch = _first_sketch(matrix, rank, start)
+    values, vectors = host.eigh(gram(sketch), workspace)
+    kept, gain, number = torch.zeros_like(energy), torch.zeros_like(energy), 0
+    done = torch.zeros_like(energy, dtype=torch.bool)
     for forward in itertools.islice(itertools.cycle((True, False)), MAX_PASSES):
-        basis = torch.linalg.qr(sketch).Q
-        sketch = _times(matrix if forward else matrix.T, basis, workspace)
-        exact = sketch.double()
-        values, vectors = torch.linalg.eigh((exact.T @ exact).cpu())
-        now = float(values[-rank:].sum())
+        basis = _orthonormal(sketch, values, vectors)
+        sketch = _times(matrix if forward else matrix.mT, basis, workspace)
+        values, vectors = host.eigh(gram(sketch), workspace)
+        now = values[:, :rank].sum(-1)
         missing = energy - now
         before, gain, kept = gain, now - kept, now
-        if missing < FINE * energy and sketch.dtype != torch.float64:
-            sketch, number = exact, 0  # what was gained so far is rounding
+        if bool((missing < FINE * energy).any()) and sketch.dtype != torch.float64:
+            # What was gained so far is rounding.
+            sketch, number = sketch.double(), 0
+            done.fill_(False)
             continue
-        missed = float(values[0] / values[-rank].clamp_min(1e-300))
-        observed = gain / before if number > 1 and before > 0 else MAX_RATIO if number < 2 else 0.0
-        ratio = min(max(observed, missed, MIN_RATIO), MAX_RATIO)
-        to_come = max(gain, 0.0) * ratio / (1 - ratio)
-        if missing < NOTHING * energy or (number > 1 and to_come <= TOLERANCE * missing):
+        missed = values[:, -1] / values[:, rank - 1].clamp_min(1e-300)
+        observed = torch.where(before > 0, gain / before.clamp_min(1e-300), 0.0) if number > 1 else MAX_RATIO
+        ratio = missed.clamp_min(observed).clamp(MIN_RATIO, MAX_RATIO)
+        to_come = gain.clamp_min(0.0) * ratio / (1 - ratio)
+        done |= missing < NOTHING * energy
+        if number > 1:
+            done |= to_come <= TOLERANCE * missing
+        if bool(done.all()):
             break
         number += 1
     else:
         return None
-    values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
-    s = values.clamp_min(0).sqrt()
+    s, vectors = values[:, :rank].clamp_min(0).sqrt(), vectors[..., :rank]
     # A matrix of lower rank has no further directions, only rounding.
-    found = max(1, int((s > ROUNDING * s[0]).sum()))
-    s, vectors = s[:found], vectors[:, :found]
-    image = exact @ (vectors / s).to(exact) if s[0] > 0 else exact.new_zeros(len(exact), 1)
-    image, source = image.to(matrix), (basis @ vectors.to(basis)).to(matrix)
+    found = max(1, int((s > ROUNDING * s[:, :1]).sum(-1).max()))
+    s, vectors = s[:, :found], vectors[..., :found]
+    image = (sketch @ host.like(vectors * _inverse(s), sketch)).to(matrix)
+    source = (basis @ host.like(vectors, basis)).to(matrix)
     return Spectrum(image, s, source, energy) if forward else Spectrum(source, s, image, energy)
+
+
+def _first_sketch(matrix: Tensor, rank: int, start: Tensor | None) -> Tensor:
+    """Directions to begin with, `(..., in, width)`: the known ones, then random ones, the same for every matrix."""
+    columns, width = matrix.shape[-1], rank + max(OVERSAMPLE, rank // 4)
+    known = matrix.new_zeros(len(matrix), columns, 0) if start is None else start[..., :width]
+    random = _random(columns, width - known.shape[-1], matrix.device).expand(len(matrix), -1, -1)
+    return torch.cat([known, random], dim=-1)
+
+
+@lru_cache(maxsize=8)
+def _random(rows: int, columns: int, device: torch.device) -> Tensor:
+    """Uniform numbers around zero, as long as a unit vector: (almost) any start is as good."""
+    uniform = EntryDraws(key_of("start")).uniform(slice(0, rows), columns, device)
+    return uniform.sub_(0.5).mul_((12 / rows) ** 0.5)
+
+
+def _inverse(s: Tensor) -> Tensor:
+    """`1 / s` for the columns of a batch of matrices, `(..., 1, k)`; 0 where a value is the rounding of the largest."""
+    return torch.where(s > ROUNDING * s[..., :1].clamp_min(1e-300), 1 / s, 0.0)[..., None, :]
+
+
+def _orthonormal(sketch: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+    """An orthonormal basis of the columns, from the eigenvalues of their Gram matrix; zeros in the place of null directions.
+
+    Divided by singular values, what float32 rounds off is larger the smaller the value: a Cholesky factor takes the rest out.
+    """
+    basis = sketch @ host.like(vectors * _inverse(values.clamp_min(0).sqrt()), sketch)
+    square = gram(basis)
+    diagonal = square.diagonal(dim1=-2, dim2=-1)
+    factor, _ = torch.linalg.cholesky_ex(square + torch.diag_embed((diagonal == 0).double()))
+    inverse = torch.linalg.solve_triangular(factor, torch.eye(len(factor[0]), device=factor.device).to(factor), upper=False)
+    return basis @ inverse.mT.to(basis)
 
 
 def _times(matrix: Tensor, basis: Tensor, workspace: Workspace) -> Tensor:
     """`matrix @ basis`, in panels of rows, in the precision of the basis."""
-    product = torch.empty(matrix.shape[0], basis.shape[1], dtype=basis.dtype, device=matrix.device)
+    product = torch.empty(*matrix.shape[:-1], basis.shape[-1], dtype=basis.dtype, device=matrix.device)
+    on_cpu = matrix.device.type == "cpu"
 
     def panel(rows: slice) -> None:
-        torch.matmul(matrix[rows].to(basis), basis, out=product[rows])
+        torch.matmul(matrix[:, rows].to(basis), basis, out=product[:, rows])
 
-    workspace.each(panel, panels(matrix.shape[0], PANEL if matrix.device.type == "cpu" else matrix.shape[0]))
+    def item(i: int) -> None:
+        torch.matmul(matrix[i].to(basis), basis[i], out=product[i])
+
+    if on_cpu:
+        workspace.each(panel, panels(matrix.shape[1], PANEL))
+    elif basis.dtype == matrix.dtype:
+        torch.matmul(matrix, basis, out=product)
+    else:  # one matrix at a time is widened
+        for i in range(len(matrix)):
+            item(i)
     return product
 
 

@@ -1,29 +1,35 @@
 """Linear algebra on low-rank matrices, which costs the rank and not the layer.
 
 Shapes: a change is `(out, in)`; `Factors` hold it as `B (out, r) @ A (r, in)`, a `Core` as `U (out, k) @ M (k, l) @
-V.T (l, in)` with orthonormal columns in U and V, a `Spectrum` as `U diag(S) V.T`.
+V.T (l, in)` with orthonormal columns in U and V, a `Spectrum` as `U diag(S) V.T`. All take leading batch dimensions: layers
+of one shape, one computation. What is as large as a layer is on the device that computes, what is as small as a rank on the CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from mergelab.linalg import host
+from mergelab.linalg.draws import EntryDraws, key_of
+from mergelab.linalg.gram import gram, root
+from mergelab.linalg.workspace import Workspace
+
 # Singular values below this share of the largest are what float32 leaves of zero.
 NULL, TINY = 1e-7, 1e-37
-# Eigenvalues of a Gram matrix in float64 below this share of the largest are what is left of zero.
-GRAM_NULL = 1e-15
 
 
 class Factors(NamedTuple):
     """A change as a product, `B @ A`.
 
     Attributes:
-        B, A: `(out, r)` and `(r, in)`; r may exceed what the change has for a rank.
+        B, A: `(..., out, r)` and `(..., r, in)`; r may exceed what the change has for a rank.
 
     Example:
         >>> change = Factors(torch.ones(3, 1), torch.ones(1, 2))
@@ -31,17 +37,17 @@ class Factors(NamedTuple):
         ((3, 2), [[1.0, 1.0]], 0.5)
     """
 
-    B: Float[Tensor, "out r"]
-    A: Float[Tensor, "r in"]
+    B: Float[Tensor, "*batch out r"]
+    A: Float[Tensor, "*batch r in"]
 
-    def delta(self, rows: slice = slice(None)) -> Float[Tensor, "rows in"]:
+    def delta(self, rows: slice = slice(None)) -> Float[Tensor, "*batch rows in"]:
         """The dense change, or some of its rows."""
-        return self.B[rows] @ self.A
+        return self.B[..., rows, :] @ self.A
 
     @property
     def shape(self) -> tuple[int, int]:
         """Of the dense change, `(out, in)`."""
-        return self.B.shape[0], self.A.shape[1]
+        return self.B.shape[-2], self.A.shape[-1]
 
     def scaled(self, factor: float) -> Factors:
         """The change times any finite number: in B, a new tensor unless the number is 1; A is shared."""
@@ -60,8 +66,9 @@ class Spectrum(NamedTuple):
     """The leading part of a singular value decomposition.
 
     Attributes:
-        U, S, V: left vectors `(out, k)`, singular values `(k,)` in float64, right vectors `(in, k)`.
-        energy: squared Frobenius norm of the whole matrix, the part that S leaves out included.
+        U, S, V: left vectors `(..., out, k)`, singular values `(..., k)` in float64 on the CPU, right vectors
+            `(..., in, k)`.
+        energy: `(...)`, squared Frobenius norm of the whole matrix, the part that S leaves out included; float64.
 
     Example:
         >>> leading = svd(Factors(torch.diag(torch.tensor([4.0, 3.0])), torch.eye(2))).truncated(1)
@@ -69,156 +76,272 @@ class Spectrum(NamedTuple):
         [4.0, 16.0, 25.0]
     """
 
-    U: Float[Tensor, "out k"]
-    S: Float64[Tensor, " k"]
-    V: Float[Tensor, "in k"]
-    energy: float
+    U: Float[Tensor, "*batch out k"]
+    S: Float64[Tensor, "*batch k"]
+    V: Float[Tensor, "*batch in k"]
+    energy: Float64[Tensor, " *batch"]
 
     def truncated(self, rank: int) -> Spectrum:
         """The leading part of this rank, at least 0, all where there is no more; `energy` stays that of the whole."""
-        return Spectrum(self.U[:, :rank], self.S[:rank], self.V[:, :rank], self.energy)
+        return Spectrum(self.U[..., :rank], self.S[..., :rank], self.V[..., :rank], self.energy)
 
     def factors(self) -> Factors:
         """`B = U sqrt(S)`, `A = sqrt(S) V.T`: balanced, so that neither factor leaves the range of float16."""
-        root = self.S.sqrt().to(self.U)
-        return Factors(self.U * root, (self.V * root).T.contiguous())
+        scale = host.like(self.S.sqrt(), self.U)[..., None, :]
+        return Factors(self.U * scale, (self.V * scale).mT.contiguous())
 
     @property
-    def kept(self) -> float:
+    def kept(self) -> Float64[Tensor, " *batch"]:
         """Squared Frobenius norm of the part that is held."""
-        return float((self.S**2).sum())
+        return self.S.square().sum(-1)
 
 
 def stack(changes: Sequence[Factors]) -> Factors:
     """The exact sum of changes of one shape, as factors of the summed rank: `[B_1 | B_2 | ...] [A_1; A_2; ...]`.
 
     Args:
-        changes: at least one, `(out, in)` each, with ranks of their own.
+        changes: at least one, `(..., out, in)` each, with ranks of their own.
 
     Example:
         >>> whole = stack([Factors(torch.ones(2, 1), torch.ones(1, 3)), Factors(torch.ones(2, 4), torch.ones(4, 3))])
         >>> whole.B.shape[1], whole.delta()[0, 0].item()
         (5, 5.0)
     """
-    return Factors(torch.cat([c.B for c in changes], dim=1), torch.cat([c.A for c in changes], dim=0))
+    return Factors(torch.cat([c.B for c in changes], dim=-1), torch.cat([c.A for c in changes], dim=-2))
 
 
-class Stacked(NamedTuple):
-    """Changes side by side, and roots of the Gram matrices of their stacked factors.
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Changes of one shape side by side, and all that can be said of them from their Gram matrices.
 
     With `B = Q_b r_b` and `A.T = Q_a r_a`, what happens in the span of the changes is arithmetic on the roots. The
     large orthonormal factors, which cost more than all the rest, are never formed: a direction of the span is a
     combination of the columns of B or of the rows of A.
 
     Attributes:
-        B, A: `(out, k)` and `(k, in)`, stacked.
-        r_b, r_a: `(at most k, k)`, in float64, on the CPU: `r_b.T r_b = B.T B` and `r_a.T r_a = A A.T`.
+        B, A: `(..., out, k)` and `(..., k, in)`, stacked.
         ranks: of the changes, which sum to k.
+        workspace: threads for the roots of a batch.
+
+    Example:
+        >>> x = Factors(torch.eye(4, 2), torch.eye(2, 3))
+        >>> span = Span.of([x, x.scaled(-1.0)])
+        >>> span.r_b.shape, span.squared_norms.tolist(), float(sum(span.cores()).abs().max()) < 1e-7
+        (torch.Size([4, 4]), [2.0, 2.0], True)
     """
 
-    B: Float[Tensor, "out k"]
-    A: Float[Tensor, "k in"]
-    r_b: Float64[Tensor, "kb k"]
-    r_a: Float64[Tensor, "ka k"]
+    B: Float[Tensor, "*batch out k"]
+    A: Float[Tensor, "*batch k in"]
     ranks: tuple[int, ...]
+    workspace: Workspace | None = None
+
+    @staticmethod
+    def of(changes: Sequence[Factors], workspace: Workspace | None = None) -> Span:
+        """Changes side by side."""
+        return Span(*stack(changes), tuple(c.A.shape[-2] for c in changes), workspace)
+
+    @property
+    def changes(self) -> list[Factors]:
+        """Each of them, in the memory of the stack."""
+        return [Factors(b, a) for b, a in zip(self.B.split(self.ranks, -1), self.A.split(self.ranks, -2))]
+
+    @cached_property
+    def _small(self) -> tuple[Tensor, ...]:
+        u, v = (signature(size, self.B.device) for size in (self.B.shape[-2], self.A.shape[-1]))
+        marks = (u @ self.B).double(), (self.A @ v).double()
+        return host.to_host(gram(self.B), gram(self.A.mT), *marks)
+
+    @property
+    def grams(self) -> tuple[Tensor, Tensor]:
+        """`B.T B` and `A A.T`, each `(..., k, k)`, in float64 on the CPU."""
+        return self._small[0], self._small[1]
+
+    @property
+    def marks(self) -> tuple[Tensor, Tensor]:
+        """`u.T B` and `A v`, each `(..., k)`, of two fixed vectors: which way a direction of the span points."""
+        return self._small[2], self._small[3]
+
+    @cached_property
+    def _roots(self) -> tuple[Tensor, Tensor]:
+        left, right = (torch.stack(host.each(root, g, workspace=self.workspace)).view_as(g) for g in self.grams)
+        return left, right
+
+    @property
+    def r_b(self) -> Float64[Tensor, "*batch k k"]:
+        """`r_b.T r_b = B.T B`."""
+        return self._roots[0]
+
+    @property
+    def r_a(self) -> Float64[Tensor, "*batch k k"]:
+        """`r_a.T r_a = A A.T`."""
+        return self._roots[1]
+
+    @property
+    def squared_norms(self) -> Float64[Tensor, "*batch n"]:
+        """`||delta_i||^2` of each change."""
+        left, right = self.grams
+        product = left * right
+        sizes = [product[..., s, s].sum((-2, -1)) for s in self.slices]
+        return torch.stack(sizes, -1)
+
+    @property
+    def slices(self) -> list[slice]:
+        """Where each change stands in the stack."""
+        ends = [sum(self.ranks[: i + 1]) for i in range(len(self.ranks))]
+        return [slice(end - rank, end) for end, rank in zip(ends, self.ranks)]
 
     def cores(self) -> list[Tensor]:
         """`Q_b.T delta_i Q_a` for each change."""
-        pairs = zip(self.r_b.split(self.ranks, dim=1), self.r_a.split(self.ranks, dim=1))
-        return [b @ a.T for b, a in pairs]
+        pairs = zip(self.r_b.split(self.ranks, dim=-1), self.r_a.split(self.ranks, dim=-1))
+        return [b @ a.mT for b, a in pairs]
+
+    def __getitem__(self, i: int) -> Span:
+        """One item of a batch."""
+        own = Span(self.B[i], self.A[i], self.ranks)
+        for name in ("_small", "_roots"):
+            if name in self.__dict__:
+                own.__dict__[name] = tuple(x[i] for x in self.__dict__[name])
+        return own
 
 
-def stacked_qr(changes: Sequence[Factors]) -> Stacked:
-    """The roots are the triangles of QR decompositions in float32: right to 1e-7 of the largest change."""
-    stacked = stack(changes)
-    # Small matrices in float64 are work for the CPU, wherever the factors are.
-    r_b = torch.linalg.qr(stacked.B, mode="r").R.cpu().double()
-    r_a = torch.linalg.qr(stacked.A.T, mode="r").R.cpu().double()
-    return Stacked(*stacked, r_b, r_a, tuple(c.A.shape[0] for c in changes))
-
-
-def stacked_gram(changes: Sequence[Factors]) -> Stacked:
-    """The roots are those of Gram matrices in float64: equal and opposite changes have coordinates that cancel.
-
-    (In float32 they differ by rounding of the size of the largest, and small ones have signs of their own.) The rows of
-    a root are orthogonal, the longest first: it is `diag(s) V.T` of the decomposition of B, or of A.T.
-    """
-    stacked = stack(changes)
-    return Stacked(*stacked, _gram_root(stacked.B), _gram_root(stacked.A.T), tuple(c.A.shape[0] for c in changes))
-
-
-def _gram_root(x: Float[Tensor, "n k"]) -> Float64[Tensor, "l k"]:
-    exact = x.double()
-    values, vectors = torch.linalg.eigh((exact.T @ exact).cpu())
-    values, vectors = values.flip(0), vectors.flip(1)
-    count = max(1, int((values > GRAM_NULL * values[0]).sum()))
-    return (vectors[:, :count] * values[:count].clamp_min(0).sqrt()).T
-
-
-class DecomposedSum(NamedTuple):
-    """A sum of changes, decomposed, and how much of each is in it.
+class Combination(NamedTuple):
+    """A change within the span of others, `B M A`.
 
     Attributes:
-        spectrum: of the sum.
-        projections: `<spectrum, delta_i>` for each change.
-        norms: `||delta_i||^2`.
+        span: of B and A.
+        M: `(..., k, k)` in float64, on the CPU; diag(w) for the sum of the changes times their weights.
     """
 
-    spectrum: Spectrum
-    projections: list[float]
-    norms: list[float]
+    span: Span
+    M: Float64[Tensor, "*batch k k"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the dense change, `(out, in)`."""
+        return self.span.B.shape[-2], self.span.A.shape[-1]
+
+    def delta(self) -> Tensor:
+        """The dense change."""
+        return self.span.B @ (host.like(self.M, self.span.B) @ self.span.A)
+
+    def scaled(self, factor: float) -> Combination:
+        """The change times a number."""
+        return Combination(self.span, self.M * factor)
 
 
-def svd_of_sum(changes: Sequence[Factors], count: Callable[[Tensor], int] = len) -> DecomposedSum:
-    """The exact singular value decomposition of a sum of changes, through the core of their stacked factors.
+@lru_cache(maxsize=64)
+def signature(size: int, device: torch.device) -> Float[Tensor, " size"]:
+    """A fixed vector of random numbers around zero: what a projection on it says of a vector depends on the vector alone.
 
-    It costs QR decompositions of `(out, k)` and `(in, k)` and an SVD of `(k, k)`, k being the sum of the ranks.
+    Example:
+        >>> bool((signature(5, torch.device("cpu")).abs() <= 0.5).all())
+        True
+    """
+    return EntryDraws(key_of("signature")).uniform(slice(0, 1), size, device)[0] - 0.5
+
+
+def weighted_sum_of(span: Span, weights: Tensor) -> Combination:
+    """The sum of the changes of a span, each times its weight; weights `(..., n)`.
+
+    Example:
+        >>> x = Factors(torch.ones(2, 1), torch.ones(1, 3))
+        >>> weighted_sum_of(Span.of([x, x]), torch.tensor([2.0, -0.5])).delta()[0].tolist()
+        [1.5, 1.5, 1.5]
+    """
+    counts = torch.tensor(span.ranks)
+    return Combination(span, torch.diag_embed(weights.double().repeat_interleave(counts, dim=-1)))
+
+
+class Decomposed(NamedTuple):
+    """A combination, decomposed: `B left diag(S) right.T A`, from which what is stored is formed in one product.
+
+    Attributes:
+        span: of the combination.
+        left, right: `(..., k, q)` in float64 on the CPU: coordinates of the singular vectors.
+        S: `(..., q)`, the largest first; 0 beyond the number that was asked for of an item.
+        energy: `(...)`, squared norm of the whole.
+        counts: of values that were asked for, one for each item of the batch.
+        projections: `(..., n)`: `<what is kept, delta_i>`.
+    """
+
+    span: Span
+    left: Tensor
+    S: Tensor
+    right: Tensor
+    energy: Tensor
+    counts: tuple[int, ...]
+    projections: Tensor
+
+    def factors(self) -> Factors:
+        """Balanced: the root of a singular value in each."""
+        scale = self.S.sqrt()[..., None, :]
+        b, a = host.like(self.left * scale, self.span.B), host.like((self.right * scale).mT, self.span.A)
+        return Factors(self.span.B @ b, a @ self.span.A)
+
+    def spectrum(self) -> Spectrum:
+        """With the vectors in full."""
+        u, v = host.like(self.left, self.span.B), host.like(self.right, self.span.A)
+        return Spectrum(self.span.B @ u, self.S, self.span.A.mT @ v, self.energy)
+
+
+def decompose(change: Combination, count: Callable[[Tensor], int] = len) -> Decomposed:
+    """The exact singular value decomposition of a change within a span.
+
+    It costs Gram matrices of `(out, k)` and `(in, k)` and decompositions of `(k, k)`, k being the sum of the ranks.
 
     Args:
-        changes: what is added; at least one, `(out, in)` each.
-        count: how many singular values to return, from 0 to as many as there are, asked once with all of them
-            `(at most min(out, in, k),)`, in float64 and the largest first; default all.
+        change: `(..., out, in)`.
+        count: how many singular values to return of an item, from 0 to as many as there are, asked once with all
+            `(at most min(out, in, k),)` of them, in float64 and the largest first; default all.
 
     Example:
         >>> x, y = Factors(torch.eye(2, 1), torch.eye(1, 3)), Factors(torch.eye(2), 2 * torch.eye(2, 3))
-        >>> found = svd_of_sum([x, y], lambda s: 1)
-        >>> [round(float(value), 4) for value in (found.spectrum.S, found.spectrum.energy, *found.projections)]
+        >>> found = decompose(weighted_sum_of(Span.of([x, y]), torch.ones(2)), lambda s: 1)
+        >>> [round(float(value), 4) for value in (found.S, found.energy, *found.projections)]
         [3.0, 13.0, 3.0, 6.0]
     """
-    whole = stacked_qr(changes)
-    left, s, right = torch.linalg.svd(whole.r_b @ whole.r_a.T, full_matrices=False)
-    energy, number = float((s**2).sum()), count(s)
-    left, s, right = left[:, :number], s[:number], right[:number].T
-    # U = B A v / s and V = (u B A).T / s; where a value is only rounding, so would be its vectors.
-    over = torch.where(s > (NULL * s.max()).clamp_min(TINY), 1 / s, 0.0) if number else s
-    u = whole.B @ (whole.r_a.T @ right * over).to(whole.B)
-    v = ((whole.r_b.T @ left * over).to(whole.A).T @ whole.A).T
-    cores = whole.cores()
-    return DecomposedSum(
-        Spectrum(u, s, v, energy),
-        [float((left.T @ m @ right).diagonal() @ s) for m in cores],
-        [float(m.square().sum()) for m in cores],
-    )
+    span, limit = change.span, min(change.shape)
+
+    def one(m: Tensor, r_b: Tensor, r_a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        x = r_b @ m @ r_a.T
+        squares, v = torch.linalg.eigh(x.T @ x)
+        s = squares.flip(0)[:limit].clamp_min(0).sqrt()
+        energy, number = x.square().sum(), count(s)
+        s, v = s[:number], v.flip(1)[:, :number]
+        # Where a value is only rounding, so would be its vectors.
+        over = torch.where(s > (NULL * s.max()).clamp_min(TINY), 1 / s, 0.0) if number else s
+        u = x @ v * over
+        inside = ((u.T @ r_b) * (v.T @ r_a) * s[:, None]).sum(0)
+        return m @ (r_a.T @ v) * over, s, m.T @ (r_b.T @ u) * over, energy, inside
+
+    found = host.each(one, change.M, span.r_b, span.r_a, workspace=span.workspace)
+    lead, counts = change.M.shape[:-2], tuple(len(s) for _, s, *_ in found)
+    most = max(counts)
+
+    def joined(items: list[Tensor]) -> Tensor:
+        padded = [torch.nn.functional.pad(x, (0, most - x.shape[-1])) for x in items]
+        return torch.stack(padded).reshape((*lead, *padded[0].shape))
+
+    left, s, right = (joined([item[i] for item in found]) for i in range(3))
+    energy, inside = (torch.stack([item[i] for item in found]).reshape((*lead, *found[0][i].shape)) for i in (3, 4))
+    projections = torch.stack([part.sum(-1) for part in inside.split(span.ranks, -1)], -1)
+    return Decomposed(span, left, s, right, energy, counts, projections)
 
 
-def svd(change: Factors | Core, count: Callable[[Tensor], int] = len) -> Spectrum:
+def svd(change: Factors, count: Callable[[Tensor], int] = len) -> Spectrum:
     """The exact singular value decomposition of a product, through its small core.
 
     Args:
-        change: `(out, in)`.
-        count: how many of the singular values that it is given to return, as in `svd_of_sum`; default all.
+        change: `(..., out, in)`.
+        count: how many of the singular values that it is given to return, as in `decompose`; default all.
 
     Example:
         >>> spectrum = svd(Factors(torch.ones(2, 1), torch.ones(1, 2)))
         >>> round(float(spectrum.S), 4), spectrum.factors().delta().round(decimals=4).tolist()
         (2.0, [[1.0, 1.0], [1.0, 1.0]])
     """
-    if isinstance(change, Factors):
-        return svd_of_sum([change], count).spectrum
-    left, s, right = torch.linalg.svd(change.M.cpu(), full_matrices=False)
-    energy, number = float((s**2).sum()), count(s)
-    left, s, right = left[:, :number], s[:number], right[:number].T
-    return Spectrum(change.U @ left.to(change.U), s, change.V @ right.to(change.V), energy)
+    span = Span.of([change])
+    return decompose(weighted_sum_of(span, torch.ones(*change.B.shape[:-2], 1)), count).spectrum()
 
 
 def energy_beyond(change: Factors, rank: int) -> float:
@@ -230,34 +353,39 @@ def energy_beyond(change: Factors, rank: int) -> float:
         >>> round(energy_beyond(Factors(torch.diag(torch.tensor([4.0, 3.0])), torch.eye(2)), 1), 6)
         9.0
     """
-    root, rows = _gram_root(change.B), change.A.double()
-    values = torch.linalg.eigvalsh(root @ (rows @ rows.T).cpu() @ root.T)  # in ascending order
+    left, right = Span.of([change]).grams
+    half = root(left)
+    values = torch.linalg.eigvalsh(half @ right @ half.T)  # in ascending order
     return float(values[: max(0, len(values) - rank)].clamp_min(0).sum())
 
 
-def inner(x: Factors, y: Factors) -> float:
+def inner(x: Factors, y: Factors) -> Float64[Tensor, " *batch"]:
     """Frobenius inner product `<x, y>` of two changes of one shape, from the factors, in float64.
 
     It is `sum((x.B.T y.B) * (x.A y.A.T))`; the ranks may differ.
 
     Example:
-        >>> inner(Factors(torch.ones(2, 1), torch.ones(1, 3)), Factors(-torch.ones(2, 4), torch.ones(4, 3)))
+        >>> float(inner(Factors(torch.ones(2, 1), torch.ones(1, 3)), Factors(-torch.ones(2, 4), torch.ones(4, 3))))
         -24.0
     """
-    gram_b = x.B.double().T @ y.B.double()
-    gram_a = x.A.double() @ y.A.double().T
-    return float((gram_b * gram_a).sum())
+    gram_b = x.B.double().mT @ y.B.double()
+    gram_a = x.A.double() @ y.A.double().mT
+    return (gram_b * gram_a).sum((-2, -1))
 
 
-def inner_products(x: Factors, others: Sequence[Factors]) -> list[float]:
-    """Frobenius inner products of one change with several, to float32 precision: `inner` at a fraction of its cost."""
-    stacked = stack(others)
-    ranks = [c.A.shape[0] for c in others]
-    columns, rows = _gram(x.B, stacked.B), _gram(x.A.T, stacked.A.T)
-    return [float((b * a).sum()) for b, a in zip(columns.split(ranks, dim=1), rows.split(ranks, dim=1))]
+def projections(x: Factors, span: Span) -> Float64[Tensor, "*batch n"]:
+    """Frobenius inner products of one change with those of a span, to float32 precision, where they are.
+
+    Example:
+        >>> x = Factors(torch.ones(2, 1), torch.ones(1, 3))
+        >>> projections(x, Span.of([x, x.scaled(-2.0)])).tolist()
+        [6.0, -12.0]
+    """
+    product = _panels(x.B, span.B) * _panels(x.A.mT, span.A.mT)
+    return torch.stack([part.sum((-2, -1)) for part in product.split(span.ranks, -1)], -1)
 
 
-def _gram(x: Tensor, y: Tensor) -> Tensor:
+def _panels(x: Tensor, y: Tensor) -> Tensor:
     """`x.T @ y`, summed in float64 over panels."""
-    parts = [(a.T @ b).double() for a, b in zip(x.split(1024), y.split(1024))]
-    return torch.stack(parts).sum(dim=0).cpu()
+    parts = [(a.mT @ b).double() for a, b in zip(x.split(1024, -2), y.split(1024, -2))]
+    return torch.stack(parts).sum(dim=0)

@@ -51,7 +51,7 @@ class ChangeStack:
         if self.device.type == "cpu":
             block = min(BLOCK, max(SMALLEST_BLOCK, rows * columns // 8)) // max(4, len(self.matrices))
         else:
-            block = GPU_BLOCK // len(self.matrices)
+            block = GPU_BLOCK // max(4, len(self.matrices))  # counts in float32 are exact to 2^24
         return list(panels(rows, max(1, block // columns)))
 
     def rows(self, i: int, rows: slice, out: Tensor | None = None) -> Tensor:

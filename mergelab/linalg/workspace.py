@@ -49,9 +49,9 @@ class Workspace:
         for _ in self.map(function, items):
             pass
 
-    def dense(self, rows: int, columns: int, device: torch.device) -> Tensor:
-        """An uninitialised matrix for the change of a layer, the same for every layer of a thread."""
-        return self._memory("change", rows * columns, device).view(rows, columns)
+    def dense(self, *shape: int, device: torch.device) -> Tensor:
+        """Uninitialised memory for the changes of layers, the same for every batch of a thread."""
+        return self._memory("change", math.prod(shape), device).view(shape)
 
     def scratch(self, *shape: int, device: torch.device) -> Tensor:
         """Uninitialised memory for a block, the same for every block of a thread."""

@@ -1,0 +1,177 @@
+"""Which layers are computed together: on a GPU as many of one kind as its memory holds, on a CPU one in a thread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mergelab.engine.blocks import OneLayer
+from mergelab.engine.job import Job, LayerChance
+from mergelab.errors import LayerError
+from mergelab.layer import LARGEST_ENTRY, Layer
+from mergelab.linalg import host
+from mergelab.linalg.lowrank import Factors, Span, signature, stack
+from mergelab.linalg.workspace import Workspace
+from mergelab.methods.method import Level, Part
+
+# Layers of a batch: the next is read while one is computed. On a CPU there is nothing to gain.
+MOST_ON_GPU, MOST_ON_CPU = 64, 1
+# Bytes on a GPU that do not depend on the number of layers: blocks of one dense layer and what is made of them.
+FIXED = 2 << 30
+
+
+class Group(NamedTuple):
+    """Layers that can be a batch.
+
+    Attributes:
+        names: of the layers.
+        present: adapters that take part, in the order given.
+    """
+
+    names: tuple[str, ...]
+    present: tuple[int, ...]
+
+
+def groups(job: Job, present: Mapping[str, tuple[int, ...]], budget: int | None) -> list[Group]:
+    """Layers by what they have in common: shape, adapters, their ranks and dtypes; cut to what memory holds.
+
+    Args:
+        job: what is to be done.
+        present: layer name -> the adapters that have it, at a weight that is not zero; at least one.
+        budget: bytes of a GPU that may be used; None on a CPU.
+    """
+    alike: dict[object, list[str]] = {}
+    for name, own in present.items():
+        layers = [job.inputs[i].adapter.layers[name] for i in own]
+        kind = (_matrix(job.shape(name)), own, tuple((x.rank, x.lora_A.dtype, x.lora_B.dtype) for x in layers))
+        alike.setdefault(kind, []).append(name)
+    found = []
+    for names in alike.values():
+        own = present[names[0]]
+        most = MOST_ON_CPU if budget is None else min(MOST_ON_GPU, _fitting(job, names[0], own, budget))
+        found += [Group(tuple(names[i : i + most]), own) for i in range(0, len(names), most)]
+    return found
+
+
+def _fitting(job: Job, name: str, present: Sequence[int], budget: int) -> int:
+    """How many layers like this one fit the memory."""
+    out, columns = _matrix(job.shape(name))
+    ranks = sum(job.inputs[i].adapter.layers[name].rank for i in present)
+    strategy = job.strategy
+    factors = 4 * ranks * (out + columns)
+    needed = 6 * factors
+    if strategy.level is not Level.LAYER and not strategy.is_exact_sum:
+        needed += 4 * out * columns + 4 * factors if strategy.acts_in.is_dense else 12 * len(present) * ranks * columns
+    return max(1, (budget - min(FIXED, budget // 2)) // needed)
+
+
+def _matrix(shape: Sequence[int]) -> tuple[int, int]:
+    return shape[0], math.prod(shape[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class LayerBatch:
+    """Layers of one shape that the same adapters change at the same ranks, where they are computed.
+
+    Attributes:
+        names: of the layers.
+        adapters: which they are, in the order of the stack: that of the first layer's changes.
+        span: of the changes, without their weights, `(layers, out, in)`.
+        projections: layer by layer what tells the change of each adapter from those of the others, in the order of the
+            stack.
+    """
+
+    names: tuple[str, ...]
+    adapters: tuple[int, ...]
+    span: Span
+    projections: tuple[tuple[float, ...], ...]
+
+    def weights(self, job: Job) -> Tensor:
+        """`(layers, n)`, in the order of the stack."""
+        rows = [[job.inputs[i].weights[name] for i in self.adapters] for name in self.names]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def layers(self, job: Job) -> list[OneLayer]:
+        """What a method sees of each layer, one by one."""
+        if not job.strategy.acts_in.is_dense:
+            self.span.r_b  # noqa: B018 - of all layers together, rather than of each when it is asked for
+        return [self._layer(job, i) for i in range(len(self.names))]
+
+    def _layer(self, job: Job, i: int) -> OneLayer:
+        name, span = self.names[i], self.span[i]
+        if job.strategy.acts_in.acts_on_factors:
+            parts = job.stored_parts(name)
+            return OneLayer(parts, span, LayerChance(job.seed, name, [part.place for part in parts]))
+        weights = [job.inputs[index].weights[name] for index in self.adapters]
+        # A place depends on the changes alone, among equal ones on the weight.
+        order = sorted(range(len(weights)), key=lambda j: (self.projections[i][j], weights[j]))
+        parts = [
+            Part(change, weight, adapter, order.index(j))
+            for j, (change, weight, adapter) in enumerate(zip(span.changes, weights, self.adapters))
+        ]
+        if job.strategy.stores_factors:
+            parts.sort(key=lambda part: part.adapter)
+        return OneLayer(parts, span, LayerChance(job.seed, name, [part.place for part in parts]))
+
+
+def upload(job: Job, group: Group) -> list[Factors]:
+    """The changes of each adapter, in float32 on the device, `(layers, out, in)`; they travel in the dtype they have."""
+    return [_changes([job.inputs[i].adapter.layers[name] for name in group.names], job.device) for i in group.present]
+
+
+def _changes(layers: Sequence[Layer], device: torch.device) -> Factors:
+    b = _stacked([layer.lora_B.detach().flatten(1) for layer in layers], device)
+    a = _stacked([layer.lora_A.detach().flatten(1) for layer in layers], device)
+    if any(layer.scaling != 1 for layer in layers):
+        scalings = torch.tensor([layer.scaling for layer in layers], dtype=torch.float32)
+        b = b * host.like(scalings, b)[:, None, None]
+    return Factors(b, a)
+
+
+def _stacked(matrices: Sequence[Tensor], device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        whole = matrices[0][None] if len(matrices) == 1 else torch.stack(list(matrices))
+        return whole.to(device, torch.float32)
+    pinned = torch.empty(len(matrices), *matrices[0].shape, dtype=matrices[0].dtype, pin_memory=True)
+    torch.stack(list(matrices), out=pinned)
+    return pinned.to(device, non_blocking=True).float()
+
+
+def batch_of(job: Job, group: Group, changes: Sequence[Factors], workspace: Workspace) -> LayerBatch:
+    """Look at the values, put the changes in an order of their own, and side by side.
+
+    The changes are sorted by one fixed random projection of each, `u.T delta v`, so that the sums of floating point do
+    not depend on how the adapters were listed, nor on how a file factors a change. (Of a batch, those of its first
+    layer: elsewhere the order is the same, and sums may differ by rounding.)
+
+    Raises:
+        LayerError: a value is NaN, infinite, or far beyond those of any adapter.
+    """
+    found = host.to_host(torch.stack([_looked_at(change) for change in changes]))[0]
+    for index, own in zip(group.present, found):
+        for name, (largest_b, largest_a, _) in zip(group.names, own.tolist()):
+            if not (largest_b * largest_a <= LARGEST_ENTRY and max(largest_b, largest_a) <= LARGEST_ENTRY**1.5):
+                job.inputs[index].adapter.matrices(name)  # says what is wrong
+                raise LayerError(f"{job.inputs[index].adapter.source}: layer {name}: values out of the range of float32")
+    projected = found[..., 2].T.tolist()
+    weights = [job.inputs[i].weights[group.names[0]] for i in group.present]
+    order = sorted(range(len(weights)), key=lambda i: (projected[0][i], weights[i]))
+    stacked = stack([changes[i] for i in order])
+    return LayerBatch(
+        group.names,
+        tuple(group.present[i] for i in order),
+        Span(*stacked, tuple(changes[i].A.shape[-2] for i in order), workspace),
+        tuple(tuple(row[i] for i in order) for row in projected),
+    )
+
+
+def _looked_at(change: Factors) -> Tensor:
+    """`(layers, 3)`: the largest magnitudes of B and of A, and the projection; in float64, where the change is."""
+    largest = [torch.stack(x.flatten(1).aminmax(dim=1)).abs().amax(0).double() for x in change]
+    u, v = (signature(size, change.B.device) for size in change.shape)
+    return torch.stack([*largest, ((u @ change.B).double() * (change.A @ v).double()).sum(-1)], -1)

@@ -1,0 +1,178 @@
+"""What becomes of a merged batch: a decomposition of every layer, cut to its rank, and what the report says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from mergelab.engine.batches import LayerBatch
+from mergelab.engine.blocks import OneLayer, merge_together
+from mergelab.engine.job import Job
+from mergelab.engine.remains import why_nothing_remains
+from mergelab.engine.results import MergedLayer, check_finite, finished
+from mergelab.layer import full_rank
+from mergelab.linalg import host
+from mergelab.linalg.dense import EXACT_SIDE, leading_directions, squared_norms, svd_dense
+from mergelab.linalg.lowrank import (
+    Combination,
+    Core,
+    Decomposed,
+    Factors,
+    Span,
+    Spectrum,
+    decompose,
+    inner,
+    projections,
+    weighted_sum_of,
+)
+from mergelab.linalg.workspace import Workspace
+from mergelab.ranks import RankBudget, rank_reached, target_rank
+from mergelab.spaces import Merged
+
+# The start of an iteration knows this many directions more than are wanted.
+EXTRA_DIRECTIONS = 8
+
+
+def merged_batch(
+    job: Job, batch: LayerBatch, prepared: Sequence[Any] | None, workspace: Workspace
+) -> Callable[[], list[MergedLayer]]:
+    """Merge the layers of a batch.
+
+    Args:
+        job, batch: what is merged.
+        prepared: of each adapter, what the sparsifier found out over all of its layers.
+        workspace: threads and memory.
+
+    Returns:
+        What brings the results to the CPU.
+
+    Raises:
+        LayerError: the merge has values that float32 cannot hold.
+    """
+    layers = batch.layers(job)
+    states = None if prepared is None else [[prepared[p.adapter] for p in one.parts] for one in layers]
+    strategy = job.strategy
+    if strategy.is_exact_sum and not strategy.stores_factors:
+        wholes: list[tuple[Any, Sequence[OneLayer]]] = [(weighted_sum_of(batch.span, batch.weights(job)), layers)]
+    else:
+        merged = merge_together(strategy, layers, states, workspace)
+        wholes = _together(merged, batch, layers)
+    parts = [_stored(job, batch, whole, own, states, workspace) for whole, own in wholes]
+    return lambda: [layer for part in parts for layer in part()]
+
+
+def _together(
+    merged: Sequence[Merged] | Tensor, batch: LayerBatch, layers: Sequence[OneLayer]
+) -> list[tuple[Any, Sequence[OneLayer]]]:
+    """Results of one kind as one batch; others each by itself, as a batch of one."""
+    if isinstance(merged, Tensor):
+        return [(merged, layers)]
+    if all(isinstance(m, Combination) for m in merged):
+        spans = [cast(Combination, m).span for m in merged]
+        own = all(span is one.span for span, one in zip(spans, layers))
+        rows = batch.span.A if own else torch.stack([span.A for span in spans])
+        span = batch.span if own else Span(batch.span.B, rows, spans[0].ranks, batch.span.workspace)
+        return [(Combination(span, torch.stack([cast(Combination, m).M for m in merged])), layers)]
+    return [(_as_batch(m), [one]) for m, one in zip(merged, layers)]
+
+
+def _as_batch(merged: Merged) -> Any:
+    """With a leading dimension of one."""
+    if isinstance(merged, Tensor):
+        return merged[None]
+    if isinstance(merged, Core):
+        merged = Factors(merged.U, merged.M.to(merged.U) @ merged.V.T)
+    if isinstance(merged, Combination):
+        return Combination(merged.span[None], merged.M[None])
+    return Factors(merged.B[None], merged.A[None])
+
+
+def _stored(
+    job: Job,
+    batch: LayerBatch,
+    whole: Factors | Combination | Tensor,
+    layers: Sequence[OneLayer],
+    states: Sequence[Sequence[Any]] | None,
+    workspace: Workspace,
+) -> Callable[[], list[MergedLayer]]:
+    """Layers of one batch, decomposed and cut; and what brings them to the CPU."""
+    ranks = [part.change.A.shape[-2] for part in layers[0].parts]
+    target = target_rank(job.rank, ranks, full_rank(job.shape(layers[0].chance.layer)))
+    spectrum, factors, known = None, None, None
+    if isinstance(whole, Factors) and _is_final(job, whole, target):
+        energy = kept = host.to_host(inner(whole, whole))[0]
+        check_finite(job, layers, energy)
+        factors, counts = whole, [whole.A.shape[-2]] * len(layers)
+    else:
+        found = _decomposed(job, batch, whole, layers, target, workspace)
+        energy = found.energy
+        if isinstance(found, Decomposed):
+            counts = list(found.counts)
+        else:
+            counts = [rank_reached(target, s, float(e)) for s, e in zip(found.S, found.energy)]
+            found = found.truncated(max(counts))
+        counts = [min(count, found.S.shape[-1]) for count in counts]
+        kept = torch.stack([s[:count].square().sum() for s, count in zip(found.S, counts)])
+        if isinstance(found, Decomposed) and found.span is batch.span:
+            known = found.projections
+        if isinstance(job.rank, RankBudget) and not job.strategy.stores_factors:
+            spectrum = found.spectrum() if isinstance(found, Decomposed) else found
+            factors = spectrum.factors()
+        else:
+            factors = found.factors()
+    span, weights = batch.span, batch.weights(job)
+    if len(layers) < len(batch.names):
+        span, weights = layers[0].span[None], weights[[batch.names.index(layers[0].chance.layer)]]
+    known = host.to_host(projections(factors, span))[0] if known is None else known
+    known, norms = known * weights, span.squared_norms * weights.square()
+    rows = []
+    for i, one in enumerate(layers):
+        own, given = None if states is None else states[i], float(norms[i].sum())
+        note = why_nothing_remains(job.strategy, one, float(energy[i]), given, own, workspace)
+        sizes = dict(zip(batch.adapters, zip(known[i].tolist(), norms[i].tolist())))
+        name = one.chance.layer
+        layer = MergedLayer(name, job.shape(name), job.adapters(name))
+        rows.append((layer.with_energy(float(energy[i]), float(kept[i]), note), sizes))
+    if spectrum is not None:
+        return lambda: [layer.with_spectrum(spectrum, i) for i, (layer, _) in enumerate(rows)]
+    return lambda: finished(job, rows, factors, counts)
+
+
+def _is_final(job: Job, factors: Factors, target: int | float) -> bool:
+    """Whether factors can be stored as they are."""
+    if job.strategy.stores_factors:
+        return True
+    return isinstance(target, int) and not isinstance(job.rank, RankBudget) and target >= factors.A.shape[-2]
+
+
+def _decomposed(
+    job: Job,
+    batch: LayerBatch,
+    whole: Factors | Combination | Tensor,
+    layers: Sequence[OneLayer],
+    target: int | float,
+    workspace: Workspace,
+) -> Decomposed | Spectrum:
+    """Singular values and vectors of a merged batch: those that are wanted, or more."""
+    if isinstance(whole, Factors):
+        span = Span.of([whole], workspace)
+        whole = weighted_sum_of(span, torch.ones(len(layers), 1))
+    if isinstance(whole, Combination):
+        check_finite(job, layers, sum(x.sum((-2, -1)) for x in (whole.M, *whole.span.grams)))
+        found = decompose(whole, lambda s: min(len(s), rank_reached(target, s)))
+        check_finite(job, layers, found.energy)
+        return found
+    energy = squared_norms(whole, workspace)
+    check_finite(job, layers, energy)
+    ranks, side = batch.span.ranks, min(whole.shape[-2:])
+    if isinstance(job.rank, RankBudget) and side > EXACT_SIDE:
+        target = job.rank.searched(ranks, side)
+    start = None
+    if side > sum(ranks) and side > EXACT_SIDE:
+        # Directions of the weighted sum, which are near those of most merges.
+        count = min((target if isinstance(target, int) else 64) + EXTRA_DIRECTIONS, sum(ranks))
+        start = leading_directions(weighted_sum_of(batch.span, batch.weights(job)), count)
+    return svd_dense(whole, target, start, workspace, energy)
