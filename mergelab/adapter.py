@@ -13,11 +13,12 @@ from torch import Tensor
 
 from mergelab import algebra, formats, miniature
 from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
+from mergelab.devices import AUTO, LAYER_BY_LAYER, Device, chosen_device
 from mergelab.errors import LayerError, OptionError
 from mergelab.formats.base_models import check_base_models
 from mergelab.layer import base_model_of, common_dialect, overview, short_name
 from mergelab.linalg.lowrank import inner
-from mergelab.linalg.precision import full_precision
+from mergelab.linalg.workspace import each_layer
 from mergelab.publishing import Publishable
 from mergelab.ranks import Rank
 from mergelab.report import Report
@@ -131,7 +132,6 @@ class Adapter(Publishable):
             metadata={},
         )
 
-    @full_precision()
     def inner(self, other: Adapter) -> float:
         """Frobenius inner product of the changes, summed over the layers that both have; from the factors.
 
@@ -149,7 +149,7 @@ class Adapter(Publishable):
             check_base_models([self, other], names)
             algebra.check_shapes(self.layers, other.layers, names)
         shared = [name for name in self.layers if name in other.layers]
-        return sum(inner(self.matrices(name), other.matrices(name)) for name in shared)
+        return sum(each_layer(lambda name: float(inner(self.matrices(name), other.matrices(name))), shared).values())
 
     def norm(self) -> float:
         """Frobenius norm of the change, over all layers; from the factors (to 1e-8 of the terms it is a sum of).
@@ -201,24 +201,25 @@ class Adapter(Publishable):
         """The layers alone."""
         return replace(self, extras={})
 
-    def resize(self, rank: Rank) -> Adapter:
+    def resize(self, rank: Rank, *, device: Device = AUTO) -> Adapter:
         """The best approximation at another rank, layer by layer; exact where the rank is not below what is there.
 
         Args:
             rank: as for `merge`: an int, a share of the squared singular values in (0, 1), or a `RankBudget`.
+            device: where to compute; "auto" is the CPU here, where a GPU, layer by layer, would be slower.
 
         Returns:
             An adapter with a `report`; a layer that keeps its rank keeps its factors, others are float32.
 
         Raises:
-            OptionError, LayerError: a rank out of its range; a layer that holds NaN or infinity.
+            OptionError, LayerError: a rank out of its range, no such device; a layer that holds NaN or infinity.
 
         Example:
             >>> small = load("miniature/sdxl/ghost").resize(4)
             >>> set(small.ranks.values()), round(small.report.retained_energy, 2)
             ({4}, 0.84)
         """
-        layers, report = algebra.resize_layers(self, rank)
+        layers, report = algebra.resize_layers(self, rank, chosen_device(device, LAYER_BY_LAYER))
         return replace(self, layers=layers, source=f"{self.name} at rank {rank}", report=report)
 
     # What a person sees.

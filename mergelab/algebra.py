@@ -21,6 +21,7 @@ from mergelab.layer import (
 )
 from mergelab.linalg.lowrank import Spectrum, svd
 from mergelab.linalg.precision import full_precision
+from mergelab.linalg.workspace import each_layer
 from mergelab.ranks import Rank, RankBudget, budget_note, check_rank, rank_note, target_rank, truncate
 from mergelab.report import LayerReport, Report, carried
 
@@ -100,21 +101,28 @@ def add_extras(first: Mapping[str, Tensor], second: Mapping[str, Tensor], names:
 
 
 @full_precision()
-def resize_layers(data: AdapterData, rank: Rank) -> tuple[dict[str, Layer], Report]:
-    """The best approximation of every layer at another rank, and what it kept.
+def resize_layers(data: AdapterData, rank: Rank, device: torch.device | None = None) -> tuple[dict[str, Layer], Report]:
+    """The best approximation of every layer at another rank, computed on a device, and what it kept.
 
     A layer that keeps its rank keeps its factors, others are float32; one that a budget leaves nothing is left out.
     """
     rank = check_rank(rank)
-    spectra: dict[str, Spectrum] = {}
-    for name, layer in data.layers.items():
+
+    def resized(name: str) -> Spectrum:
+        layer = data.layers[name]
         limit = min(full_rank(layer.shape), layer.rank)
-        spectra[name] = truncate(svd(data.matrices(name)), target_rank(rank, [layer.rank], limit))
+        found = truncate(svd(data.matrices(name, device)), target_rank(rank, [layer.rank], limit))
+        return found._replace(U=found.U.cpu(), S=found.S.cpu(), V=found.V.cpu())
+
+    spectra = each_layer(resized, data.layers, device)
     if isinstance(rank, RankBudget):
         counts = rank.spend([s.S for s in spectra.values()])
         spectra = {name: s.truncated(count) for (name, s), count in zip(spectra.items(), counts)}
     layers = {name: _at_rank(data.layers[name], s) for name, s in spectra.items() if len(s.S)}
-    rows = (LayerReport(n, len(s.S), s.energy, s.kept, note=rank_note(rank, len(s.S))) for n, s in spectra.items())
+    rows = (
+        LayerReport(n, len(s.S), float(s.energy), float(s.kept), note=rank_note(rank, len(s.S)))
+        for n, s in spectra.items()
+    )
     note = budget_note(rank, [len(s.S) for s in spectra.values()])
     return layers, Report((), tuple(rows), (*filter(None, [note]), *carried(data.notes)))
 

@@ -1,4 +1,4 @@
-"""Whether a value that came from outside can be used: a number, a device, a name."""
+"""Whether a value that came from outside can be used: a number, a text, a name."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergelab.errors import OptionError
-
-if TYPE_CHECKING:
-    import torch
 
 # Weights, alphas and strengths are of order one; what is above this is a mistake, and would overflow float32.
 # Of what is below, float32 arithmetic leaves nothing: squares of changes of order 1e-2 would underflow.
@@ -97,25 +94,6 @@ def readable(text: str) -> str:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     except UnicodeEncodeError:  # half a character, from no file name
         return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def usable_device(device: torch.device | str | None) -> torch.device:
-    """A device that tensors can be put on; the CPU for None.
-
-    Raises:
-        OptionError: there is no such device, or not here.
-    """
-    import torch  # the command line checks numbers before anything needs it
-
-    try:
-        found = torch.device(device or "cpu")
-        torch.zeros(1, device=found).sum().item()
-    except (RuntimeError, AssertionError, ValueError) as error:
-        here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        if torch.backends.mps.is_available():
-            here.append("mps")
-        raise OptionError(f"device={str(device)!r} cannot be used here; devices: {', '.join(here)}") from error
-    return found
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

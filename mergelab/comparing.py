@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mergelab.adapter import Adapter, Source
+from mergelab.devices import AUTO, LAYER_BY_LAYER, Device, chosen_device
 from mergelab.engine.aligning import aligned_layers, load_all, unique_names, with_one_input
 from mergelab.linalg.lowrank import Factors, inner, svd
-from mergelab.linalg.precision import full_precision
-from mergelab.linalg.workspace import Workspace, threads
+from mergelab.linalg.workspace import each_layer
 from mergelab.tables import counted, text_as_html
 
 if TYPE_CHECKING:
@@ -157,19 +157,21 @@ class Comparison:
         return text_as_html(str(self))
 
 
-@full_precision()
-def compare(adapters: Sequence[Adapter | Source] | Adapter | Source, *others: Adapter | Source) -> Comparison:
+def compare(
+    adapters: Sequence[Adapter | Source] | Adapter | Source, *others: Adapter | Source, device: Device = AUTO
+) -> Comparison:
     """Measure how adapters relate before they are merged.
 
     Args:
         adapters: a list of two or more, or of anything that `load` takes; or the first of them,
         others: and the rest, as in `compare(a, b)`.
+        device: where to compute; "auto" is the CPU here, where a GPU, layer by layer, would be slower.
 
     Returns:
         A `Comparison`; all but the sign conflict is exact, from the factors.
 
     Raises:
-        MergelabError: fewer than two adapters, or adapters for different base models.
+        MergelabError: fewer than two adapters, or adapters for different base models; no such device.
 
     Example:
         >>> import torch
@@ -178,15 +180,13 @@ def compare(adapters: Sequence[Adapter | Source] | Adapter | Source, *others: Ad
         >>> round(compare([a, 2 * a]).totals()[0]["cosine"], 6)
         1.0
     """
+    where = chosen_device(device, LAYER_BY_LAYER)
     found = load_all([adapters, *others] if others else adapters, least=2)  # type: ignore[list-item,arg-type]
     names = unique_names([a.name for a in found])
     found, _ = with_one_input(found, names)
     aligned_layers(found, names)
-    everywhere = dict.fromkeys(name for a in found for name in a.layers)
-    with threads() as pool:
-        measured = dict(
-            zip(everywhere, Workspace(pool).map(lambda name: _measure_layer(found, names, name), everywhere))
-        )
+    everywhere = (name for a in found for name in a.layers)
+    measured = each_layer(lambda name: _measure_layer(found, names, name, where), everywhere, where)
     rows, shared = [], {}
     for i, j in itertools.combinations(range(len(found)), 2):
         both = [name for name in found[i].layers if name in found[j].layers]
@@ -210,8 +210,8 @@ class _Layer(NamedTuple):
     pairs: dict[tuple[int, int], PairRow]
 
 
-def _measure_layer(adapters: Sequence[Adapter], names: Sequence[str], name: str) -> _Layer:
-    sides = {i: _side(a.matrices(name)) for i, a in enumerate(adapters) if name in a.layers}
+def _measure_layer(adapters: Sequence[Adapter], names: Sequence[str], name: str, device: torch.device) -> _Layer:
+    sides = {i: _side(a.matrices(name, device)) for i, a in enumerate(adapters) if name in a.layers}
     pairs = {
         (i, j): _pair(name, names[i], names[j], sides[i], sides[j]) for i, j in itertools.combinations(sorted(sides), 2)
     }
@@ -223,7 +223,7 @@ def _side(change: Factors) -> _Side:
     rank = int((_RANK_TOLERANCE * spectrum.S[0] < spectrum.S).sum())
     # The vectors of small singular values are only nearly orthogonal.
     columns, rows = (torch.linalg.qr(x[:, :rank]).Q for x in (spectrum.U, spectrum.V))
-    return _Side(change, max(0.0, inner(change, change)), columns, rows)
+    return _Side(change, max(0.0, float(inner(change, change))), columns, rows)
 
 
 def _pair(layer: str, first: str, second: str, x: _Side, y: _Side) -> PairRow:
@@ -233,7 +233,7 @@ def _pair(layer: str, first: str, second: str, x: _Side, y: _Side) -> PairRow:
         second=second,
         norm_first=math.sqrt(x.square),
         norm_second=math.sqrt(y.square),
-        inner=inner(x.change, y.change),
+        inner=float(inner(x.change, y.change)),
         shared_subspace=_shared_subspace(x, y),
         sign_conflict=_sign_conflict(x.change, y.change),
     )
@@ -249,7 +249,7 @@ def _shared_subspace(x: _Side, y: _Side) -> float:
 
 def _sign_conflict(x: Factors, y: Factors) -> float:
     out = x.B.shape[0]
-    rows = torch.linspace(0, out - 1, min(out, SAMPLED_ROWS)).round().long()
+    rows = torch.linspace(0, out - 1, min(out, SAMPLED_ROWS)).round().long().to(x.B.device)
     dense_x, dense_y = x.B[rows] @ x.A, y.B[rows] @ y.A
     common = torch.minimum(dense_x.abs(), dense_y.abs())
     total = float(common.sum())

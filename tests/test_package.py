@@ -31,6 +31,7 @@ LAYERS = {
         "formats | methods",
         "layer | spaces | ranks",
         "linalg | miniature",
+        "devices",
         "checks",
         "errors | report",
         "tables",

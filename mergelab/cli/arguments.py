@@ -54,6 +54,13 @@ BaseModel = Annotated[
     str | None,
     typer.Option("--architecture", help="The base model's id (sdxl, flux, ...), where a file does not tell."),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="auto (default: a GPU where there is one and the work is worth it), cpu, cuda, cuda:1; mps is the CPU.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Import = Annotated[
     list[str] | None, typer.Option("--import", help="Python file or module that registers methods, metrics.")

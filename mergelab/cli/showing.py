@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from mergelab.cli.arguments import BaseModel, File, Files, Import, Json, Pickle, import_plugins
+from mergelab.cli.arguments import BaseModel, Device, File, Files, Import, Json, Pickle, import_plugins
 
 if TYPE_CHECKING:
     from mergelab.adapter import Adapter
@@ -27,7 +27,11 @@ def inspect(file: File, as_json: Json = False, allow_pickle: Pickle = False, arc
 
 
 def compare(
-    adapters: Files, as_json: Json = False, allow_pickle: Pickle = False, architecture: BaseModel = None
+    adapters: Files,
+    as_json: Json = False,
+    device: Device = None,
+    allow_pickle: Pickle = False,
+    architecture: BaseModel = None,
 ) -> str:
     """Show where adapters agree and where they are in each other's way, before any merge."""
     from mergelab.adapter import load
@@ -35,7 +39,7 @@ def compare(
     from mergelab.report import carried
 
     loaded = [load(source, allow_pickle=allow_pickle, architecture=architecture) for source in adapters]
-    comparison = compare_adapters(loaded)
+    comparison = compare_adapters(loaded, device=device)
     if as_json:
         return json.dumps(comparison.to_dict(), indent=2)
     return "\n".join([str(comparison), *(f"  note: {a.name}: {note}" for a in loaded for note in carried(a.notes))])

@@ -84,6 +84,19 @@ def loaded(asked: Given, allow_pickle: bool, architecture: str | None) -> list[A
     return [load(source, allow_pickle=allow_pickle, architecture=told) for source in asked.sources]
 
 
+def device_of(asked: Given, device: str | None) -> tuple[str | None, list[str]]:
+    """The device of a command line, or else that of a configuration; and what is to be said where that is not here."""
+    if device is not None or asked.config is None or asked.config.device is None:
+        return device, []
+    from mergelab.devices import LAYER_BY_LAYER, chosen_device
+
+    told = asked.config.device
+    try:
+        return str(chosen_device(told, LAYER_BY_LAYER)), []
+    except OptionError:
+        return None, [f"not used, since it is not here: device {told} of {asked.config.path}; see --device"]
+
+
 def parse_weighted(text: str) -> tuple[str, float | dict[str, float]]:
     """A source and its weight, from `FILE`, `FILE:0.7`, `FILE=0.7` or `FILE:unet=0.7,text_encoder=0.3`.
 

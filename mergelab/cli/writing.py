@@ -11,6 +11,7 @@ import typer
 
 from mergelab.cli.arguments import (
     BaseModel,
+    Device,
     DropExtras,
     Dtype,
     File,
@@ -29,7 +30,17 @@ from mergelab.cli.arguments import (
     split_options,
 )
 from mergelab.cli.outputs import Output
-from mergelab.cli.strengths import Blocks, DryRun, FromConfig, Weighted, by_block, given, loaded, weight_table
+from mergelab.cli.strengths import (
+    Blocks,
+    DryRun,
+    FromConfig,
+    Weighted,
+    by_block,
+    device_of,
+    given,
+    loaded,
+    weight_table,
+)
 from mergelab.errors import OptionError
 from mergelab.report import carried
 from mergelab.tables import counted
@@ -63,7 +74,13 @@ def merge(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of random methods.", parser=integer, metavar="INTEGER")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu (default) or cuda.")] = None,
+    device: Device = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Of a GPU, for batches of layers: 8GB; default: 80 % of what is free, at most 10 GiB."
+        ),
+    ] = None,
     format: Format = None,
     for_: For = None,
     dtype: Dtype = None,
@@ -75,6 +92,7 @@ def merge(
     dry_run: DryRun = False,
 ) -> str:
     """Merge adapters into one. Other options of a method are given as --name value."""
+    from mergelab.devices import LAYER_BY_LAYER, chosen_device, parsed_memory
     from mergelab.engine.merge import merge as merge_adapters
     from mergelab.ranks import parse_rank
 
@@ -90,11 +108,13 @@ def merge(
     weights = by_block(inputs, asked.weights, block_weights)
     present = [adapter for adapter, weight in zip(inputs, weights) if weight != 0]
     chosen = out.check(present or inputs)
+    device, said = device_of(asked, device)
+    chosen_device(device, LAYER_BY_LAYER), parsed_memory(memory)  # raise before anything is read
     if dry_run:
         planned = _planned_merge(inputs, weights, method, target, options)
-        return "\n".join([*left_out, weight_table(inputs, weights), out.unwritten(planned, chosen)])
-    merged = merge_adapters(inputs, weights, method, rank=target, seed=seed, device=device, **options)
-    return "\n".join([*left_out, *out.write(merged), *merged.report.lines()])
+        return "\n".join([*left_out, *said, weight_table(inputs, weights), out.unwritten(planned, chosen)])
+    merged = merge_adapters(inputs, weights, method, rank=target, seed=seed, device=device, memory=memory, **options)
+    return "\n".join([*left_out, *said, *out.write(merged), *merged.report.lines()])
 
 
 def convert(
@@ -134,18 +154,21 @@ def resize(
     allow_pickle: Pickle = False,
     architecture: BaseModel = None,
     block_weights: Blocks = None,
+    device: Device = None,
     dry_run: DryRun = False,
 ) -> str:
     """Write the best approximation of an adapter at another rank, and say what it lost."""
+    from mergelab.devices import LAYER_BY_LAYER, chosen_device
     from mergelab.ranks import parse_rank, rank_text
 
     if (target := parse_rank(rank)) in ("max", "sum"):
         raise OptionError(f"rank={rank!r}: expected a number such as 16, 0.9 (share of energy) or mean=16 (a budget)")
     out = Output(output, format, for_, dtype, force)
     opened = _open(file, out, drop_extras, allow_pickle, architecture, block_weights)
+    chosen = chosen_device(device, LAYER_BY_LAYER)  # raises where it is none
     if dry_run:
         return opened.planned(out, f"rank {rank_text(target)}, {counted(len(opened.adapter.layers), 'layer')}")
-    resized = opened.adapter.resize(target)
+    resized = opened.adapter.resize(target, device=chosen)
     return "\n".join([*opened.left_out, *out.write(resized), *resized.report.lines()])
 
 

@@ -17,6 +17,7 @@ from mergelab.errors import LayerError, OptionError
 from mergelab.formats.base_models import check_base_models
 from mergelab.layer import BIAS_SUFFIX, Layer, LoraLayer
 from mergelab.linalg.lowrank import Factors
+from mergelab.linalg.workspace import each_layer
 
 Loras = Adapter | Source | Sequence[Adapter | Source]
 Weights = Weight | Sequence[Weight]
@@ -120,13 +121,12 @@ def collect(loras: Loras, weights: Weights | None = None) -> Changes:
     layers = [[*a.layers, *bias_only(a)] for a in adapters]
     others = [replacing(adapter) for adapter in adapters]
     table = resolve(given, layers, names, architectures, others)
+    given_to = zip(adapters, names, table)
+    changes = [c for adapter, name, own in given_to if any(own.values()) for c in _of_adapter(adapter, name, own)]
+    each_layer(lambda i: changes[i].factors().shape, range(len(changes)))  # raises where a value is none
     by_tensor: dict[str, list[Change]] = {}
-    for adapter, name, own in zip(adapters, names, table):
-        if not any(own.values()):
-            continue
-        for change in _of_adapter(adapter, name, own):
-            change.factors()
-            by_tensor.setdefault(f"{change.layer}.{'bias' if change.of_bias else 'weight'}", []).append(change)
+    for change in changes:
+        by_tensor.setdefault(f"{change.layer}.{'bias' if change.of_bias else 'weight'}", []).append(change)
     if not by_tensor:
         raise OptionError("every weight is 0, so there is nothing to fuse")
     found = {key: tuple(changes) for key, changes in by_tensor.items()}

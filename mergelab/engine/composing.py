@@ -7,10 +7,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-import torch
-
 from mergelab.adapter import Adapter, Source
 from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
+from mergelab.devices import AUTO, Device
 from mergelab.engine.aligning import load_all
 from mergelab.engine.merge import merge
 from mergelab.errors import ArchitectureError, OptionError
@@ -19,7 +18,7 @@ from mergelab.formats.tools import check_tool
 from mergelab.formats.writers import SAY_WHICH
 from mergelab.layer import Layer, base_model_of
 from mergelab.linalg.lowrank import energy_beyond
-from mergelab.linalg.workspace import Workspace, threads
+from mergelab.linalg.workspace import each_layer
 from mergelab.ranks import Rank, check_rank
 from mergelab.tables import counted
 
@@ -32,7 +31,7 @@ def compose(
     strengths: Sequence[float],
     *,
     rank: Rank | None = None,
-    device: torch.device | str | None = None,
+    device: Device = AUTO,
     progress: bool | None = None,
 ) -> Adapter:
     """The sum `sum_i strengths[i] * delta_i` of FLUX.1 adapters for nunchaku, as its `compose_lora` makes it.
@@ -46,7 +45,7 @@ def compose(
         strengths: one number for each, of any sign.
         rank: of the layers that nunchaku quantises, as for `merge`: `256`, a share of the energy, or a budget; those of
             others cost nothing, and they stay exact. By default the exact sum, at the sum of the ranks.
-        device: where to compute, "cpu" by default.
+        device: where to compute, as for `merge`.
         progress: show a bar; by default on a terminal only.
 
     Returns:
@@ -72,7 +71,7 @@ def composed(
     strengths: list[float],
     *,
     rank: Rank | None = None,
-    device: torch.device | str | None = None,
+    device: Device = AUTO,
     progress: bool | None = None,
 ) -> Adapter:
     """What `compose` makes of adapters and strengths that are `checked`."""
@@ -144,8 +143,7 @@ def _slow(merged: Adapter) -> list[str]:
     above = [name for name, layer in _quantized(merged).items() if layer.rank > SLOW_ABOVE]
     if not above:
         return []
-    with threads() as pool:
-        lost = sum(Workspace(pool).map(lambda name: energy_beyond(merged.matrices(name), SLOW_ABOVE), above))
+    lost = sum(each_layer(lambda name: float(energy_beyond(merged.matrices(name), SLOW_ABOVE)), above).values())
     energy = sum(row.kept for row in merged.report.layers)
     error = math.sqrt(min(1.0, lost / energy)) if energy > 0 else 0.0
     highest = max(above, key=lambda name: merged.layers[name].rank)

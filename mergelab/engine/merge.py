@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from mergelab.adapter import Adapter, Source
-from mergelab.checks import usable_device
+from mergelab.devices import AUTO, Device, chosen_device, layer_work, parsed_memory
 from mergelab.engine.aligning import aligned_layers, load_all, unique_names, with_one_input
 from mergelab.engine.extras import bias_only, merge_extras, replacing
 from mergelab.engine.job import Input, Job
@@ -22,7 +21,7 @@ from mergelab.errors import OptionError
 from mergelab.layer import common_dialect
 from mergelab.linalg.precision import full_precision
 from mergelab.linalg.workspace import Workspace, threads
-from mergelab.methods.method import Strategy
+from mergelab.methods.method import Level, Strategy
 from mergelab.methods.registry import name_of, options_record, strategy_of
 from mergelab.ranks import Rank, budget_note, check_rank, rank_record
 from mergelab.report import LayerReport, Report, carried
@@ -36,7 +35,8 @@ def merge(
     *,
     rank: Rank | None = None,
     seed: int = 0,
-    device: torch.device | str | None = None,
+    device: Device = AUTO,
+    memory: int | str | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> Adapter:
@@ -57,7 +57,10 @@ def merge(
             `cat` always has the sum of the ranks.
         seed: of the random methods: a draw is a function of seed, layer, entry, and the place of the adapter's change
             among those of the layer, whatever order they are given in and whatever their weights.
-        device: where to compute, "cpu" by default; one layer at a time is moved there.
+        device: where to compute: "auto" (a GPU by CUDA or ROCm, where there is one and the work is worth its start;
+            else the CPU), "cpu", "cuda", "cuda:1", ...; the result is the same to float tolerance, the draws are equal.
+        memory: how much of a GPU's memory batches of layers may take: "8GB", "8 GiB" or bytes. Default: 80 % of what is
+            free, and no more than 10 GiB.
         progress: show a bar; by default on a terminal only.
         **options: of the method: `density=`, `space=`, ...
 
@@ -80,6 +83,7 @@ def merge(
     rank = strategy.checked_rank(check_rank(strategy.default_rank if rank is None else rank))
     if not isinstance(seed, Integral) or isinstance(seed, bool):
         raise OptionError(f"seed={seed!r}: expected an integer")
+    memory = parsed_memory(memory)
     adapters = load_all(loras)
     names = unique_names([a.name for a in adapters])
     adapters, padded = with_one_input(adapters, names)
@@ -91,7 +95,7 @@ def merge(
         for name, present in aligned_layers(adapters, names).items()
     }
     inputs = tuple(Input(*given) for given in zip(names, adapters, table))
-    job = Job(strategy, rank, inputs, int(seed), usable_device(device))
+    job = Job(strategy, rank, inputs, int(seed), chosen_device(device, _work(strategy, adapters, aligned)))
     with tqdm(
         total=len(aligned),
         desc=f"merging ({name_of(strategy)}, {strategy.space})",
@@ -121,6 +125,15 @@ def merge(
         dialect=dialect,
         spelling=spelling,
     )
+
+
+def _work(strategy: Strategy, adapters: Sequence[Adapter], aligned: Mapping[str, Sequence[int]]) -> float:
+    """How much there is to do, for the choice of a device: none where PEFT's arithmetic on factors is asked for."""
+    if strategy.acts_in.acts_on_factors:
+        return 0.0
+    dense = strategy.level is not Level.LAYER and strategy.acts_in.is_dense and not strategy.is_exact_sum
+    layers = ([adapters[i].layers[name] for i in present] for name, present in aligned.items() if present)
+    return sum(layer_work(own[0].shape, [layer.rank for layer in own], dense) for own in layers)
 
 
 def _budget_notes(job: Job, rows: Sequence[LayerReport]) -> Iterator[str]:

@@ -138,7 +138,7 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     ready = time.perf_counter()
     write(store.folder / CONFIG, _as_yaml(config))
     scaled = at_weights(config, loras)
-    comparison = compare(list(scaled.values())) if len(scaled) > 1 else None
+    comparison = compare(list(scaled.values()), device=config.device) if len(scaled) > 1 else None
     failures = Failures()
     grid = Grid(config, store, make_variants(config, loras, scaled, store, failures), progress, failures)
     merged = time.perf_counter()

@@ -83,7 +83,7 @@ def at_weights(config: Config, loras: Mapping[str, Adapter]) -> dict[str, Adapte
     for lora in config.loras:
         adapter = loras[lora.name]
         if isinstance(lora.weight, dict):
-            adapter = merge([adapter], [lora.weight], method="cat")
+            adapter = merge([adapter], [lora.weight], method="cat", device=config.device)
         else:
             adapter = lora.weight * adapter
         scaled[lora.name] = replace(adapter, source=lora.name)
@@ -106,7 +106,7 @@ def _merged(
     known = json.loads(record.read_text(encoding="utf-8")) if record.exists() and path.exists() else {}
     if known.get("key") != key or keywords["method"] not in METHODS:  # a rule of the user's own may have been edited
         start = time.perf_counter()
-        merged = merge(list(loras.values()), weights, **keywords)
+        merged = merge(list(loras.values()), weights, device=config.device, **keywords)
         seconds = time.perf_counter() - start
         record.unlink(missing_ok=True)  # a kill between the two files must not leave the new one under the old record
         merged.save(path)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mergelab.formats.balancing import Pair, pairs_of
 from mergelab.linalg.lowrank import Factors, inner
-from mergelab.linalg.workspace import Workspace, threads
+from mergelab.linalg.workspace import each_layer
 
 
 def cast_error(exact: Mapping[str, Tensor], cast: Mapping[str, Tensor]) -> float:
@@ -25,18 +25,16 @@ def cast_error(exact: Mapping[str, Tensor], cast: Mapping[str, Tensor]) -> float
         >>> round(cast_error(pair, {key: tensor.half() for key, tensor in pair.items()}), 6)
         2.3e-05
     """
-    saved = {pair.down_key: pair for pair in pairs_of(cast)}
-    pairs = list(pairs_of(exact))
+    pairs, saved = ({pair.down_key: pair for pair in pairs_of(tensors)} for tensors in (exact, cast))
 
-    def squares(pair: Pair) -> tuple[float, float]:
+    def squares(key: str) -> tuple[float, float]:
+        pair, after = pairs[key], saved[key]
         change = _factors(pair, _scaling(pair, exact))
-        after = saved[pair.down_key]
         if after.down is pair.down and after.up is pair.up:
-            return 0.0, inner(change, change)
-        return _difference(change, _factors(after, _scaling(after, cast))), inner(change, change)
+            return 0.0, float(inner(change, change))
+        return _difference(change, _factors(after, _scaling(after, cast))), float(inner(change, change))
 
-    with threads() as pool:
-        found = list(Workspace(pool).map(squares, pairs))
+    found = each_layer(squares, pairs).values()
     lost, whole = (sum(values) for values in zip(*found)) if found else (0.0, 0.0)
     return math.sqrt(max(0.0, lost) / whole) if whole > 0 else 0.0
 
@@ -45,7 +43,7 @@ def _difference(x: Factors, y: Factors) -> float:
     """`||x - y||^2`, as `(x.B - y.B) x.A + y.B (x.A - y.A)`, in which nothing cancels."""
     rows, columns = x.B - y.B, x.A - y.A
     change = Factors(torch.cat([rows, y.B], dim=1), torch.cat([x.A, columns]))
-    return inner(change, change)
+    return float(inner(change, change))
 
 
 def _factors(pair: Pair, scaling: float) -> Factors:

@@ -67,6 +67,29 @@ class Workspace:
         return found[:size]
 
 
+@full_precision()
+def each_layer(function: Callable[[T], R], names: Iterable[T], device: torch.device | None = None) -> dict[T, R]:
+    """What a function says of every layer, in the order of the names: the loop for arithmetic on all of them.
+
+    The layers go to as many threads as torch was to use, and their kernels have one: two threads of a small product
+    would wait for each other, on a busy machine longer than they compute. Within another such loop, in one of its
+    threads, the layers follow each other.
+
+    Args:
+        function: of a name; it may run in several threads at once.
+        names: of the layers; what is there twice is computed once.
+        device: that computes; one that is no CPU gets the layers one after the other.
+
+    Example:
+        >>> each_layer(len, ["conv_in", "proj"])
+        {'conv_in': 7, 'proj': 4}
+    """
+    known = list(dict.fromkeys(names))
+    with threads() as pool:
+        workspace = Workspace(pool if device is None or device.type == "cpu" else None)
+        return dict(zip(known, workspace.map(function, known)))
+
+
 def trim_heap() -> None:
     """Hand the free memory between what is in use back to the system.
 

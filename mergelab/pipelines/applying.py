@@ -15,6 +15,7 @@ from mergelab.engine.weights import resolve
 from mergelab.errors import FormatError, LayerError, OptionError, OutputError
 from mergelab.formats.casting import cast
 from mergelab.layer import same_weight
+from mergelab.linalg.workspace import each_layer
 from mergelab.pipelines.adapters import (
     check_adapters,
     check_bare,
@@ -133,8 +134,7 @@ def _planned(
             f"{title}: {type(pipeline).__name__} has no module for {len(missing)} of {len(adapter.layers)} layers, "
             f"{missing[0]} the first; give them the weight 0 to leave them out"
         )
-    for layer in wanted:
-        adapter.matrices(layer)  # raises where one holds NaN or infinity
+    each_layer(lambda layer: adapter.matrices(layer).shape, wanted)  # raises where one holds NaN or infinity
     planned: dict[nn.Module, dict[str, ModuleChange]] = {}
     shaped: dict[torch.dtype, dict[str, Tensor]] = {}
     for layer, place in places.items():

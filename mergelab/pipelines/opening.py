@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mergelab import miniature
-from mergelab.checks import usable_device
+from mergelab.devices import AUTO, usable_device
 from mergelab.errors import OptionError, SourceError
 from mergelab.pipelines.fingerprints import fingerprint
 
@@ -98,12 +98,13 @@ def shipped_name(source: str) -> str:
 
 
 def usual_device(device: str | None) -> str:
-    """The device that is named, or else a GPU where there is one.
+    """The device that is named; for None and "auto" a GPU where there is one: drawing is always worth it.
 
     Raises:
         OptionError: the one that is named cannot be used here.
     """
-    return str(usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    return str(usable_device(usual if device in (None, AUTO) else device))
 
 
 def denoiser(pipeline: Pipeline) -> nn.Module:

@@ -17,6 +17,7 @@ from mergelab.errors import MergelabError, OptionError, SourceError
 from mergelab.formats import ReadOptions, read
 from mergelab.layer import AdapterData, same_weight
 from mergelab.linalg.lowrank import inner
+from mergelab.linalg.workspace import each_layer
 from mergelab.publishing.base_models import is_hub_name
 
 _SUMMARY, _KEY = "summary.json", "exhibits"
@@ -163,7 +164,7 @@ def _distance(path: Path, data: AdapterData) -> float:
         other, _ = read(path, ReadOptions(architecture=data.architecture))
     except MergelabError:
         return math.inf
-    terms = [_parts_of(name, data, other) for name in {**data.layers, **other.layers}]
+    terms = each_layer(lambda name: _parts_of(name, data, other), (*data.layers, *other.layers)).values()
     norm = sum(here for here, _, _ in terms)
     squared = sum(here + there - 2 * both for here, there, both in terms)
     layers = math.sqrt(max(0.0, squared) / norm) if norm > 0 else math.inf
@@ -179,7 +180,7 @@ def _parts_of(name: str, data: AdapterData, other: AdapterData) -> tuple[float, 
         return (0.0, 0.0, 0.0) if one is None or inner(one, one) == 0 else (0.0, math.inf, 0.0)
     if not same_weight(data.layers[name].shape, other.layers[name].shape):
         return 0.0, math.inf, 0.0
-    return inner(here, here), inner(there, there), inner(here, there)
+    return float(inner(here, here)), float(inner(there, there)), float(inner(here, there))
 
 
 def _apart(here: Tensor | None, there: Tensor | None) -> float:

@@ -14,6 +14,7 @@ from mergelab.formats.padding import completed
 from mergelab.formats.tools.tool import Lack, Tool, Way
 from mergelab.layer import BIAS_SUFFIX, AdapterData
 from mergelab.linalg.lowrank import inner
+from mergelab.linalg.workspace import each_layer
 from mergelab.tables import counted
 
 
@@ -90,6 +91,11 @@ def _sentence(data: AdapterData, tool: Tool, lack: Lack, names: list[str], measu
 
 def norm_share(data: AdapterData, names: Iterable[str]) -> float:
     """The squared norm of some layers as a share of that of all, in [0, 1]; shares of several groups add up."""
-    norms = {name: max(0.0, inner(factors, factors)) for name in data.layers for factors in [data.matrices(name)]}
+
+    def squared(name: str) -> float:
+        factors = data.matrices(name)
+        return max(0.0, float(inner(factors, factors)))
+
+    norms = each_layer(squared, data.layers)
     whole = sum(norms.values())
     return sum(norms[name] for name in names) / whole if whole > 0 else 0.0
