@@ -174,7 +174,7 @@ def rank_reached(target: int | float, singular_values: Tensor, energy: float | N
 
 def truncate(spectrum: Spectrum, target: int | float) -> Spectrum:
     """The leading part that was asked for."""
-    return spectrum.truncated(rank_reached(target, spectrum.S, spectrum.energy))
+    return spectrum.truncated(rank_reached(target, spectrum.S, float(spectrum.energy)))
 
 
 def rank_record(rank: Rank) -> Any:

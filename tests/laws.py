@@ -19,7 +19,7 @@ from mergelab.layer import LoraLayer
 from mergelab.linalg import stacks
 from mergelab.linalg.stacks import ChangeStack
 from mergelab.linalg.workspace import Workspace
-from mergelab.methods.method import Level, MatrixWise
+from mergelab.methods.method import Level, MatrixWise, Part
 from mergelab.methods.registry import strategy_of
 from tests.synthetic import SHAPES, adapter, dense, difference, lora, relative
 
@@ -274,11 +274,12 @@ def blocks(row: Row, space: str, folder: Path) -> None:
     wholes, results, weights = [], [], torch.ones(3)
     for name in shapes:
         chance = LayerChance(0, name, range(3))
-        (factored,) = coordinates_of(method, job.parts(name, range(3))).stacks
+        parts = [Part(given.adapter.matrices(name), 0.7, i, i) for i, given in enumerate(job.inputs)]
+        (factored,) = coordinates_of(method, parts).stacks
         everything, weights = slice(0, factored.shape[0]), torch.tensor(factored.weights)
         # Formed first: products of other blocks are rounded otherwise, and entries at a threshold would differ.
         formed = ChangeStack(tuple(factored.rows(i, everything) for i in range(3)), factored.weights)
-        states = sparsifier_states(method, formed, None, Workspace())
+        (states,) = sparsifier_states(method, [formed], Workspace())
         memory = torch.empty(3, *formed.shape)
         wholes.append(
             torch.stack([seen_rows(method, formed, i, everything, states[i], chance, memory[i]) for i in range(3)])

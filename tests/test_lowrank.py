@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mergelab.errors import OptionError
 from mergelab.linalg.adding import added
 from mergelab.linalg.dense import squared_norms, svd_dense
-from mergelab.linalg.lowrank import Factors, Spectrum, inner, stack, stacked_gram, stacked_qr, svd
+from mergelab.linalg.lowrank import Factors, Span, Spectrum, inner, stack, svd
 from mergelab.linalg.selection import EVERYTHING, Search
 from mergelab.ranks import RankBudget, check_rank, parse_rank, rank_for_energy, rank_record, target_rank
 from tests.synthetic import drop, trim, trim_topk
@@ -45,21 +45,20 @@ def test_svd_of_factors_is_the_dense_svd(out: int, columns: int, rank: int, seed
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(out=st.integers(3, 40), columns=st.integers(3, 40), seed=st.integers(0, 999))
 def test_coordinates_lose_nothing(out: int, columns: int, seed: int) -> None:
-    """`delta_i = Q_b core_i Q_a.T` with orthonormal Q_b and Q_a, by Gram matrices and by QR."""
+    """`delta_i = Q_b core_i Q_a.T` with Q_b and Q_a orthonormal, or zero where the stacked factors have no more columns."""
     changes = [factors(out, columns, r, seed + r) for r in (1, 3, 7)]
-    for stacked in (stacked_gram(changes), stacked_qr(changes)):
-        q_b = stacked.B.double() @ torch.linalg.pinv(stacked.r_b)
-        q_a = stacked.A.T.double() @ torch.linalg.pinv(stacked.r_a)
-        assert torch.allclose(q_b.T @ q_b, torch.eye(q_b.shape[1]).double(), atol=1e-4)
-        assert torch.allclose(q_a.T @ q_a, torch.eye(q_a.shape[1]).double(), atol=1e-4)
-        for change, m in zip(changes, stacked.cores()):
-            assert float((q_b @ m @ q_a.T - change.delta()).norm() / change.delta().norm()) < 3e-6
+    span = Span.of(changes)
+    q_b, q_a = (x.double() @ torch.linalg.pinv(r, rtol=1e-9) for x, r in ((span.B, span.r_b), (span.A.T, span.r_a)))
+    for q in (q_b, q_a):
+        assert torch.allclose(q.T @ q @ q.T, q.T, atol=1e-4)
+    for change, m in zip(changes, span.cores()):
+        assert float((q_b @ m @ q_a.T - change.delta()).norm() / change.delta().norm()) < 3e-6
 
 
 def test_coordinates_of_opposite_changes_cancel() -> None:
     """To float64, also where they are small."""
     x = factors(40, 30, 4, 1)
-    first, second, _ = stacked_gram([x, x.scaled(-1.0), factors(40, 30, 3, 2)]).cores()
+    first, second, _ = Span.of([x, x.scaled(-1.0), factors(40, 30, 3, 2)]).cores()
     assert float((first + second).abs().max()) < 1e-9 * float(first.abs().max())
 
 

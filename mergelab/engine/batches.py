@@ -37,13 +37,13 @@ class Group(NamedTuple):
     present: tuple[int, ...]
 
 
-def groups(job: Job, present: Mapping[str, tuple[int, ...]], budget: int | None) -> list[Group]:
+def groups(job: Job, present: Mapping[str, tuple[int, ...]], budget: int) -> list[Group]:
     """Layers by what they have in common: shape, adapters, their ranks and dtypes; cut to what memory holds.
 
     Args:
         job: what is to be done.
         present: layer name -> the adapters that have it, at a weight that is not zero; at least one.
-        budget: bytes of a GPU that may be used; None on a CPU.
+        budget: bytes of a GPU that may be used; 0 on a CPU.
     """
     alike: dict[object, list[str]] = {}
     for name, own in present.items():
@@ -53,7 +53,7 @@ def groups(job: Job, present: Mapping[str, tuple[int, ...]], budget: int | None)
     found = []
     for names in alike.values():
         own = present[names[0]]
-        most = MOST_ON_CPU if budget is None else min(MOST_ON_GPU, _fitting(job, names[0], own, budget))
+        most = min(MOST_ON_GPU, _fitting(job, names[0], own, budget)) if budget else MOST_ON_CPU
         found += [Group(tuple(names[i : i + most]), own) for i in range(0, len(names), most)]
     return found
 

@@ -32,12 +32,12 @@ def merge_layers(job: Job, present: Mapping[str, tuple[int, ...]], done: Callabl
     """
     merged = {name: MergedLayer(name, job.shape(name)) for name, own in present.items() if not own}
     done(len(merged))
-    budget = None if job.device.type == "cpu" else memory_budget(job.device, job.memory)
+    budget = memory_budget(job.device, job.memory)
     batches = groups(job, {name: own for name, own in present.items() if own}, budget)
     with threads() as pool:
         workspace = Workspace(pool)
         prepared = _prepare_adapters(job, batches, workspace)
-        each = _on_cpu if budget is None else _on_gpu
+        each = _on_gpu if budget else _on_cpu
         for number, layers in enumerate(each(job, batches, prepared, workspace)):
             merged |= {layer.name: layer for layer in layers}
             done(len(layers))

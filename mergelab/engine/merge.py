@@ -95,7 +95,7 @@ def merge(
         for name, present in aligned_layers(adapters, names).items()
     }
     inputs = tuple(Input(*given) for given in zip(names, adapters, table))
-    job = Job(strategy, rank, inputs, int(seed), chosen_device(device, _work(strategy, adapters, aligned)))
+    job = Job(strategy, rank, inputs, int(seed), chosen_device(device, _work(strategy, adapters, aligned)), memory)
     with tqdm(
         total=len(aligned),
         desc=f"merging ({name_of(strategy)}, {strategy.space})",

@@ -161,7 +161,7 @@ def _decomposed(
         span = Span.of([whole], workspace)
         whole = weighted_sum_of(span, torch.ones(len(layers), 1))
     if isinstance(whole, Combination):
-        check_finite(job, layers, sum(x.sum((-2, -1)) for x in (whole.M, *whole.span.grams)))
+        check_finite(job, layers, sum((x.sum((-2, -1)) for x in whole.span.grams), whole.M.sum((-2, -1))))
         found = decompose(whole, lambda s: min(len(s), rank_reached(target, s)))
         check_finite(job, layers, found.energy)
         return found

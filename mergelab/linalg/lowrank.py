@@ -195,8 +195,8 @@ class Span:
         pairs = zip(self.r_b.split(self.ranks, dim=-1), self.r_a.split(self.ranks, dim=-1))
         return [b @ a.mT for b, a in pairs]
 
-    def __getitem__(self, i: int) -> Span:
-        """One item of a batch."""
+    def __getitem__(self, i: int | None) -> Span:
+        """One item of a batch; with None a batch of this one."""
         own = Span(self.B[i], self.A[i], self.ranks)
         for name in ("_small", "_roots"):
             if name in self.__dict__:
