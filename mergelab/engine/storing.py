@@ -113,9 +113,9 @@ def _stored(
             counts = list(found.counts)
         else:
             counts = [rank_reached(target, s, float(e)) for s, e in zip(found.S, found.energy)]
-            found = found.truncated(max(counts))
+            found = _cut(found, counts)
         counts = [min(count, found.S.shape[-1]) for count in counts]
-        kept = torch.stack([s[:count].square().sum() for s, count in zip(found.S, counts)])
+        kept = found.S.square().sum(-1)
         if isinstance(found, Decomposed) and found.span is batch.span:
             known = found.projections
         if isinstance(job.rank, RankBudget) and not job.strategy.stores_factors:
@@ -139,6 +139,13 @@ def _stored(
     if spectrum is not None:
         return lambda: [layer.with_spectrum(spectrum, i) for i, (layer, _) in enumerate(rows)]
     return lambda: finished(job, rows, factors, counts)
+
+
+def _cut(spectrum: Spectrum, counts: Sequence[int]) -> Spectrum:
+    """To the largest of the counts, and in every layer zero beyond its own."""
+    spectrum = spectrum.truncated(max(counts))
+    beyond = torch.arange(spectrum.S.shape[-1]) >= torch.tensor(counts)[:, None]
+    return spectrum._replace(S=spectrum.S.masked_fill(beyond, 0.0))
 
 
 def _is_final(job: Job, factors: Factors, target: int | float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
@@ -125,6 +126,41 @@ def _by_gram_matrix(matrix: Tensor, workspace: Workspace) -> Spectrum:
     return Spectrum(far, s, near, energy) if is_tall else Spectrum(near, s, far, energy)
 
 
+class _State(NamedTuple):
+    """Where the iteration stands with some matrices of a batch.
+
+    Attributes:
+        items: which they are.
+        sketch: what the last pass gave, `(items, out or in, width)`.
+        values, vectors: of its Gram matrices.
+        kept, gain: squared norms that it holds, and by how much more than before.
+        number: of passes since the first, in this precision.
+    """
+
+    items: Tensor
+    sketch: Tensor
+    values: Tensor
+    vectors: Tensor
+    kept: Tensor
+    gain: Tensor
+    number: int
+
+    def of(self, chosen: Tensor) -> _State:
+        """A part of them."""
+        if bool(chosen.all()):
+            return self
+        there = host.like(chosen.nonzero()[:, 0], self.sketch, self.items.dtype)
+        return _State(
+            self.items[chosen],
+            self.sketch[there],
+            self.values[chosen],
+            self.vectors[chosen],
+            self.kept[chosen],
+            self.gain[chosen],
+            self.number,
+        )
+
+
 def _subspace_iteration(
     matrix: Tensor, rank: int, energy: Tensor, start: Tensor | None, workspace: Workspace
 ) -> Spectrum | None:
@@ -134,43 +170,67 @@ def _subspace_iteration(
     The gains of successive passes fall geometrically, by a ratio that the spectrum sets: the square of the first
     singular value that the subspace misses over the last one that is wanted, or what the last two gains say, whichever
     is larger. From it the sum of all that would follow is known, `gain * ratio / (1 - ratio)`; a small gain alone may
-    be the first of many. A batch is done when all its matrices are.
+    be the first of many. Every matrix of a batch leaves when it is done, with what it would have by itself.
     """
-    sketch = _first_sketch(matrix, rank, start)
-    values, vectors = host.eigh(gram(sketch), workspace)
-    kept, gain, number = torch.zeros_like(energy), torch.zeros_like(energy), 0
-    done = torch.zeros_like(energy, dtype=torch.bool)
+    sketch, zeros = _first_sketch(matrix, rank, start), torch.zeros_like(energy)
+    found = Spectrum(
+        matrix.new_zeros(*matrix.shape[:2], rank),
+        energy.new_zeros(len(matrix), rank),
+        matrix.new_zeros(len(matrix), matrix.shape[2], rank),
+        energy,
+    )
+    states = [_State(torch.arange(len(matrix)), sketch, *host.eigh(gram(sketch), workspace), zeros, zeros, 0)]
     for forward in itertools.islice(itertools.cycle((True, False)), MAX_PASSES):
-        basis = _orthonormal(sketch, values, vectors)
-        sketch = _times(matrix if forward else matrix.mT, basis, workspace)
-        values, vectors = host.eigh(gram(sketch), workspace)
-        now = values[:, :rank].sum(-1)
-        missing = energy - now
-        before, gain, kept = gain, now - kept, now
-        if bool((missing < FINE * energy).any()) and sketch.dtype != torch.float64:
-            # What was gained so far is rounding.
-            sketch, number = sketch.double(), 0
-            done.fill_(False)
-            continue
-        missed = values[:, -1] / values[:, rank - 1].clamp_min(1e-300)
-        observed = torch.where(before > 0, gain / before.clamp_min(1e-300), 0.0) if number > 1 else MAX_RATIO
-        ratio = missed.clamp_min(observed).clamp(MIN_RATIO, MAX_RATIO)
-        to_come = gain.clamp_min(0.0) * ratio / (1 - ratio)
-        done |= missing < NOTHING * energy
-        if number > 1:
-            done |= to_come <= TOLERANCE * missing
-        if bool(done.all()):
-            break
-        number += 1
-    else:
-        return None
-    s, vectors = values[:, :rank].clamp_min(0).sqrt(), vectors[..., :rank]
-    # A matrix of lower rank has no further directions, only rounding.
-    found = max(1, int((s > ROUNDING * s[:, :1]).sum(-1).max()))
-    s, vectors = s[:, :found], vectors[..., :found]
-    image = (sketch @ host.like(vectors * _inverse(s), sketch)).to(matrix)
-    source = (basis @ host.like(vectors, basis)).to(matrix)
-    return Spectrum(image, s, source, energy) if forward else Spectrum(source, s, image, energy)
+        following = []
+        for state in states:
+            basis = _orthonormal(state.sketch, state.values, state.vectors)
+            state, done, fine = _passed(matrix if forward else matrix.mT, rank, energy, state, basis, workspace)
+            if bool(done.any()):
+                _leave(found, state.of(done), basis[host.like(done, basis, torch.bool)], forward)
+            if bool(fine.any()):
+                finer = state.of(fine)
+                following.append(finer._replace(sketch=finer.sketch.double(), number=0))
+            if bool((~(done | fine)).any()):
+                following.append(state.of(~(done | fine)))
+        states = following
+        if not states:
+            return found.truncated(max(1, int((found.S > 0).sum(-1).max())))
+    return None
+
+
+def _passed(
+    matrix: Tensor, rank: int, energy: Tensor, state: _State, basis: Tensor, workspace: Workspace
+) -> tuple[_State, Tensor, Tensor]:
+    """After one more pass: the state, which are done with, and which go on in float64."""
+    energy, number = energy[state.items], state.number
+    sketch = _times(matrix, state.items, basis, workspace)
+    values, vectors = host.eigh(gram(sketch), workspace)
+    now = values[:, :rank].sum(-1)
+    missing, gain = energy - now, now - state.kept
+    # What was gained so far is rounding.
+    fine = (missing < FINE * energy) & (sketch.dtype != torch.float64)
+    missed = values[:, -1] / values[:, rank - 1].clamp_min(1e-300)
+    observed = torch.full_like(gain, MAX_RATIO)
+    if number > 1:
+        observed = torch.where(state.gain > 0, gain / state.gain.clamp_min(1e-300), 0.0)
+    ratio = missed.maximum(observed).clamp(MIN_RATIO, MAX_RATIO)
+    to_come = gain.clamp_min(0.0) * ratio / (1 - ratio)
+    done = missing < NOTHING * energy
+    if number > 1:
+        done |= to_come <= TOLERANCE * missing
+    return _State(state.items, sketch, values, vectors, now, gain, number + 1), done & ~fine, fine
+
+
+def _leave(found: Spectrum, state: _State, basis: Tensor, forward: bool) -> None:
+    """Write down singular values and vectors; a matrix of lower rank has no further directions, only rounding."""
+    rank = found.S.shape[-1]
+    s, vectors = state.values[:, :rank].clamp_min(0).sqrt(), state.vectors[..., :rank]
+    s = torch.where(s > ROUNDING * s[:, :1], s, 0.0)
+    image = (state.sketch @ host.like(vectors * _inverse(s), state.sketch)).to(found.U)
+    source = (basis @ host.like(vectors * (s > 0)[:, None], basis)).to(found.U)
+    there = host.like(state.items, found.U, state.items.dtype)
+    found.U[there], found.V[there] = (image, source) if forward else (source, image)
+    found.S[state.items] = s
 
 
 def _first_sketch(matrix: Tensor, rank: int, start: Tensor | None) -> Tensor:
@@ -206,24 +266,17 @@ def _orthonormal(sketch: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
     return basis @ inverse.mT.to(basis)
 
 
-def _times(matrix: Tensor, basis: Tensor, workspace: Workspace) -> Tensor:
-    """`matrix @ basis`, in panels of rows, in the precision of the basis."""
-    product = torch.empty(*matrix.shape[:-1], basis.shape[-1], dtype=basis.dtype, device=matrix.device)
-    on_cpu = matrix.device.type == "cpu"
+def _times(matrix: Tensor, items: Tensor, basis: Tensor, workspace: Workspace) -> Tensor:
+    """`matrix[item] @ basis` for each item, in panels of rows, in the precision of the basis."""
+    product = torch.empty(len(items), matrix.shape[1], basis.shape[-1], dtype=basis.dtype, device=matrix.device)
+    step = PANEL if matrix.device.type == "cpu" else matrix.shape[1]
+    work = [(i, item, rows) for i, item in enumerate(items.tolist()) for rows in panels(matrix.shape[1], step)]
 
-    def panel(rows: slice) -> None:
-        torch.matmul(matrix[:, rows].to(basis), basis, out=product[:, rows])
+    def panel(one: tuple[int, int, slice]) -> None:
+        i, item, rows = one
+        torch.matmul(matrix[item, rows].to(basis), basis[i], out=product[i, rows])
 
-    def item(i: int) -> None:
-        torch.matmul(matrix[i].to(basis), basis[i], out=product[i])
-
-    if on_cpu:
-        workspace.each(panel, panels(matrix.shape[1], PANEL))
-    elif basis.dtype == matrix.dtype:
-        torch.matmul(matrix, basis, out=product)
-    else:  # one matrix at a time is widened
-        for i in range(len(matrix)):
-            item(i)
+    workspace.each(panel, work) if step == PANEL else list(map(panel, work))
     return product
 
 

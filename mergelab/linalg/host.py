@@ -28,11 +28,10 @@ def to_host(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(part.view(x.shape) for part, x in zip(parts, tensors))
 
 
-def like(x: Tensor, other: Tensor) -> Tensor:
-    """A tensor of the host in the dtype of another and where that is, without waiting."""
-    if other.device.type != "cuda":
-        return x.to(other)
-    return x.to(other.dtype).contiguous().pin_memory().to(other.device, non_blocking=True)
+def like(x: Tensor, other: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of the host where another is, without waiting; in that one's dtype, or in the one given."""
+    x = x.to(dtype or other.dtype)
+    return x.contiguous().pin_memory().to(other.device, non_blocking=True) if other.is_cuda else x.to(other.device)
 
 
 def each(function: Callable[..., Any], *batches: Tensor, workspace: Workspace | None = None) -> list[Any]:
