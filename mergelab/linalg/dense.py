@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from mergelab.linalg import host
 from mergelab.linalg.draws import EntryDraws, key_of
 from mergelab.linalg.gram import gram
-from mergelab.linalg.lowrank import Combination, Factors, Spectrum, decompose
+from mergelab.linalg.lowrank import Combination, Spectrum, decompose
 from mergelab.linalg.workspace import Workspace
 
 # Up to this smaller side the decomposition of a Gram matrix is cheap enough to be exact.
@@ -67,19 +67,42 @@ def svd_dense(
         given = (None if x is None else x[None] for x in (start, energy))
         found = svd_dense(matrix[None], wanted, next(given), workspace, next(given))
         return Spectrum(*(part[0] for part in found))
-    side = min(matrix.shape[-2:])
-    rank = wanted if isinstance(wanted, int) else 64
-    while side > EXACT_SIDE and rank < side // 3:
+    side, rank = min(matrix.shape[-2:]), wanted if isinstance(wanted, int) else 64
+    found: dict[int, Spectrum] = {}
+    items = list(range(len(matrix)))
+    while items and side > EXACT_SIDE and rank < side // 3:
         energy = squared_norms(matrix, workspace) if energy is None else energy
-        spectrum = _subspace_iteration(matrix, rank, energy, start, workspace)
+        spectrum = _subspace_iteration(matrix, items, rank, energy, start, workspace)
         if spectrum is None:
             break
-        if isinstance(wanted, int) or bool((spectrum.kept >= wanted * energy).all()):
+        enough = [isinstance(wanted, int) or bool(kept >= wanted * energy[i]) for i, kept in zip(items, spectrum.kept)]
+        if all(enough) and len(items) == len(matrix):
             return spectrum
+        found |= {item: spectrum.item(i) for i, item in enumerate(items) if enough[i]}
         # What is found is where the search for more begins.
-        rank, start = rank * 2, spectrum.V
-    whole = _by_gram_matrix(matrix, workspace)
-    return whole.truncated(wanted) if isinstance(wanted, int) else whole
+        start = spectrum.V[[i for i, ended in enumerate(enough) if not ended]]
+        items, rank = [item for item, ended in zip(items, enough) if not ended], rank * 2
+    if not found:
+        return _wanted(_by_gram_matrix(matrix, workspace), wanted)
+    if items:
+        rest = _wanted(_by_gram_matrix(matrix[items], workspace), wanted)
+        found |= {item: rest.item(i) for i, item in enumerate(items)}
+    return _side_by_side([found[i] for i in range(len(matrix))])
+
+
+def _wanted(spectrum: Spectrum, wanted: int | float) -> Spectrum:
+    return spectrum.truncated(wanted) if isinstance(wanted, int) else spectrum
+
+
+def _side_by_side(spectra: Sequence[Spectrum]) -> Spectrum:
+    """A batch of several, with zeros where one has fewer values than another."""
+    most = max(len(spectrum.S) for spectrum in spectra)
+
+    def joined(parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack([torch.nn.functional.pad(x, (0, most - x.shape[-1])) for x in parts])
+
+    u, s, v, energy = zip(*spectra)
+    return Spectrum(joined(u), joined(s), joined(v), torch.stack(energy))
 
 
 def squared_norms(matrix: Float[Tensor, "*batch out in"], workspace: Workspace | None = None) -> Float64[Tensor, " *batch"]:
@@ -90,20 +113,26 @@ def squared_norms(matrix: Float[Tensor, "*batch out in"], workspace: Workspace |
         25.0
     """
 
-    def of(block: Tensor) -> Tensor:
-        exact = block.double().flatten(-2)
-        return torch.linalg.vecdot(exact, exact)
+    if matrix.device.type == "cpu":
+        found = [_squared_norm(item, workspace or Workspace()) for item in matrix.reshape(-1, *matrix.shape[-2:])]
+        return torch.tensor(found, dtype=torch.float64).reshape(matrix.shape[:-2])
+    blocks = torch.split(matrix, max(128, (1 << 26) // matrix[..., 0, :].numel()), dim=-2)
+    return host.to_host(sum(torch.linalg.vector_norm(block, dim=(-2, -1), dtype=torch.float64).square() for block in blocks))[0]
 
-    step = 128 if matrix.device.type == "cpu" else max(128, (1 << 26) // matrix[..., 0, :].numel())
-    parts = list((workspace or Workspace()).map(of, torch.split(matrix, step, dim=-2)))
-    return host.to_host(torch.stack(parts).sum(0))[0]
+
+def _squared_norm(matrix: Tensor, workspace: Workspace) -> float:
+    def of(block: Tensor) -> float:  # small tensors between the blocks would keep the system from using these again
+        exact = block.double().flatten()
+        return float(torch.dot(exact, exact))
+
+    return sum(workspace.map(of, torch.split(matrix, 128)))
 
 
 def leading_directions(change: Combination, count: int) -> Float[Tensor, "*batch in l"]:
     """Right singular vectors of a combination, to the precision that a start needs; zero where it has no more.
 
     Example:
-        >>> from mergelab.linalg.lowrank import Span, weighted_sum_of
+        >>> from mergelab.linalg.lowrank import Factors, Span, weighted_sum_of
         >>> change = Factors(torch.ones(4, 1), torch.tensor([[0.0, 5.0]]))
         >>> leading_directions(weighted_sum_of(Span.of([change]), torch.ones(1)), 1).abs()
         tensor([[0.],
@@ -162,7 +191,7 @@ class _State(NamedTuple):
 
 
 def _subspace_iteration(
-    matrix: Tensor, rank: int, energy: Tensor, start: Tensor | None, workspace: Workspace
+    matrix: Tensor, items: Sequence[int], rank: int, energy: Tensor, start: Tensor | None, workspace: Workspace
 ) -> Spectrum | None:
     """Multiply by the matrices and by their transposes in turn, until what further passes could still gain is too little
     to matter; None if that never happens.
@@ -172,19 +201,21 @@ def _subspace_iteration(
     is larger. From it the sum of all that would follow is known, `gain * ratio / (1 - ratio)`; a small gain alone may
     be the first of many. Every matrix of a batch leaves when it is done, with what it would have by itself.
     """
-    sketch, zeros = _first_sketch(matrix, rank, start), torch.zeros_like(energy)
+    sketch, count, zeros = _first_sketch(matrix, len(items), rank, start), len(items), energy.new_zeros(len(items))
     found = Spectrum(
-        matrix.new_zeros(*matrix.shape[:2], rank),
-        energy.new_zeros(len(matrix), rank),
-        matrix.new_zeros(len(matrix), matrix.shape[2], rank),
-        energy,
+        matrix.new_zeros(count, matrix.shape[1], rank),
+        energy.new_zeros(count, rank),
+        matrix.new_zeros(count, matrix.shape[2], rank),
+        energy[items],
     )
-    states = [_State(torch.arange(len(matrix)), sketch, *host.eigh(gram(sketch), workspace), zeros, zeros, 0)]
+    states = [_State(torch.arange(count), sketch, *host.eigh(gram(sketch), workspace), zeros, zeros, 0)]
     for forward in itertools.islice(itertools.cycle((True, False)), MAX_PASSES):
         following = []
         for state in states:
             basis = _orthonormal(state.sketch, state.values, state.vectors)
-            state, done, fine = _passed(matrix if forward else matrix.mT, rank, energy, state, basis, workspace)
+            turned = matrix if forward else matrix.mT
+            sketch = _times(turned, [items[i] for i in state.items], basis, workspace)
+            state, done, fine = _passed(state, sketch, rank, found.energy, workspace)
             if bool(done.any()):
                 _leave(found, state.of(done), basis[host.like(done, basis, torch.bool)], forward)
             if bool(fine.any()):
@@ -199,11 +230,10 @@ def _subspace_iteration(
 
 
 def _passed(
-    matrix: Tensor, rank: int, energy: Tensor, state: _State, basis: Tensor, workspace: Workspace
+    state: _State, sketch: Tensor, rank: int, energy: Tensor, workspace: Workspace
 ) -> tuple[_State, Tensor, Tensor]:
-    """After one more pass: the state, which are done with, and which go on in float64."""
+    """After one more pass, which gave the sketch: the state, which are done with, and which go on in float64."""
     energy, number = energy[state.items], state.number
-    sketch = _times(matrix, state.items, basis, workspace)
     values, vectors = host.eigh(gram(sketch), workspace)
     now = values[:, :rank].sum(-1)
     missing, gain = energy - now, now - state.kept
@@ -233,11 +263,11 @@ def _leave(found: Spectrum, state: _State, basis: Tensor, forward: bool) -> None
     found.S[state.items] = s
 
 
-def _first_sketch(matrix: Tensor, rank: int, start: Tensor | None) -> Tensor:
+def _first_sketch(matrix: Tensor, count: int, rank: int, start: Tensor | None) -> Tensor:
     """Directions to begin with, `(..., in, width)`: the known ones, then random ones, the same for every matrix."""
     columns, width = matrix.shape[-1], rank + max(OVERSAMPLE, rank // 4)
-    known = matrix.new_zeros(len(matrix), columns, 0) if start is None else start[..., :width]
-    random = _random(columns, width - known.shape[-1], matrix.device).expand(len(matrix), -1, -1)
+    known = matrix.new_zeros(count, columns, 0) if start is None else start[..., :width]
+    random = _random(columns, width - known.shape[-1], matrix.device).expand(count, -1, -1)
     return torch.cat([known, random], dim=-1)
 
 
@@ -266,11 +296,11 @@ def _orthonormal(sketch: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
     return basis @ inverse.mT.to(basis)
 
 
-def _times(matrix: Tensor, items: Tensor, basis: Tensor, workspace: Workspace) -> Tensor:
+def _times(matrix: Tensor, items: Sequence[int], basis: Tensor, workspace: Workspace) -> Tensor:
     """`matrix[item] @ basis` for each item, in panels of rows, in the precision of the basis."""
     product = torch.empty(len(items), matrix.shape[1], basis.shape[-1], dtype=basis.dtype, device=matrix.device)
     step = PANEL if matrix.device.type == "cpu" else matrix.shape[1]
-    work = [(i, item, rows) for i, item in enumerate(items.tolist()) for rows in panels(matrix.shape[1], step)]
+    work = [(i, item, rows) for i, item in enumerate(items) for rows in panels(matrix.shape[1], step)]
 
     def panel(one: tuple[int, int, slice]) -> None:
         i, item, rows = one

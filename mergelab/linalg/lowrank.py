@@ -85,6 +85,10 @@ class Spectrum(NamedTuple):
         """The leading part of this rank, at least 0, all where there is no more; `energy` stays that of the whole."""
         return Spectrum(self.U[..., :rank], self.S[..., :rank], self.V[..., :rank], self.energy)
 
+    def item(self, i: int) -> Spectrum:
+        """One of a batch."""
+        return Spectrum(self.U[i], self.S[i], self.V[i], self.energy[i])
+
     def factors(self) -> Factors:
         """`B = U sqrt(S)`, `A = sqrt(S) V.T`: balanced, so that neither factor leaves the range of float16."""
         scale = host.like(self.S.sqrt(), self.U)[..., None, :]
