@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 import mergelab as ml
+from mergelab.engine.batches import Group, batch_of, upload
 from mergelab.engine.blocks import merge_layer
-from mergelab.engine.job import Job, LayerChance
-from mergelab.linalg.lowrank import Core, Factors
+from mergelab.engine.job import Job
+from mergelab.linalg.lowrank import Factors
+from mergelab.linalg.span import Combination
+from mergelab.linalg.workspace import Workspace
 
 
 @torch.no_grad()
@@ -19,9 +22,9 @@ def excess_error(job: Job, merged: ml.Adapter, name: str) -> float:
 
     (Small negative values are rounding: factors are stored in float32.)
     """
-    present = [i for i, given in enumerate(job.inputs) if name in given.adapter.layers]
-    parts = job.parts(name, present)
-    whole = merge_layer(job.strategy, parts, LayerChance(job.seed, name, [part.place for part in parts]))
+    group = Group((name,), job.adapters(name))
+    (layer,) = batch_of(job, group, upload(job, group), Workspace()).layers(job)
+    whole = merge_layer(job.strategy, layer.parts, layer.chance)
     stored = merged.matrices(name)
     rank = stored.A.shape[0]
     if isinstance(whole, Tensor):
@@ -33,8 +36,10 @@ def excess_error(job: Job, merged: ml.Adapter, name: str) -> float:
             for x, b in zip(whole.split(256), stored.B.split(256))
         )
     else:
-        parts = whole if isinstance(whole, Core) else (whole.B, torch.eye(whole.A.shape[0]), whole.A.T)
-        u, m, v = (part.double() for part in parts)
+        if isinstance(whole, Combination):
+            u, m, v = whole.span.B.double(), whole.M, whole.span.A.double().T
+        else:
+            u, m, v = whole.B.double(), torch.eye(whole.A.shape[0]).double(), whole.A.double().T
         squares = torch.linalg.svdvals(torch.linalg.qr(u).R @ m @ torch.linalg.qr(v).R.T).square()
         rest = Factors(torch.cat([u @ m, -stored.B.double()], 1), torch.cat([v.T, stored.A.double()], 0))
         r_b, r_a = torch.linalg.qr(rest.B).R, torch.linalg.qr(rest.A.T).R

@@ -19,8 +19,9 @@ from mergelab.layer import (
     same_weight,
     terms_of,
 )
-from mergelab.linalg.lowrank import Spectrum, svd
+from mergelab.linalg.lowrank import Spectrum
 from mergelab.linalg.precision import full_precision
+from mergelab.linalg.span import svd
 from mergelab.linalg.workspace import each_layer
 from mergelab.ranks import Rank, RankBudget, budget_note, check_rank, rank_note, target_rank, truncate
 from mergelab.report import LayerReport, Report, carried

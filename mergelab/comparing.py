@@ -14,7 +14,8 @@ from torch import Tensor
 from mergelab.adapter import Adapter, Source
 from mergelab.devices import AUTO, LAYER_BY_LAYER, Device, chosen_device
 from mergelab.engine.aligning import aligned_layers, load_all, unique_names, with_one_input
-from mergelab.linalg.lowrank import Factors, inner, svd
+from mergelab.linalg.lowrank import Factors, inner
+from mergelab.linalg.span import svd
 from mergelab.linalg.workspace import each_layer
 from mergelab.tables import counted, text_as_html
 

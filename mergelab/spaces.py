@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mergelab.errors import OptionError
 from mergelab.linalg import host
-from mergelab.linalg.lowrank import Combination, Core, Factors, Span
+from mergelab.linalg.lowrank import Core, Factors
+from mergelab.linalg.span import Combination, Span
 from mergelab.linalg.stacks import ChangeStack
 
 # Singular directions below this share of the largest are rounding, not part of any change.

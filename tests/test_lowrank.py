@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from mergelab.errors import OptionError
 from mergelab.linalg.adding import added
 from mergelab.linalg.dense import squared_norms, svd_dense
-from mergelab.linalg.lowrank import Factors, Span, Spectrum, inner, stack, svd
+from mergelab.linalg.lowrank import Factors, Spectrum, inner, stack
 from mergelab.linalg.selection import EVERYTHING, Search
+from mergelab.linalg.span import Span, svd
 from mergelab.ranks import RankBudget, check_rank, parse_rank, rank_for_energy, rank_record, target_rank
 from tests.synthetic import drop, trim, trim_topk
 

@@ -15,7 +15,8 @@ from mergelab.engine.job import Job, LayerChance
 from mergelab.errors import LayerError
 from mergelab.layer import LARGEST_ENTRY, Layer
 from mergelab.linalg import host
-from mergelab.linalg.lowrank import Factors, Span, signature, stack
+from mergelab.linalg.lowrank import Factors, stack
+from mergelab.linalg.span import Span, signature
 from mergelab.linalg.workspace import Workspace
 from mergelab.methods.method import Level, Part
 
@@ -157,7 +158,9 @@ def batch_of(job: Job, group: Group, changes: Sequence[Factors], workspace: Work
         for name, (largest_b, largest_a, _) in zip(group.names, own.tolist()):
             if not (largest_b * largest_a <= LARGEST_ENTRY and max(largest_b, largest_a) <= LARGEST_ENTRY**1.5):
                 job.inputs[index].adapter.matrices(name)  # says what is wrong
-                raise LayerError(f"{job.inputs[index].adapter.source}: layer {name}: values out of the range of float32")
+                raise LayerError(
+                    f"{job.inputs[index].adapter.source}: layer {name}: values out of the range of float32"
+                )
     projected = found[..., 2].T.tolist()
     weights = [job.inputs[i].weights[group.names[0]] for i in group.present]
     order = sorted(range(len(weights)), key=lambda i: (projected[0][i], weights[i]))

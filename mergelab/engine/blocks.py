@@ -14,7 +14,8 @@ from mergelab.engine.job import LayerChance
 from mergelab.engine.thresholds import layer_thresholds
 from mergelab.errors import LayerError, MergelabError, OptionError
 from mergelab.linalg import host
-from mergelab.linalg.lowrank import Combination, Core, Factors, Span, weighted_sum_of
+from mergelab.linalg.lowrank import Core, Factors
+from mergelab.linalg.span import Combination, Span, weighted_sum_of
 from mergelab.linalg.stacks import ChangeStack
 from mergelab.linalg.workspace import Workspace
 from mergelab.methods.method import LayerWise, Level, MatrixWise, Part, Strategy
@@ -138,7 +139,7 @@ def merge_stack(
             f"{method.sparsifier}: prepare() returned {len(states)} states, expected one for each of "
             f"{len(stacked.matrices)} adapters"
         )
-    result = torch.empty(stacked.shape, device=stacked.device) if result is None else result
+    result = torch.empty(stacked.shape, dtype=torch.float32, device=stacked.device) if result is None else result
 
     def merge_block(rows: slice) -> None:
         changes = workspace.scratch(len(states), rows.stop - rows.start, stacked.shape[1], device=stacked.device)
@@ -174,8 +175,8 @@ def sparsifier_states(
         return [[None] * count for _ in stacks]
     if len(found) != count * len(stacks):
         raise OptionError(
-            f"{method.sparsifier}: prepare() returned {len(found)} states, expected one for each of "
-            f"{count * len(stacks)} changes"
+            f"{method.sparsifier}: prepare() returned {len(found)} states, expected one for each of {count} adapters"
+            + (f" in {len(stacks)} layers" if len(stacks) > 1 else "")
         )
     return [found[i : i + count] for i in range(0, len(found), count)]
 

@@ -60,7 +60,9 @@ class Job:
 
     def adapters(self, layer: str) -> tuple[int, ...]:
         """Those that take part in a layer, in the order given."""
-        return tuple(i for i, given in enumerate(self.inputs) if given.weights.get(layer) and layer in given.adapter.layers)
+        return tuple(
+            i for i, given in enumerate(self.inputs) if given.weights.get(layer) and layer in given.adapter.layers
+        )
 
     def stored_parts(self, layer: str) -> list[Part]:
         """What a rule that acts on the factors gets, on the CPU and in the order given.

@@ -53,9 +53,7 @@ def why_nothing_remains(
     return f"the inputs cancel{'' if adds else ', by this rule'}: what is left is rounding"
 
 
-def _energy_seen(
-    method: MatrixWise, layer: OneLayer, prepared: Sequence[Any] | None, workspace: Workspace
-) -> float:
+def _energy_seen(method: MatrixWise, layer: OneLayer, prepared: Sequence[Any] | None, workspace: Workspace) -> float:
     """Squared norm of all that the sparsifier leaves for the rule."""
     (stacked,) = coordinates_of(method, layer.parts, layer.span).stacks
     energy = 0.0

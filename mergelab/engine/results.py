@@ -13,7 +13,8 @@ from mergelab.engine.blocks import OneLayer
 from mergelab.engine.job import Job
 from mergelab.errors import LayerError
 from mergelab.layer import LoraLayer, full_rank, layer_of
-from mergelab.linalg.lowrank import Factors, Span, Spectrum, projections
+from mergelab.linalg.lowrank import Factors, Spectrum
+from mergelab.linalg.span import Span, projections
 from mergelab.methods.registry import is_own, name_of
 from mergelab.ranks import RankBudget, rank_note
 from mergelab.report import LayerReport

@@ -16,18 +16,8 @@ from mergelab.engine.results import MergedLayer, check_finite, finished
 from mergelab.layer import full_rank
 from mergelab.linalg import host
 from mergelab.linalg.dense import EXACT_SIDE, leading_directions, squared_norms, svd_dense
-from mergelab.linalg.lowrank import (
-    Combination,
-    Core,
-    Decomposed,
-    Factors,
-    Span,
-    Spectrum,
-    decompose,
-    inner,
-    projections,
-    weighted_sum_of,
-)
+from mergelab.linalg.lowrank import Core, Factors, Spectrum, inner
+from mergelab.linalg.span import Combination, Decomposed, Span, decompose, projections, weighted_sum_of
 from mergelab.linalg.workspace import Workspace
 from mergelab.ranks import RankBudget, rank_reached, target_rank
 from mergelab.spaces import Merged

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergelab.linalg.dense import panels
 from mergelab.linalg.lowrank import Factors
+from mergelab.linalg.workspace import panels
 
 # Entries of all changes that are held at a time: on a CPU a block and a few copies fit the cache, and are little beside
 # the layer, but enough to be worth a product; on a GPU they are worth a kernel's launch.

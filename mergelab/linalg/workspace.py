@@ -90,6 +90,17 @@ def each_layer(function: Callable[[T], R], names: Iterable[T], device: torch.dev
         return dict(zip(known, workspace.map(function, known)))
 
 
+def panels(length: int, step: int) -> Iterator[slice]:
+    """Slices that cover a length.
+
+    Example:
+        >>> list(panels(5, 3))
+        [slice(0, 3, None), slice(3, 5, None)]
+    """
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
+
+
 def trim_heap() -> None:
     """Hand the free memory between what is in use back to the system.
 
