@@ -175,6 +175,12 @@ def batch_of(job: Job, group: Group, changes: Sequence[Factors], workspace: Work
 
 def _looked_at(change: Factors) -> Tensor:
     """`(layers, 3)`: the largest magnitudes of B and of A, and the projection; in float64, where the change is."""
-    largest = [torch.stack(x.flatten(1).aminmax(dim=1)).abs().amax(0).double() for x in change]
+    largest = [torch.stack(_extremes(x)).abs().amax(0).double() for x in change]
     u, v = (signature(size, change.B.device) for size in change.shape)
     return torch.stack([*largest, ((u @ change.B).double() * (change.A @ v).double()).sum(-1)], -1)
+
+
+def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every layer; of one alone in a tenth of the time that a reduction of its rows takes."""
+    least, most = x.aminmax() if len(x) == 1 else x.flatten(1).aminmax(dim=1)
+    return least.reshape(len(x)), most.reshape(len(x))
