@@ -19,7 +19,7 @@ Device = torch.device | str | None
 
 AUTO, CPU = "auto", torch.device("cpu")
 
-# Work is counted in units of what Gram matrices of stacked factors cost (see `layer_work`); two cores do 9e9 of them in a
+# Work is counted in units of what Gram matrices of stacked factors cost (see `layer_work`); two cores do 9e9 of them a
 # second (svd on FLUX.1, benchmarks). A GPU needs a few seconds for its context, its libraries, and the way there and
 # back: with less work than this a CPU is done by then. Four adapters of rank 32 for FLUX.1 or SDXL are more by any
 # method, and so are two of any rank where the rule sees dense changes.

@@ -103,13 +103,13 @@ def merge(
     out = Output(output, format, for_, dtype, force)
     target = None if rank is None else parse_rank(rank)
     asked = given(adapters, config)
+    device, said = device_of(asked, device)
+    chosen_device(device, LAYER_BY_LAYER), parsed_memory(memory)  # raise before an adapter is read
     originals = loaded(asked, allow_pickle, architecture)
     left_out, inputs = _without_extras(originals) if drop_extras else ([], originals)
     weights = by_block(inputs, asked.weights, block_weights)
     present = [adapter for adapter, weight in zip(inputs, weights) if weight != 0]
     chosen = out.check(present or inputs)
-    device, said = device_of(asked, device)
-    chosen_device(device, LAYER_BY_LAYER), parsed_memory(memory)  # raise before anything is read
     if dry_run:
         planned = _planned_merge(inputs, weights, method, target, options)
         return "\n".join([*left_out, *said, weight_table(inputs, weights), out.unwritten(planned, chosen)])
@@ -164,8 +164,8 @@ def resize(
     if (target := parse_rank(rank)) in ("max", "sum"):
         raise OptionError(f"rank={rank!r}: expected a number such as 16, 0.9 (share of energy) or mean=16 (a budget)")
     out = Output(output, format, for_, dtype, force)
+    chosen = chosen_device(device, LAYER_BY_LAYER)
     opened = _open(file, out, drop_extras, allow_pickle, architecture, block_weights)
-    chosen = chosen_device(device, LAYER_BY_LAYER)  # raises where it is none
     if dry_run:
         return opened.planned(out, f"rank {rank_text(target)}, {counted(len(opened.adapter.layers), 'layer')}")
     resized = opened.adapter.resize(target, device=chosen)
