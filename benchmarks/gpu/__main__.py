@@ -30,7 +30,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=float, default=240, help="seconds, of which 240 are all")
     parser.add_argument("--only", default=",".join(STEPS), help="of these, with commas: " + ", ".join(STEPS))
     parser.add_argument("--arch", default="flux,sdxl", help="of these, with commas: flux, sdxl")
-    parser.add_argument("--folder", type=Path, help="for the files; by default one in memory that is removed")
+    parser.add_argument("--folder", type=Path, help="where files are kept meanwhile; default: in memory")
     return parser
 
 
@@ -51,6 +51,9 @@ def main(words: Sequence[str] | None = None) -> Session:
     for state in ("failed", "skipped"):
         if names := [unit["unit"] for unit in session.units if state in unit]:
             print(f"{state}: {'; '.join(names)}", flush=True)
+    for unit in done:
+        if missed := unit["found"].get("missed"):
+            print(f"goal missed: {unit['unit']}: {'; '.join(missed)}", flush=True)
     print(f"{len(done)} of {len(session.units)} units in {args.budget - session.left:.0f} s", flush=True)
     return session
 
@@ -68,7 +71,8 @@ def run(session: Session, steps: Sequence[str], archs: Sequence[str]) -> None:
         session.unit("draws equal the CPU's", 3, partial(equality.masks, session))
         session.unit("whole merges against the CPU's", 4, partial(equality.whole_merges, session))
         for arch in archs:
-            session.unit(f"{arch}: merges against the CPU's", 15, partial(equality.merges, session, arch))
+            some = {"flux": 12, "sdxl": 24}[arch]
+            session.unit(f"{arch}: merges against the CPU's", 15, partial(equality.merges, session, arch, some))
             session.unit(f"{arch}: others against the CPU's", 3, partial(equality.others, session, arch))
     for arch in archs if "evaluate" in steps else ():
         evaluate(session, arch)
@@ -82,7 +86,7 @@ def run(session: Session, steps: Sequence[str], archs: Sequence[str]) -> None:
                 session.unit(f"{arch} {method} by PEFT", 6, partial(beside.peft, session, arch, method))
         if "merge" in steps:
             for line in (svd, ties):
-                session.unit(f"{line.title}: waits of the host", 6, partial(merging.waits, session, line))
+                session.unit(f"{line.title}, waits of the host", line.goal, partial(merging.waits, session, line))
     if "flux" in archs:
         lines(session, steps, merging.LATER)
 
@@ -90,7 +94,7 @@ def run(session: Session, steps: Sequence[str], archs: Sequence[str]) -> None:
 def lines(session: Session, steps: Sequence[str], some: Sequence[merging.Line]) -> None:
     """Some lines of the table."""
     for line in some if "merge" in steps else ():
-        session.unit(line.title, 3 * line.expected, partial(merging.measure, session, line))
+        session.unit(line.title, 3 * line.goal, partial(merging.measure, session, line))
 
 
 def evaluate(session: Session, arch: str) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,14 +33,14 @@ class Line:
 
     Attributes:
         arch, method, options: what is merged and how.
-        expected: seconds of one run on an H100, first or warm.
+        goal: seconds of a warm run on an H100, reading and writing included.
         memory: what `merge` is told that it may use of the device.
         card: what the allocator is allowed, in GB: a merge that takes more fails, as on a smaller card.
     """
 
     arch: str
     method: str
-    expected: float
+    goal: float
     options: Mapping[str, Any] = field(default_factory=dict)
     memory: str | None = None
     card: float | None = None
@@ -54,9 +55,9 @@ class Line:
 
 FLUX = (
     Line("flux", "svd", 2),
-    Line("flux", "ties", 5),
-    Line("flux", "dare", 5),
-    Line("flux", "magnitude_prune", 5),
+    Line("flux", "ties", 6),
+    Line("flux", "dare", 6),
+    Line("flux", "magnitude_prune", 6),
     Line("flux", "ties", 3, {"space": "core"}),
     Line("flux", "ties", 3, {"space": "knots"}),
 )
@@ -66,7 +67,9 @@ LIMITED = (
     Line("flux", "svd", 2, memory="8GB"),
     Line("flux", "ties", 6, memory="12GB", card=12),
 )
-LATER = (Line("flux", "cat", 3),)
+LATER = (Line("flux", "cat", 4),)
+PEAKS = {None: 12.0, "8GB": 8.0, "12GB": 12.0}
+"""What `merge` may be told of memory -> the most that it may take, in GB."""
 
 
 def write_files(session: Session, arch: str) -> Found:
@@ -111,7 +114,7 @@ def file_to_file(session: Session, line: Line, device: str, output: Path) -> dic
     times.append(perf_counter())
     merged.save(output)
     times.append(perf_counter())
-    parts = dict(zip(("load", "merge", "save"), (after - before for before, after in zip(times, times[1:]))))
+    parts = dict(zip(("load", "merge", "save"), (after - before for before, after in pairwise(times))))
     return {"all": times[-1] - times[0], **parts}
 
 
@@ -123,7 +126,11 @@ def measure(session: Session, line: Line) -> Found:
         warm = [file_to_file(session, line, session.device, output) for _ in range(2 if first["all"] < 10 else 1)]
     if line.method != "svd":  # what the floor reads
         output.unlink()
-    return {"warm": min(warm, key=lambda run: run["all"]), "first": first} | peaks
+    best = min(warm, key=lambda run: run["all"])
+    missed = [f"{best['all']:.2f} s, not {line.goal:g}"] if best["all"] > line.goal else []
+    if (peak := peaks.get("peak_gb", 0.0)) > PEAKS[line.memory]:
+        missed.append(f"{peak:.1f} GB, not {PEAKS[line.memory]:g}")
+    return {"warm": best, "first": first, "goal": line.goal} | peaks | ({"missed": missed} if missed else {})
 
 
 @contextmanager
