@@ -74,27 +74,31 @@ def run(session: Session, steps: Sequence[str], archs: Sequence[str]) -> None:
             some = {"flux": 12, "sdxl": 24}[arch]
             session.unit(f"{arch}: merges against the CPU's", 15, partial(equality.merges, session, arch, some))
             session.unit(f"{arch}: others against the CPU's", 3, partial(equality.others, session, arch))
-    for arch in archs if "evaluate" in steps else ():
-        evaluate(session, arch)
     for arch in archs:
-        svd, ties = merging.Line(arch, "svd", 6), merging.Line(arch, "ties", 8)
-        if "cpu" in steps:
-            session.unit(f"{arch} svd on the processor's cores", 6, partial(beside.on_cores, session, svd))
-            session.unit(f"{arch} ties, a sample on the cores", 8, partial(beside.sample_on_cores, session, ties))
-        if "peers" in steps:
-            for method in ("svd", "ties"):
-                session.unit(f"{arch} {method} by PEFT", 6, partial(beside.peft, session, arch, method))
-        if "merge" in steps:
-            for line in (svd, ties):
-                session.unit(f"{line.title}, waits of the host", line.goal, partial(merging.waits, session, line))
+        if "evaluate" in steps:
+            evaluate(session, arch)
+        beside_it(session, steps, arch)
     if "flux" in archs:
         lines(session, steps, merging.LATER)
+
+
+def beside_it(session: Session, steps: Sequence[str], arch: str) -> None:
+    """The processor's cores, PEFT, and how often the host waits."""
+    svd, ties = merging.Line(arch, "svd", 6), merging.Line(arch, "ties", 8)
+    if "cpu" in steps:
+        session.unit(f"{arch} svd on the processor's cores", 6, partial(beside.on_cores, session, svd))
+        session.unit(f"{arch} ties, a sample on the cores", 8, partial(beside.sample_on_cores, session, ties))
+    for method in ("svd", "ties") if "peers" in steps else ():
+        session.unit(f"{arch} {method} by PEFT", 6, partial(beside.peft, session, arch, method))
+    for line in (svd, ties) if "merge" in steps else ():
+        session.unit(f"{line.title}, waits of the host", line.goal, partial(merging.waits, session, line))
 
 
 def lines(session: Session, steps: Sequence[str], some: Sequence[merging.Line]) -> None:
     """Some lines of the table."""
     for line in some if "merge" in steps else ():
-        session.unit(line.title, 3 * line.goal, partial(merging.measure, session, line))
+        runs = 1 if line.memory else 2.5
+        session.unit(line.title, runs * line.goal, partial(merging.measure, session, line))
 
 
 def evaluate(session: Session, arch: str) -> None:
@@ -103,7 +107,7 @@ def evaluate(session: Session, arch: str) -> None:
     with real(session, arch) as pipeline:
         if session.unit(f"{name}: made", 8, pipeline.build) is None:
             return
-        session.unit(f"{name}: evaluated", 30 if arch == "flux" else 20, pipeline.evaluate)
+        session.unit(f"{name}: evaluated", 40 if arch == "flux" else 25, pipeline.evaluate)
         session.unit(f"{name}: adapters swapped", 15 if arch == "flux" else 12, pipeline.swap)
 
 

@@ -37,10 +37,14 @@ def tables(kept: Mapping[str, Any]) -> str:
 def _row(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
     warm, first = found["warm"], found["first"]
     parts = ", ".join(f"{warm[part]:.2f}" for part in ("load", "merge", "save"))
-    memory = (f"{found[key]:.1f}" if key in found else "" for key in ("peak_gb", "reserved_gb"))
-    late = warm["all"] > found["goal"]
-    best = f"**{warm['all']:.2f}**" if late else f"{warm['all']:.2f}"
-    return name, best, parts, f"{first['all']:.2f}", f"{found['goal']:g}", *memory
+    peak, reserved = (f"{found[key]:.1f}" if key in found else "" for key in ("peak_gb", "reserved_gb"))
+    missed = " ".join(found.get("missed", []))
+    best = _bold(f"{warm['all']:.2f}", " s," in missed)
+    return name, best, parts, f"{first['all']:.2f}", f"{found['goal']:g}", _bold(peak, " GB," in missed), reserved
+
+
+def _bold(text: str, loud: bool) -> str:
+    return f"**{text}**" if loud else text
 
 
 def _told(value: Any) -> str:
