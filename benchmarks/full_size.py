@@ -38,7 +38,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--space", choices=("delta", "core", "knots"), default="delta")
     parser.add_argument("--scope", choices=("layer", "adapter"), help="of the trim")
     parser.add_argument("--density", type=float, default=0.5)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="of the merge, of the floor and of PEFT")
+    parser.add_argument("--memory", help="what the merge may use of the device's memory: 8GB")
     parser.add_argument("--layers", type=int, help="only so many, evenly spaced; default all")
     parser.add_argument("--checked", type=int, default=1, help="layers whose error is compared with the best possible")
     parser.add_argument("--repeats", type=int, default=1, help="merge so often; the shortest counts")
@@ -66,18 +67,24 @@ def _measure(
 ) -> dict[str, Any]:
     say(f"{args.arch}: {len(layers)} of {of} layers; writing {args.adapters} adapters of rank {args.rank}")
     stem = f"{args.arch}-{len(layers)}-r{args.rank}"
-    paths = [write_adapter(folder / f"{stem}-{i}.safetensors", layers, args.rank, i) for i in range(args.adapters)]
+    paths = [
+        write_adapter(folder / f"{stem}-{i}.safetensors", layers, args.rank, i, args.device)
+        for i in range(args.adapters)
+    ]
     options = {k: v for k, v in (("space", args.space), ("density", args.density), ("scope", args.scope)) if v}
     options = {k: v for k, v in options.items() if k in options_of(args.method)}
     load = os.getloadavg()[0]
     output = temporary / "merged.safetensors"
     say(f"merging: {args.method} {options}")
     runs = []
+    if args.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
     for _ in range(args.repeats):
         merged, took = _merge(paths, args, options, output)
         runs.append(took)
         say(f"  {took.seconds:.1f} s")
     took, peak = min(runs, key=lambda run: run.seconds), max(run.peak for run in runs)
+    peak_gpu = torch.cuda.max_memory_allocated() if args.device.startswith("cuda") else None
     adapters = [ml.load(path) for path in paths]
     written = sum(a.numel() + b.numel() for x in merged.layers.values() for a, b in [(x.lora_A, x.lora_B)]) * 4
     largest = 4 * max(map(math.prod, layers.values()))
@@ -91,6 +98,7 @@ def _measure(
         "layers": len(layers),
         "layers_of_the_model": of,
         "device": args.device,
+        "memory_limit": args.memory,
         "repeats": args.repeats,
         "wall_seconds": round(took.seconds, 3),
         "processor_seconds": round(took.processor_seconds, 3),
@@ -105,13 +113,13 @@ def _measure(
         "largest_layer_bytes": largest,
         "dense_copies_beside_the_output": round(max(0, peak - written) / largest, 2),
     }
-    if args.device.startswith("cuda"):
-        result["memory"]["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
+    if peak_gpu is not None:
+        result["memory"]["peak_gpu_bytes"] = peak_gpu
     if args.checked:
         result["excess_error"] = _excess(args, adapters, merged, options, layers)
     if not args.no_peft:
         say("PEFT, one layer")
-        result["peft"] = peft = peft_seconds(layers, args.method, args.adapters, args.rank, args.density)
+        result["peft"] = peft = peft_seconds(layers, args.method, args.adapters, args.rank, args.density, args.device)
         result["times_as_fast_as_peft"] = round(peft["extrapolated_seconds"] / took.seconds, 1)
         result["times_less_processor_time_than_peft"] = round(
             peft["extrapolated_processor_seconds"] / took.processor_seconds, 1
@@ -131,8 +139,9 @@ def _merge(
 ) -> tuple[ml.Adapter, Measured]:
     """From files to a file."""
     rank = {} if (method or args.method) == "cat" else {"rank": args.rank}
+    limit = {"memory": args.memory} if args.memory else {}
     with measured() as took:
-        merged = ml.merge(list(paths), None, method or args.method, device=args.device, **rank, **options)
+        merged = ml.merge(list(paths), None, method or args.method, device=args.device, **limit, **rank, **options)
         merged.save(output)
     return merged, took
 
@@ -146,7 +155,7 @@ def _floor(
 ) -> dict[str, Any]:
     strategy = strategy_of(args.method, options)
     say("the floor")
-    files = reading_and_writing(paths, output)
+    files = reading_and_writing(paths, output, args.device)
     if strategy.is_exact_sum:
         return _described("reading all inputs and writing the output with safetensors", files)
     shared = {"files_seconds": round(files.seconds, 3)}
@@ -179,7 +188,8 @@ def _excess(
     if args.scope == "adapter":
         return {}  # its thresholds are those of the whole merge
     inputs = tuple(Input(adapter.name, adapter, dict.fromkeys(adapter.layers, 1.0)) for adapter in adapters)
-    job = Job(strategy, args.rank, inputs, 0, torch.device(args.device))
+    # By the CPU, wherever the merge was computed: its best approximation is that of every device.
+    job = Job(strategy, args.rank, inputs, 0, torch.device("cpu"))
     usual = most_frequent(layers)
     others = [name for name in sampled(layers, args.checked) if layers[name] != layers[usual]]
     found = {}

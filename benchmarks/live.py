@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import mergelab as ml
+from benchmarks.measuring import wait
 from benchmarks.synthetic import write_adapter
 from mergelab import miniature
 from mergelab.pipelines.opening import quietly
@@ -61,10 +62,10 @@ class Bench:
 
     def time(self, name: str, call: Callable[[], Any]) -> Any:
         """Does it, and notes what it took."""
-        _wait(self.pipe)
+        wait()
         wall, processor = time.perf_counter(), time.process_time()
         found = call()
-        _wait(self.pipe)
+        wait()
         row = self.rows.setdefault(name, Row())
         row.seconds.append(time.perf_counter() - wall)
         row.processor.append(time.process_time() - processor)
@@ -83,11 +84,6 @@ class Bench:
             last = max(last, (own[key].float() - value.float()).abs().max().item())
             own[key].copy_(value)
         self.rows[name].off.append(last)
-
-
-def _wait(pipe: Any) -> None:
-    if pipe.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def open_pipeline(heads: int, doubles: int, singles: int, device: str) -> Any:

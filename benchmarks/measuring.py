@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from mergelab.linalg.workspace import trim_heap
 
 _STATUS = Path("/proc/self/status")
@@ -22,6 +24,12 @@ def anonymous_bytes() -> int:
     return int(found[1]) * 1024 if found else 0
 
 
+def wait() -> None:
+    """Until a GPU that this process uses has done what it was asked to do."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 class Measured:
     """What a block of code took: seconds, processor seconds, and the peak of memory above the start."""
 
@@ -32,7 +40,7 @@ class Measured:
 
 @contextlib.contextmanager
 def measured(interval: float = 0.005) -> Iterator[Measured]:
-    """Measure a block of code; memory is looked at every `interval` seconds."""
+    """Measure a block of code, and what it asked of a GPU; memory is looked at every `interval` seconds."""
     found, stop = Measured(), threading.Event()
     trim_heap()  # what is free already is not what the block frees
     before = anonymous_bytes()
@@ -43,10 +51,12 @@ def measured(interval: float = 0.005) -> Iterator[Measured]:
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
+    wait()
     start, processor = time.perf_counter(), time.process_time()
     try:
         yield found
     finally:
+        wait()
         found.seconds, found.processor_seconds = time.perf_counter() - start, time.process_time() - processor
         stop.set()
         watcher.join()

@@ -71,13 +71,15 @@ class _Drawing:
 
     def draw_all(self, variant: Variant, todo: Sequence[Unit]) -> None:
         """All that is missing of one variant."""
-        was_unmerged = self.stage.unmerged
+        was_unmerged, start = self.stage.unmerged, time.perf_counter()
         try:
             notes = self.stage.show(variant.adapters, variant.fingerprint, variant.combination)
         except Exception as error:  # whatever is wrong with an adapter concerns this variant alone
             self.grid.failures.add(error, variant.name)
             self.bar.update(len(todo))
             return
+        finally:
+            self.grid.seconds["adapters"] += time.perf_counter() - start
         self.grid.store.keep(f"notes of {variant.fingerprint}", notes)
         if self.grid.config.memory.compile and (was_unmerged or self.stage.unmerged):
             torch.compiler.reset()  # other layers are another graph, and dynamo gives up after eight

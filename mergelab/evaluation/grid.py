@@ -33,7 +33,7 @@ class Grid:
         progress: a progress bar; None shows one on a terminal.
         failures: cells that failed, as they come.
         notes: what a pipeline did not load.
-        seconds: spent in the pipeline and in the metrics.
+        seconds: spent in the pipeline, on adapters that come and go in it, and in the metrics.
     """
 
     config: Config
@@ -42,7 +42,7 @@ class Grid:
     progress: bool | None
     failures: Failures
     notes: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: {"pipeline": 0.0, "metrics": 0.0})
+    seconds: dict[str, float] = field(default_factory=lambda: {"pipeline": 0.0, "adapters": 0.0, "metrics": 0.0})
 
     def bar(self, total: int, label: str) -> Any:
         """A progress bar."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -72,7 +73,7 @@ def check_fitting(models: Mapping[str, nn.Module], title: str, adapters: Mapping
         if isinstance(module, (nn.Linear, nn.Conv2d)) and ".lora_" not in name  # of adapters that are active
     }
     # Text encoders alone do not tell: CLIP's are those of several base models.
-    architecture = detect(shapes, {}) if {"unet", "transformer"} & models.keys() else None
+    architecture = _architecture_of(tuple(shapes.items())) if {"unet", "transformer"} & models.keys() else None
     for name, adapter in adapters.items():
         if architecture and adapter.architecture and architecture != adapter.architecture:
             raise ArchitectureError(
@@ -84,6 +85,12 @@ def check_fitting(models: Mapping[str, nn.Module], title: str, adapters: Mapping
                 f"{name} is for another base model: {title} has none of its layers, such as "
                 f"{next(iter(adapter.layers))}"
             )
+
+
+@lru_cache(maxsize=8)
+def _architecture_of(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> str | None:
+    """What `detect` says, which takes half a second at the size of FLUX: one pipeline is asked for set after set."""
+    return detect(dict(shapes), {})
 
 
 def check_bare(pipeline: Pipeline) -> None:

@@ -77,7 +77,7 @@ class Stage:
         """
         self.clear()
         fitting = {name: _fitting(self.pipeline, name, adapter) for name, adapter in adapters.items()}
-        acting = [a for a, _ in fitting.values() if combination or a.norm()]  # a weight of zero is nothing to add
+        acting = [a for a, _ in fitting.values() if combination or _adds(a)]
         if acting:
             self._encodings.switch(key if any(_changes_text(adapter) for adapter in acting) else "")
             with at_home(self.pipeline):
@@ -154,6 +154,11 @@ def _fitting(pipeline: Pipeline, name: str, adapter: Adapter) -> tuple[Adapter, 
     absent = set(missing)
     layers = {layer: change for layer, change in adapter.layers.items() if layer not in absent}
     return replace(adapter, layers=layers, extras={}), notes
+
+
+def _adds(adapter: Adapter) -> bool:
+    """Whether there is anything to add: a weight of zero is none. (Its norm would take seconds at the size of FLUX.)"""
+    return any(bool(b.any() and a.any()) for b, a in map(adapter.matrices, adapter.layers))
 
 
 def _changes_text(adapter: Adapter) -> bool:
