@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -11,15 +10,15 @@ import torch
 from torch import Tensor
 
 from mergelab.engine.job import LayerChance
-from mergelab.engine.thresholds import layer_thresholds
-from mergelab.errors import LayerError, MergelabError, OptionError
+from mergelab.engine.misfits import check_seen, errors_told, unexpected
+from mergelab.engine.thresholds import Known, layer_thresholds
+from mergelab.errors import OptionError
 from mergelab.linalg import host
 from mergelab.linalg.lowrank import Core, Factors
 from mergelab.linalg.span import Combination, Span, weighted_sum_of
 from mergelab.linalg.stacks import ChangeStack
 from mergelab.linalg.workspace import Workspace
 from mergelab.methods.method import LayerWise, Level, MatrixWise, Part, Strategy
-from mergelab.methods.registry import is_own, name_of
 from mergelab.spaces import Coordinates, Merged
 
 
@@ -61,11 +60,15 @@ def merge_layer(
 
 
 def merge_together(
-    strategy: Strategy, layers: Sequence[OneLayer], prepared: Sequence[Sequence[Any]] | None, workspace: Workspace
+    strategy: Strategy,
+    layers: Sequence[OneLayer],
+    prepared: Sequence[Sequence[Any]] | None,
+    workspace: Workspace,
+    known: Known | None = None,
 ) -> Sequence[Merged] | Tensor:
     """Merge each of several layers of one shape; arguments and results as of `merge_layer`, one for each.
 
-    Dense results are one tensor, `(layers, out, in)`.
+    Dense results are one tensor, `(layers, out, in)`; thresholds of dense changes that are known are not searched again.
     """
     own = [strategy.for_layer(partial(layer.chance.generator, 0)) for layer in layers]
     if strategy.level is Level.LAYER:
@@ -83,10 +86,15 @@ def merge_together(
     on_host, layer = stacks[0].device.type == "cpu", layers[0].chance.layer
     if prepared is not None:
         states = prepared
-    elif on_host:
-        states = list(spread(lambda own: sparsifier_states(methods[0], [own], inner, layer)[0], stacks))
     else:
-        states = sparsifier_states(methods[0], stacks, inner, layer)
+        share = known is not None and strategy.acts_in.is_dense
+        keys = [_seen(methods[0], one) for one in layers] if share else None
+        find = partial(sparsifier_states, methods[0], workspace=inner, layer=layer, known=known if share else None)
+        if on_host:
+            each = range(len(stacks))
+            states = list(spread(lambda i: find([stacks[i]], keys=None if keys is None else [keys[i]])[0], each))
+        else:
+            states = find(stacks, keys=keys)
     result = None
     if strategy.acts_in.is_dense:
         result = workspace.dense(len(stacks), *stacks[0].shape, device=stacks[0].device)
@@ -158,19 +166,41 @@ def _ruled(method: MatrixWise, chance: LayerChance, weights: Sequence[float], ch
     with errors_told(method, chance.layer):
         merged = method.rule(changes, given)
     if not isinstance(merged, Tensor) or merged.shape != changes.shape[1:]:
-        raise _unexpected(merged, tuple(changes.shape[1:]), method, chance.layer)
+        raise unexpected(merged, tuple(changes.shape[1:]), method, chance.layer)
     return merged
 
 
+def expect_thresholds(strategy: Strategy, layers: Sequence[OneLayer], known: Known) -> None:
+    """Say which thresholds a method will ask for."""
+    sparsifier = strategy.sparsifier
+    if sparsifier is not None and sparsifier.scope == "layer" and strategy.acts_in.is_dense:
+        for key in (key for layer in layers for key in _seen(cast(MatrixWise, strategy), layer)):
+            known.expect(key, sparsifier.shares)
+
+
+def _seen(method: MatrixWise, layer: OneLayer) -> list[Hashable]:
+    """What tells the dense matrices of a layer, as a method sees them, from those that others see."""
+    return [(layer.chance.layer, x.adapter, x.weight if method.weights_before_rule else 1.0) for x in layer.parts]
+
+
 def sparsifier_states(
-    method: MatrixWise, stacks: Sequence[ChangeStack], workspace: Workspace, layer: str = ""
+    method: MatrixWise,
+    stacks: Sequence[ChangeStack],
+    workspace: Workspace,
+    layer: str = "",
+    known: Known | None = None,
+    keys: Sequence[Sequence[Hashable]] | None = None,
 ) -> list[Sequence[Any]]:
-    """What the sparsifier must know of each matrix of each stack, found together."""
+    """What the sparsifier must know of each matrix of each stack, found together; with keys, also what is known of it."""
     count = len(stacks[0].matrices)
     found = None
     if method.sparsifier is not None:
+        known = known or Known()
+        flat = range(count * len(stacks)) if keys is None else [key for row in keys for key in row]
         with errors_told(method, layer):
-            found = method.sparsifier.prepare(lambda share: layer_thresholds(share, stacks, workspace))
+            found = method.sparsifier.prepare(
+                lambda share: known.of(share, flat, lambda wanted: layer_thresholds(wanted, stacks, workspace))
+            )
     if found is None:
         return [[None] * count for _ in stacks]
     if len(found) != count * len(stacks):
@@ -190,7 +220,7 @@ def seen_rows(
         return out
     with errors_told(method, chance.layer):
         seen = method.sparsifier.apply(out, state, chance.draws(i), rows)
-    _check_seen(seen, out, "apply", method, chance.layer)
+    check_seen(seen, out, "apply", method, chance.layer)
     return out if seen is out else out.copy_(seen)
 
 
@@ -202,7 +232,7 @@ def _as_peft(method: MatrixWise, stacked: ChangeStack, chance: LayerChance) -> T
         with errors_told(method, chance.layer):
             seen = [sparsifier.as_peft(x, chance.generator(i)) for i, x in zip(count, changes)]
         for treated, x in zip(seen, changes):
-            _check_seen(treated, x, "as_peft", method, chance.layer)
+            check_seen(treated, x, "as_peft", method, chance.layer)
         changes = seen
     return torch.stack(changes)
 
@@ -234,45 +264,7 @@ def _as_merged(merged: Any, shape: tuple[int, int], strategy: Strategy, layer: s
     elif isinstance(merged, Tensor):
         found, merged = tuple(merged.shape), merged.to(torch.float32, copy=True)  # which may be scaled in place
     else:
-        raise _unexpected(merged, shape, strategy, layer)
+        raise unexpected(merged, shape, strategy, layer)
     if found != shape:
-        raise _unexpected(merged, shape, strategy, layer)
+        raise unexpected(merged, shape, strategy, layer)
     return merged
-
-
-def _unexpected(merged: Any, shape: tuple[int, ...], strategy: Strategy, layer: str) -> LayerError:
-    return LayerError(
-        f"layer {layer}: method {name_of(strategy)!r} returned {_found(merged)}, expected the merged change of shape "
-        f"{shape}"
-    )
-
-
-def _check_seen(seen: Any, x: Tensor, function: str, method: MatrixWise, layer: str) -> None:
-    if not isinstance(seen, Tensor) or seen.shape != x.shape:
-        raise LayerError(
-            f"layer {layer}: method {name_of(method)!r}: {function}() of its sparsifier returned {_found(seen)}, "
-            f"expected the rows that it treated, of shape {tuple(x.shape)}"
-        )
-
-
-def _found(value: Any) -> str:
-    return f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-
-
-@contextmanager
-def errors_told(strategy: Strategy, layer: str = "") -> Iterator[None]:
-    """Where a method of the user's own raises, it is named, and the layer if it was at one.
-
-    Raises:
-        LayerError: it raised; errors of mergelab stay what they are.
-    """
-    try:
-        yield
-    except MergelabError:
-        raise
-    except Exception as error:
-        if not is_own(strategy):
-            raise
-        where = f" in layer {layer}" if layer else ""
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise LayerError(f"method {name_of(strategy)!r} failed{where}: {said}") from error

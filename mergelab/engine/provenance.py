@@ -10,6 +10,7 @@ from typing import Any
 
 from mergelab.adapter import Adapter
 from mergelab.formats import joined, sha256_of, trigger_words
+from mergelab.linalg.workspace import Workspace, threads
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,21 @@ def package_version() -> str:
         return "unknown"
 
 
-def input_record(adapter: Adapter, weight: Any) -> dict[str, Any]:
-    """Name, weight and sha256 of one input (None for an adapter that is in memory), and where on the Hub it lies.
+def digests_of(adapters: Sequence[Adapter]) -> list[str | None]:
+    """The sha256 of each one's file; None for an adapter that is in memory."""
+    with threads() as pool:
+        return list(Workspace(pool).map(lambda a: sha256_of(a.inputs[0]) if a.is_file else None, adapters))
+
+
+def input_record(adapter: Adapter, weight: Any, digest: str | None) -> dict[str, Any]:
+    """Name, weight and sha256 of one input, and where on the Hub it lies.
 
     Whether a repository is private is not known here: its name is in the header, and in the card of what is pushed.
 
     Example:
-        >>> input_record(Adapter({}, source="style"), 0.5)
+        >>> input_record(Adapter({}, source="style"), 0.5, None)
         {'name': 'style', 'weight': 0.5, 'sha256': None}
     """
-    digest = sha256_of(adapter.inputs[0]) if adapter.is_file else None
     record = {"name": adapter.name, "weight": weight, "sha256": digest}
     return record | ({"source": adapter.source} if adapter.is_on_the_hub else {})
 

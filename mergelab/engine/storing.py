@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from mergelab.engine.batches import LayerBatch
 from mergelab.engine.blocks import OneLayer, merge_together
-from mergelab.engine.job import Job
+from mergelab.engine.job import Job, said_of
 from mergelab.engine.remains import why_nothing_remains
 from mergelab.engine.results import MergedLayer, check_finite, finished
 from mergelab.layer import full_rank
@@ -27,46 +28,74 @@ EXTRA_DIRECTIONS = 8
 
 
 def merged_batch(
-    job: Job, batch: LayerBatch, prepared: Sequence[Any] | None, workspace: Workspace
-) -> Callable[[], list[MergedLayer]]:
-    """Merge the layers of a batch.
+    jobs: Sequence[Job], batch: LayerBatch, prepared: Sequence[Any] | None, workspace: Workspace
+) -> list[Callable[[], list[MergedLayer]]]:
+    """Merge the layers of a batch, and cut them to the rank of each job.
 
     Args:
-        job, batch: what is merged.
+        jobs: that differ in the rank alone.
+        batch: what is merged.
         prepared: of each adapter, what the sparsifier found out over all of its layers.
         workspace: threads and memory.
 
     Returns:
-        What brings the results to the CPU.
+        For each job what brings its results to the CPU.
 
     Raises:
         LayerError: the merge has values that float32 cannot hold.
     """
-    layers = batch.layers(job)
+    layers = batch.layers(jobs[0])
     states = None if prepared is None else [[prepared[p.adapter] for p in one.parts] for one in layers]
-    strategy = job.strategy
-    if strategy.is_exact_sum and not strategy.stores_factors:
-        wholes: list[tuple[Any, Sequence[OneLayer]]] = [(weighted_sum_of(batch.span, batch.weights(job)), layers)]
-    else:
-        merged = merge_together(strategy, layers, states, workspace)
-        wholes = _together(merged, batch, layers)
-    parts = [_stored(job, batch, whole, own, states, workspace) for whole, own in wholes]
-    return lambda: [layer for part in parts for layer in part()]
+    strategy = jobs[0].strategy
+    with said_of(jobs[0].recipe):
+        if strategy.is_exact_sum and not strategy.stores_factors:
+            wholes = [Whole(batch.weighted_sum(jobs[0]), batch, layers, states)]
+        else:
+            merged = merge_together(strategy, layers, states, workspace, batch.thresholds)
+            wholes = _together(merged, batch, layers, states)
+    found: list[Callable[[], list[MergedLayer]]] = []
+    for job in jobs:
+        with said_of(job.recipe):
+            found.append(partial(_joined, [_stored(job, whole, workspace) for whole in wholes]))
+    return found
+
+
+class Whole(NamedTuple):
+    """Merged layers of one shape, before they are cut.
+
+    Attributes:
+        change: of all of them, `(layers, out, in)`.
+        batch, layers: that were merged.
+        states: of the sparsifier, for each layer, if they were found over whole adapters.
+    """
+
+    change: Factors | Combination | Tensor
+    batch: LayerBatch
+    layers: Sequence[OneLayer]
+    states: Sequence[Sequence[Any]] | None
+
+
+def _joined(parts: Sequence[Callable[[], list[MergedLayer]]]) -> list[MergedLayer]:
+    return [layer for part in parts for layer in part()]
 
 
 def _together(
-    merged: Sequence[Merged] | Tensor, batch: LayerBatch, layers: Sequence[OneLayer]
-) -> list[tuple[Any, Sequence[OneLayer]]]:
+    merged: Sequence[Merged] | Tensor,
+    batch: LayerBatch,
+    layers: Sequence[OneLayer],
+    states: Sequence[Sequence[Any]] | None,
+) -> list[Whole]:
     """Results of one kind as one batch; others each by itself, as a batch of one."""
     if isinstance(merged, Tensor):
-        return [(merged, layers)]
+        return [Whole(merged, batch, layers, states)]
     if all(isinstance(m, Combination) for m in merged):
         spans = [cast(Combination, m).span for m in merged]
         own = all(span is one.span for span, one in zip(spans, layers))
         rows = batch.span.A if own else torch.stack([span.A for span in spans])
         span = batch.span if own else Span(batch.span.B, rows, spans[0].ranks, batch.span.workspace)
-        return [(Combination(span, torch.stack([cast(Combination, m).M for m in merged])), layers)]
-    return [(_as_batch(m), [one]) for m, one in zip(merged, layers)]
+        return [Whole(Combination(span, torch.stack([cast(Combination, m).M for m in merged])), batch, layers, states)]
+    alone = [None] * len(layers) if states is None else [[own] for own in states]
+    return [Whole(_as_batch(m), batch.only(i), [layers[i]], alone[i]) for i, m in enumerate(merged)]
 
 
 def _as_batch(merged: Merged) -> Any:
@@ -80,15 +109,9 @@ def _as_batch(merged: Merged) -> Any:
     return Factors(merged.B[None], merged.A[None])
 
 
-def _stored(
-    job: Job,
-    batch: LayerBatch,
-    whole: Factors | Combination | Tensor,
-    layers: Sequence[OneLayer],
-    states: Sequence[Sequence[Any]] | None,
-    workspace: Workspace,
-) -> Callable[[], list[MergedLayer]]:
+def _stored(job: Job, merged: Whole, workspace: Workspace) -> Callable[[], list[MergedLayer]]:
     """Layers of one batch, decomposed and cut; and what brings them to the CPU."""
+    whole, batch, layers, states = merged
     ranks = [part.change.A.shape[-2] for part in layers[0].parts]
     target = target_rank(job.rank, ranks, full_rank(job.shape(layers[0].chance.layer)))
     spectrum, factors, known = None, None, None
@@ -97,7 +120,7 @@ def _stored(
         check_finite(job, layers, energy)
         factors, counts = whole, [whole.A.shape[-2]] * len(layers)
     else:
-        found = _decomposed(job, batch, whole, layers, target, workspace)
+        found = _decomposed(job, merged, target, workspace)
         energy = found.energy
         if isinstance(found, Decomposed):
             counts = list(found.counts)
@@ -113,11 +136,9 @@ def _stored(
             factors = spectrum.factors()
         else:
             factors = found.factors()
-    span, weights = batch.span, batch.weights(job)
-    if len(layers) < len(batch.names):
-        span, weights = layers[0].span[None], weights[[batch.names.index(layers[0].chance.layer)]]
-    known = host.to_host(projections(factors, span))[0] if known is None else known
-    known, norms = known * weights, span.squared_norms * weights.square()
+    weights = batch.weights(job)
+    known = host.to_host(projections(factors, batch.span))[0] if known is None else known
+    known, norms = known * weights, batch.span.squared_norms * weights.square()
     rows = []
     for i, one in enumerate(layers):
         own, given = None if states is None else states[i], float(norms[i].sum())
@@ -145,15 +166,9 @@ def _is_final(job: Job, factors: Factors, target: int | float) -> bool:
     return isinstance(target, int) and not isinstance(job.rank, RankBudget) and target >= factors.A.shape[-2]
 
 
-def _decomposed(
-    job: Job,
-    batch: LayerBatch,
-    whole: Factors | Combination | Tensor,
-    layers: Sequence[OneLayer],
-    target: int | float,
-    workspace: Workspace,
-) -> Decomposed | Spectrum:
+def _decomposed(job: Job, merged: Whole, target: int | float, workspace: Workspace) -> Decomposed | Spectrum:
     """Singular values and vectors of a merged batch: those that are wanted, or more."""
+    whole, batch, layers, _ = merged
     if isinstance(whole, Factors):
         span = Span.of([whole], workspace)
         whole = weighted_sum_of(span, torch.ones(len(layers), 1))
@@ -171,5 +186,5 @@ def _decomposed(
     if side > sum(ranks) and side > EXACT_SIDE:
         # Directions of the weighted sum, which are near those of most merges.
         count = min((target if isinstance(target, int) else 64) + EXTRA_DIRECTIONS, sum(ranks))
-        start = leading_directions(weighted_sum_of(batch.span, batch.weights(job)), count)
+        start = leading_directions(batch.weighted_sum(job), count)
     return svd_dense(whole, target, start, workspace, energy)
