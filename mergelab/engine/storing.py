@@ -54,9 +54,10 @@ def merged_batch(
             merged = merge_together(strategy, layers, states, workspace, batch.thresholds)
             wholes = _together(merged, batch, layers, states)
     found: list[Callable[[], list[MergedLayer]]] = []
-    for job in jobs:
+    for number, job in enumerate(jobs):
         with said_of(job.recipe):
-            found.append(partial(_joined, [_stored(job, whole, workspace) for whole in wholes]))
+            own = wholes if number == 0 else [whole.apart() for whole in wholes]
+            found.append(partial(_joined, [_stored(job, whole, workspace) for whole in own]))
     return found
 
 
@@ -73,6 +74,12 @@ class Whole(NamedTuple):
     batch: LayerBatch
     layers: Sequence[OneLayer]
     states: Sequence[Sequence[Any]] | None
+
+    def apart(self) -> Whole:
+        """The same, for another job: factors that may be stored as they are, in memory of their own."""
+        if isinstance(self.change, Factors):
+            return self._replace(change=Factors(*(x.clone() for x in self.change)))
+        return self
 
 
 def _joined(parts: Sequence[Callable[[], list[MergedLayer]]]) -> list[MergedLayer]:
