@@ -225,7 +225,10 @@ def test_a_threshold_of_a_change_serves_every_weight_of_the_others(monkeypatch: 
         ({"weights": [0, 0]}, r"^recipe 2: the merge is empty"),
         ({"method": "svd", "density": 0.5}, r"^recipe 2: method 'svd' has no option 'density'"),
         ({"method": "cat", "rank": 3}, r"^recipe 2: cat keeps the sum of the ranks"),
-        ({"device": "cpu"}, r"^recipe 2: 'device' is one for all recipes: expected merge_many\(loras, recipes, device="),
+        (
+            {"device": "cpu"},
+            r"^recipe 2: 'device' is one for all recipes: expected merge_many\(loras, recipes, device=",
+        ),
         ({"loras": []}, r"^recipe 2: 'loras' is one for all recipes"),
         ({3: 4}, r"^recipe 2: 3: expected the name of an argument of merge"),
         (["svd"], r"^recipe 2: expected a mapping as \{'method': 'svd', 'rank': 16\}, found \['svd'\]"),

@@ -1,4 +1,4 @@
-"""What is asked of a merge, checked before anything is computed: recipes, the adapters they are for, one job for each."""
+"""What is asked of a merge, checked before anything is computed: recipes, their adapters, a job for each."""
 
 from __future__ import annotations
 
@@ -82,9 +82,7 @@ class Inputs:
 
     def present(self, job: Job) -> dict[str, tuple[int, ...]]:
         """Layer name -> the adapters that take part in it."""
-        return {
-            name: tuple(i for i in own if job.inputs[i].weights[name] != 0) for name, own in self.aligned.items()
-        }
+        return {name: tuple(i for i in own if job.inputs[i].weights[name] != 0) for name, own in self.aligned.items()}
 
 
 def jobs_of(

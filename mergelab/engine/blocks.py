@@ -68,7 +68,7 @@ def merge_together(
 ) -> Sequence[Merged] | Tensor:
     """Merge each of several layers of one shape; arguments and results as of `merge_layer`, one for each.
 
-    Dense results are one tensor, `(layers, out, in)`; thresholds of dense changes that are known are not searched again.
+    Dense results are one tensor, `(layers, out, in)`; known thresholds of dense changes are not searched again.
     """
     own = [strategy.for_layer(partial(layer.chance.generator, 0)) for layer in layers]
     if strategy.level is Level.LAYER:
@@ -191,7 +191,7 @@ def sparsifier_states(
     known: Known | None = None,
     keys: Sequence[Sequence[Hashable]] | None = None,
 ) -> list[Sequence[Any]]:
-    """What the sparsifier must know of each matrix of each stack, found together; with keys, also what is known of it."""
+    """What the sparsifier must know of each matrix of each stack, found together; by its key it may be known."""
     count = len(stacks[0].matrices)
     found = None
     if method.sparsifier is not None:

@@ -27,7 +27,7 @@ LARGE = 1 << 22
 # Results that may wait on a GPU to be written.
 WAITING = 3
 
-# Of each job, for each adapter what a sparsifier found out over all of its layers; None where it looks at one at a time.
+# For each job, of each adapter what a sparsifier found out over all of its layers; None where it looks at one alone.
 Prepared = Sequence[Sequence[Any] | None]
 # What brings the layers of one job to the CPU, with its number.
 Finish = tuple[int, Callable[[], list[MergedLayer]]]
@@ -144,13 +144,14 @@ def _prepare_adapters(jobs: Sequence[Job], batches: Sequence[Group], workspace: 
     sparsifiers = {i: job.strategy.sparsifier for i, job in enumerate(jobs)}
     asking = {i: own for i, own in sparsifiers.items() if own is not None and own.scope != "layer"}
     for view in _grouped(asking, lambda i, j: _sees(jobs[i]) == _sees(jobs[j])):
-        found = partial(_searched, jobs[view[0]], [g for g in batches if view[0] in g.jobs], workspace)
         known, adapters = Known(), range(len(jobs[0].inputs))
-        for i in adapters:
-            known.expect(i, (share for number in view for share in asking[number].shares))
+        for adapter in adapters:
+            known.expect(adapter, (share for i in view for share in asking[i].shares))
+        search = partial(_searched, jobs[view[0]], [group for group in batches if view[0] in group.jobs], workspace)
+        thresholds = partial(known.of, keys=adapters, find=search)
         for own in _grouped(view, lambda i, j: jobs[i].is_like(jobs[j])):
             with said_of(jobs[own[0]].recipe), errors_told(jobs[own[0]].strategy):
-                states = asking[own[0]].prepare(lambda share: known.of(share, adapters, found))
+                states = asking[own[0]].prepare(thresholds)
             for i in own:
                 prepared[i] = states
     return prepared

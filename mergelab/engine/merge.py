@@ -101,8 +101,8 @@ def merge_many(
     Args:
         loras: adapters, or anything that `load` takes.
         recipes: keyword arguments of `merge`, for each result a mapping of them: method, weights, rank, seed, options.
-        device: where to compute, as for `merge`: one place for all, but that PEFT's arithmetic on factors is done on the
-            CPU unless a device is named.
+        device: where to compute, as for `merge`: one place for all, except that PEFT's arithmetic on factors is done on
+            the CPU unless a device is named.
         memory: as for `merge`.
         progress: show one bar for all; by default on a terminal only.
 
