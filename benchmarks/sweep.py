@@ -68,17 +68,19 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         stem = f"{args.arch}-{len(layers)}-r{args.rank}"
         paths = [write_adapter(folder / f"{stem}-{i}.safetensors", layers, args.rank, i) for i in range(args.adapters)]
         settings: dict[str, Any] = {"device": args.device, "progress": False}
-        ml.merge(paths[:1], **settings)  # libraries and files are there
+        ml.merge(paths, **settings)  # libraries and files are there
         alone: list[Measured] = []
+        peaks = []
         for recipe in recipes:
             with measured() as found:
-                ml.merge(paths, **recipe, **settings)
+                merged = ml.merge(paths, **recipe, **settings)
             alone.append(found)
+            peaks.append(found.peak - _held(merged))
+            del merged
             say(f"{recipe}: {found.processor_seconds:.1f} processor seconds")
         with measured() as together:
             merges = ml.merge_many(paths, recipes, **settings)
     dearest = max(found.processor_seconds for found in alone)
-    held = sum(x.numel() * x.element_size() for m in merges for y in m.layers.values() for x in (y.lora_A, y.lora_B))
     result = {
         "sweep": args.sweep,
         "arch": args.arch,
@@ -92,11 +94,16 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         "of the sweep": round(together.processor_seconds, 2),
         "seconds of the sweep": round(together.seconds, 2),
         "times the dearest": round(together.processor_seconds / dearest, 2),
-        "peak without the results, MB": round((together.peak - held) / 1e6),
-        "peak of the dearest merge, MB": round(max(found.peak for found in alone) / 1e6),
+        "peak without the results, MB": round((together.peak - sum(map(_held, merges))) / 1e6),
+        "of the largest single merge, MB": round(max(peaks) / 1e6),
     }
     print(json.dumps(result, indent=2))
     return result
+
+
+def _held(merged: ml.Adapter) -> int:
+    """Bytes of the factors."""
+    return sum(4 * (layer.lora_A.numel() + layer.lora_B.numel()) for layer in merged.layers.values())
 
 
 if __name__ == "__main__":

@@ -186,7 +186,8 @@ def test_what_is_shared_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     recipes += [{"method": "ties", "space": "core", "density": d} for d in (0.3, 0.5)]
     calls: Counter[str] = Counter()
     functions = [(provenance, "sha256_of"), (layers, "upload"), (span, "gram"), (span, "root")]
-    functions += [(storing, "merge_together"), (thresholds, "_pass"), (storing, "svd_dense")]
+    functions += [(storing, "merge_together"), (thresholds, "_pass"), (storing, "squared_norms")]
+    functions += [(storing, "svd_dense")]
     for home, name in functions:
         counting(monkeypatch, calls, home, name)
     ml.merge_many(files, recipes)
@@ -198,8 +199,18 @@ def test_what_is_shared_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "root": 2 * count,
         "merge_together": 4 * count,
         "_pass": 3 * count,  # one for both densities of the dense changes, one for each core
+        "squared_norms": 2 * count,
         "svd_dense": 6 * count,
     }
+
+
+def test_a_sum_is_decomposed_once_for_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every layer, for every set of weights."""
+    calls: Counter[str] = Counter()
+    counting(monkeypatch, calls, torch.linalg, "eigh")
+    ranks = [{"method": "svd", "rank": rank, "weights": [1, w]} for rank in (1, 2, 0.9, "mean=3") for w in (1, 2)]
+    ml.merge_many([adapter(1, rank=2), adapter(2, rank=2)], ranks)
+    assert calls["eigh"] == 2 * len(SHAPES)
 
 
 def test_a_threshold_of_a_change_serves_every_weight_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

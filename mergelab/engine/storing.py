@@ -52,7 +52,7 @@ def merged_batch(
             wholes = [Whole(batch.weighted_sum(jobs[0]), batch, layers, states)]
         else:
             merged = merge_together(strategy, layers, states, workspace, batch.thresholds)
-            wholes = _together(merged, batch, layers, states)
+            wholes = [whole.measured(workspace) for whole in _together(merged, batch, layers, states)]
     found: list[Callable[[], list[MergedLayer]]] = []
     for number, job in enumerate(jobs):
         with said_of(job.recipe):
@@ -68,12 +68,19 @@ class Whole(NamedTuple):
         change: of all of them, `(layers, out, in)`.
         batch, layers: that were merged.
         states: of the sparsifier, for each layer, if they were found over whole adapters.
+        energy: squared norms of dense changes.
     """
 
     change: Factors | Combination | Tensor
     batch: LayerBatch
     layers: Sequence[OneLayer]
     states: Sequence[Sequence[Any]] | None
+    energy: Tensor | None = None
+
+    def measured(self, workspace: Workspace) -> Whole:
+        """With the energy, for whatever it is cut to."""
+        whole = self.change
+        return self._replace(energy=squared_norms(whole, workspace)) if isinstance(whole, Tensor) else self
 
     def apart(self) -> Whole:
         """The same, for another job: factors that may be stored as they are, in memory of their own."""
@@ -118,7 +125,7 @@ def _as_batch(merged: Merged) -> Any:
 
 def _stored(job: Job, merged: Whole, workspace: Workspace) -> Callable[[], list[MergedLayer]]:
     """Layers of one batch, decomposed and cut; and what brings them to the CPU."""
-    whole, batch, layers, states = merged
+    whole, batch, layers, states, _ = merged
     ranks = [part.change.A.shape[-2] for part in layers[0].parts]
     target = target_rank(job.rank, ranks, full_rank(job.shape(layers[0].chance.layer)))
     spectrum, factors, known = None, None, None
@@ -175,7 +182,7 @@ def _is_final(job: Job, factors: Factors, target: int | float) -> bool:
 
 def _decomposed(job: Job, merged: Whole, target: int | float, workspace: Workspace) -> Decomposed | Spectrum:
     """Singular values and vectors of a merged batch: those that are wanted, or more."""
-    whole, batch, layers, _ = merged
+    whole, batch, layers, _, squares = merged
     if isinstance(whole, Factors):
         span = Span.of([whole], workspace)
         whole = weighted_sum_of(span, torch.ones(len(layers), 1))
@@ -184,7 +191,7 @@ def _decomposed(job: Job, merged: Whole, target: int | float, workspace: Workspa
         found = decompose(whole, lambda s: min(len(s), rank_reached(target, s)))
         check_finite(job, layers, found.energy)
         return found
-    energy = squared_norms(whole, workspace)
+    energy = cast(Tensor, squares)
     check_finite(job, layers, energy)
     ranks, side = batch.span.ranks, min(whole.shape[-2:])
     if isinstance(job.rank, RankBudget) and side > EXACT_SIDE:

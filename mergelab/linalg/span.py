@@ -115,8 +115,9 @@ class Span:
         return own
 
 
-class Combination(NamedTuple):
-    """A change within the span of others, `B M A`.
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """A change within the span of others, `B M A`; decomposed once, however often it is cut.
 
     Attributes:
         span: of B and A.
@@ -130,6 +131,20 @@ class Combination(NamedTuple):
     def shape(self) -> tuple[int, int]:
         """Of the dense change, `(out, in)`."""
         return self.span.B.shape[-2], self.span.A.shape[-1]
+
+    @cached_property
+    def core(self) -> tuple[Tensor, ...]:
+        """`x = r_b M r_a.T`, and of `x.T x` the eigenvalues, `(..., 1, k)`, the largest first, and the vectors."""
+
+        def one(m: Tensor, r_b: Tensor, r_a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            x = r_b @ m @ r_a.T
+            values, vectors = torch.linalg.eigh(x.T @ x)
+            return x, values.flip(0)[None], vectors.flip(1)
+
+        found = host.each(one, self.M, self.span.r_b, self.span.r_a, workspace=self.span.workspace)
+        x, values, vectors = (torch.stack(parts) for parts in zip(*found))
+        lead = self.M.shape[:-2]
+        return tuple(part.reshape(*lead, *part.shape[-2:]) for part in (x, values, vectors))
 
     def delta(self) -> Tensor:
         """The dense change."""
@@ -213,19 +228,19 @@ def decompose(change: Combination, count: Callable[[Tensor], int] = len) -> Deco
     """
     span, limit = change.span, min(change.shape)
 
-    def one(m: Tensor, r_b: Tensor, r_a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        x = r_b @ m @ r_a.T
-        squares, v = torch.linalg.eigh(x.T @ x)
-        s = squares.flip(0)[:limit].clamp_min(0).sqrt()
+    def one(
+        m: Tensor, r_b: Tensor, r_a: Tensor, x: Tensor, squares: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        s = squares[0, :limit].clamp_min(0).sqrt()
         energy, number = x.square().sum(), count(s)
-        s, v = s[:number], v.flip(1)[:, :number]
+        s, v = s[:number], v[:, :number]
         # Where a value is only rounding, so would be its vectors.
         over = torch.where(s > (NULL * s.max()).clamp_min(TINY), 1 / s, 0.0) if number else s
         u = x @ v * over
         inside = ((u.T @ r_b) * (v.T @ r_a) * s[:, None]).sum(0)
         return m @ (r_a.T @ v) * over, s, m.T @ (r_b.T @ u) * over, energy, inside
 
-    found = host.each(one, change.M, span.r_b, span.r_a, workspace=span.workspace)
+    found = host.each(one, change.M, span.r_b, span.r_a, *change.core, workspace=span.workspace)
     lead, counts = change.M.shape[:-2], tuple(len(s) for _, s, *_ in found)
     most = max(counts)
 
