@@ -75,9 +75,10 @@ def merge_together(
     methods = [cast(MatrixWise, method) for method in own]
     if strategy.acts_in.acts_on_factors:
         return [_on_factors(method, layer) for method, layer in zip(methods, layers)]
-    # The threads take layers where there are several, and the blocks of one.
-    inner, beside = (workspace, map) if len(layers) == 1 else (Workspace(), workspace.map)
-    spread = map if strategy.acts_in.is_dense else beside
+    # The threads take layers where there are several, and the blocks of one; on a GPU one block follows the other.
+    alone = len(layers) == 1
+    inner = workspace if alone and layers[0].span.B.device.type == "cpu" else Workspace()
+    spread = map if alone or strategy.acts_in.is_dense else workspace.map
     coordinates = list(spread(lambda layer: coordinates_of(methods[0], layer.parts, layer.span), layers))
     stacks = [stacked for c in coordinates for stacked in c.stacks]
     on_host, layer = stacks[0].device.type == "cpu", layers[0].chance.layer

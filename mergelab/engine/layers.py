@@ -100,5 +100,6 @@ def _prepare_adapters(job: Job, batches: Sequence[Group], workspace: Workspace) 
                 (stacked,) = coordinates_of(method, one.parts, one.span).stacks
                 yield batch.adapters, stacked
 
+    blocks = workspace if job.device.type == "cpu" else Workspace()
     with errors_told(method):
-        return sparsifier.prepare(lambda share: adapter_thresholds(share, stacks, len(job.inputs), workspace))
+        return sparsifier.prepare(lambda share: adapter_thresholds(share, stacks, len(job.inputs), blocks))

@@ -54,16 +54,20 @@ class _State(NamedTuple):
         """A part of them."""
         if bool(chosen.all()):
             return self
-        there = host.like(chosen.nonzero()[:, 0], self.sketch, self.items.dtype)
         return _State(
             self.items[chosen],
-            self.sketch[there],
+            self.sketch[_places(chosen, self.sketch)],
             self.values[chosen],
             self.vectors[chosen],
             self.kept[chosen],
             self.gain[chosen],
             self.number,
         )
+
+
+def _places(chosen: Tensor, other: Tensor) -> Tensor:
+    """Of those that are chosen, as numbers where another tensor is: a mask there would have to be counted first."""
+    return host.like(chosen.nonzero()[:, 0], other, torch.long)
 
 
 def subspace_iteration(
@@ -93,7 +97,7 @@ def subspace_iteration(
             sketch = _times(turned, [items[i] for i in state.items], basis, workspace)
             state, done, fine = _passed(state, sketch, rank, found.energy, workspace)
             if bool(done.any()):
-                _leave(found, state.of(done), basis[host.like(done, basis, torch.bool)], forward)
+                _leave(found, state.of(done), basis[_places(done, basis)], forward)
             if bool(fine.any()):
                 finer = state.of(fine)
                 following.append(finer._replace(sketch=finer.sketch.double(), number=0))
