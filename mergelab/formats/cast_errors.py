@@ -61,7 +61,7 @@ class _Grams(NamedTuple):
 
 def _grams(x: Tensor, x_scaling: float, y: Tensor, y_scaling: float) -> _Grams:
     """Of `(count, length)` times their scalings, over panels of columns that fit the cache."""
-    sums = _Grams(*(torch.zeros(len(x), len(x), dtype=torch.float64) for _ in _Grams._fields))
+    sums = _Grams(*(x.new_zeros(len(x), len(x), dtype=torch.float64) for _ in _Grams._fields))
     for before, after in zip(x.split(_PANEL, dim=1), y.split(_PANEL, dim=1)):
         p, q = before.double() * x_scaling, after.double() * y_scaling
         lost = p - q
