@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from mergelab.adapter import Adapter
@@ -45,7 +46,7 @@ def package_version() -> str:
         return "unknown"
 
 
-def input_record(adapter: Adapter, weight: Any) -> dict[str, Any]:
+def input_record(adapter: Adapter, weight: Any, digest_of: Callable[[Path], str] = sha256_of) -> dict[str, Any]:
     """Name, weight and sha256 of one input (None for an adapter that is in memory), and where on the Hub it lies.
 
     Whether a repository is private is not known here: its name is in the header, and in the card of what is pushed.
@@ -54,7 +55,7 @@ def input_record(adapter: Adapter, weight: Any) -> dict[str, Any]:
         >>> input_record(Adapter({}, source="style"), 0.5)
         {'name': 'style', 'weight': 0.5, 'sha256': None}
     """
-    digest = sha256_of(adapter.inputs[0]) if adapter.is_file else None
+    digest = digest_of(adapter.inputs[0]) if adapter.is_file else None
     record = {"name": adapter.name, "weight": weight, "sha256": digest}
     return record | ({"source": adapter.source} if adapter.is_on_the_hub else {})
 

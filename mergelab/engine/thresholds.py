@@ -16,8 +16,9 @@ from mergelab.linalg.stacks import ChangeStack
 from mergelab.linalg.workspace import Workspace
 
 # All entries of a matrix of at most so many are searched for its threshold; that of a larger one is first estimated
-# from every fourth row and column, or from so many of them.
-MAX_SEARCHED, SAMPLE_SIDE = 1 << 18, 640
+# from a sample. The larger the sample, the fewer entries are left to be searched: both together cost least at about
+# this power of the size.
+MAX_SEARCHED, SAMPLE_POWER = 1 << 18, 2 / 3
 # A trim over whole adapters looks at one in so many rows and columns first, and trusts the share of large entries there
 # so far.
 ADAPTER_STEP, ADAPTER_MARGIN = 64, 0.02
@@ -61,8 +62,7 @@ def _searched(share: float, stacked: ChangeStack, workspace: Workspace) -> list[
     n, size = len(stacked.matrices), math.prod(stacked.shape)
 
     def bracket(i: int) -> Bracket:
-        picked = (min(SAMPLE_SIDE, side // 4) for side in stacked.shape)
-        return sampled_bracket(stacked.sample(i, *picked), share, stacked.shape)
+        return sampled_bracket(stacked.spread_sample(i, int((10 * size) ** SAMPLE_POWER)), share)
 
     whole = size <= MAX_SEARCHED or share >= 1
     brackets = [EVERYTHING] * n if whole else list(workspace.map(bracket, range(n)))

@@ -48,10 +48,10 @@ class EntryDraws:
 
     def bits(self, rows: slice, columns: int, device: torch.device | str = "cpu") -> Tensor:
         """int32 `(rows, columns)`: all 2^32 values are equally likely."""
-        row = _hashed(torch.arange(rows.start, rows.stop, device=device), self.key)[:, None]
-        x = _low(row) + _columns(self.key, columns, torch.device(device))
+        row = _rows(self.key, 1 << (rows.stop - 1).bit_length(), torch.device(device))[:, rows, None]
+        x = row[0] + _columns(self.key, columns, torch.device(device))
         scratch = torch.empty_like(x)
-        _xor_shifted(x, 16, scratch).mul_(_FIRST).bitwise_xor_(_low(row >> 32))
+        _xor_shifted(x, 16, scratch).mul_(_FIRST).bitwise_xor_(row[1])
         return _xor_shifted(x, 15, scratch).mul_(_SECOND)
 
     def keep_(self, x: Tensor, probability: float, rows: slice) -> Tensor:
@@ -62,17 +62,24 @@ class EntryDraws:
             probability: in [0, 1].
             rows: which they are.
         """
-        if probability >= 1:
+        # This share of all 2^32 values, which begin at -2^31, lies below it.
+        below = 2 * round(probability * (1 << 31)) - (1 << 31)
+        if below >= 1 << 31:
             return x
-        # The sign of the difference is all ones or all zeros: a mask without a branch. Halves, so that none overflows.
-        below = round(probability * (1 << 31)) - (1 << 30)
-        mask = self.bits(rows, x.shape[1], x.device).bitwise_right_shift_(1).sub_(below).bitwise_right_shift_(31)
-        x.view(torch.int32).bitwise_and_(mask)
+        # A product with 0 or 1 keeps the bits or none of them: a mask of booleans would cost more.
+        x.view(torch.int32).mul_(self.bits(rows, x.shape[1], x.device).lt_(below))
         return x
 
     def uniform(self, rows: slice, columns: int, device: torch.device | str = "cpu") -> Tensor:
         """float32 `(rows, columns)` in [0, 1), multiples of 2^-24."""
         return _shifted(self.bits(rows, columns, device), 8).to(torch.float32).mul_(2.0**-24)
+
+
+@lru_cache(maxsize=32)
+def _rows(key: int, count: int, device: torch.device) -> Tensor:
+    """`(2, count)`: the 32 last and the 32 first bits of each row, the same for all blocks of a matrix."""
+    row = _hashed(torch.arange(count, device=device), key)
+    return torch.stack([_low(row), _low(row >> 32)])
 
 
 @lru_cache(maxsize=32)
