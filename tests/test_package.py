@@ -83,7 +83,7 @@ LAYERS = {
     "mergelab.formats.kinds": ("*", "kind | refused"),
     "mergelab.formats.nunchaku": ("packed", "modules", "fusing | quantized", "packing"),
     "mergelab.miniature": ("judge", "world"),
-    "mergelab.methods": ("registry", "dare | magnitude_prune", "*", "method", "sparsify"),
+    "mergelab.methods": ("registry", "dare | magnitude_prune", "ties", "*", "method", "sparsify"),
     "mergelab.linalg": (
         "adding | dense | radix | selection | stacks | streams",
         "span | subspace",

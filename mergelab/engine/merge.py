@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -18,9 +19,9 @@ from mergelab.engine.provenance import Recipe, input_record, merged_metadata
 from mergelab.engine.results import store
 from mergelab.engine.weights import Weight, resolve, weight_record
 from mergelab.errors import OptionError
+from mergelab.formats import hashing
 from mergelab.layer import common_dialect
 from mergelab.linalg.precision import full_precision
-from mergelab.linalg.workspace import Workspace, threads
 from mergelab.methods.method import Level, Strategy
 from mergelab.methods.registry import name_of, options_record, strategy_of
 from mergelab.ranks import Rank, budget_note, check_rank, rank_record
@@ -96,14 +97,17 @@ def merge(
     }
     inputs = tuple(Input(*given) for given in zip(names, adapters, table))
     job = Job(strategy, rank, inputs, int(seed), chosen_device(device, _work(strategy, adapters, aligned)), memory)
-    with tqdm(
+    bar = tqdm(
         total=len(aligned),
         desc=f"merging ({name_of(strategy)}, {strategy.space})",
         unit="layer",
         disable=None if progress is None else not progress,
-    ) as bar:
-        merged = merge_layers(job, aligned, bar.update)
-    layers, rows = store(job, merged)
+    )
+    with hashing(a.inputs[0] for a in adapters if a.is_file) as digest_of:  # beside the computing
+        with bar:
+            merged = merge_layers(job, aligned, bar.update)
+        layers, rows = store(job, merged)
+        records = _input_records(inputs, weights, digest_of)
     if not layers:
         raise OptionError("the merge is empty: every weight is 0, so no adapter is left")
     extras, notes = merge_extras(job)
@@ -111,7 +115,7 @@ def merge(
     recipe = Recipe(
         method=method if isinstance(method, str) else name_of(strategy),
         options={**options_record(strategy), "rank": rank_record(rank), "seed": job.seed},
-        inputs=_input_records(inputs, weights),
+        inputs=records,
     )
     dialect, spelling = common_dialect(taking_part)
     return Adapter(
@@ -150,8 +154,9 @@ def _reading_notes(job: Job) -> Iterator[str]:
             yield from (f"{given.name}: {note}" for note in carried(given.adapter.notes))
 
 
-def _input_records(inputs: Sequence[Input], weights: Sequence[Weight] | None) -> list[dict[str, Any]]:
-    """What the recipe says of each input; every file is hashed."""
+def _input_records(
+    inputs: Sequence[Input], weights: Sequence[Weight] | None, digest_of: Callable[[Path], str]
+) -> list[dict[str, Any]]:
+    """What the recipe says of each input."""
     records = [weight_record(w, given.weights) for w, given in zip(weights or [1.0] * len(inputs), inputs)]
-    with threads() as pool:
-        return list(Workspace(pool).map(lambda pair: input_record(pair[0].adapter, pair[1]), zip(inputs, records)))
+    return [input_record(given.adapter, record, digest_of) for given, record in zip(inputs, records)]
