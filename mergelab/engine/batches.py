@@ -99,8 +99,6 @@ class LayerBatch:
 
     def layers(self, job: Job) -> list[OneLayer]:
         """What a method sees of each layer, one by one."""
-        if not job.strategy.acts_in.is_dense:
-            self.span.r_b  # noqa: B018 - of all layers together, rather than of each when it is asked for
         return [self._layer(job, i) for i in range(len(self.names))]
 
     def _layer(self, job: Job, i: int) -> OneLayer:

@@ -41,8 +41,14 @@ class Factors(NamedTuple):
         """Of the dense change, `(out, in)`."""
         return self.B.shape[-2], self.A.shape[-1]
 
-    def scaled(self, factor: float) -> Factors:
-        """The change times any finite number: in B, a new tensor unless the number is 1; A is shared."""
+    def scaled(self, factor: float | Tensor) -> Factors:
+        """The change times any finite number, or one for each of a batch: in B, new unless it is 1; A is shared."""
+        if isinstance(factor, Tensor):
+            return (
+                self
+                if bool((factor == 1).all())
+                else Factors(self.B * host.like(factor, self.B)[..., None, None], self.A)
+            )
         return self if factor == 1 else Factors(self.B * factor, self.A)
 
 

@@ -58,7 +58,7 @@ class _State(NamedTuple):
             self.items[chosen],
             self.sketch[_places(chosen, self.sketch)],
             self.values[chosen],
-            self.vectors[chosen],
+            self.vectors[_places(chosen, self.sketch)],
             self.kept[chosen],
             self.gain[chosen],
             self.number,
@@ -136,8 +136,9 @@ def _leave(found: Spectrum, state: _State, basis: Tensor, forward: bool) -> None
     rank = found.S.shape[-1]
     s, vectors = state.values[:, :rank].clamp_min(0).sqrt(), state.vectors[..., :rank]
     s = torch.where(s > ROUNDING * s[:, :1], s, 0.0)
-    image = (state.sketch @ host.like(vectors * inverse_of(s), state.sketch)).to(found.U)
-    source = (basis @ host.like(vectors * (s > 0)[:, None], basis)).to(found.U)
+    over, kept = host.like(inverse_of(s), vectors), host.like((s > 0)[:, None], vectors)
+    image = (state.sketch @ (vectors * over).to(state.sketch)).to(found.U)
+    source = (basis @ (vectors * kept).to(basis)).to(found.U)
     there = host.like(state.items, found.U, state.items.dtype)
     found.U[there], found.V[there] = (image, source) if forward else (source, image)
     found.S[state.items] = s
@@ -168,7 +169,8 @@ def _orthonormal(sketch: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
 
     Divided by singular values, what float32 rounds off is larger the smaller the value: a Cholesky factor takes the rest out.
     """
-    basis = sketch @ host.like(vectors * inverse_of(values.clamp_min(0).sqrt()), sketch)
+    over = host.like(inverse_of(values.clamp_min(0).sqrt()), vectors)
+    basis = sketch @ (vectors * over).to(sketch)
     square = gram(basis)
     diagonal = square.diagonal(dim1=-2, dim2=-1)
     factor, _ = torch.linalg.cholesky_ex(square + torch.diag_embed((diagonal == 0).double()))
