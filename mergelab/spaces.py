@@ -14,12 +14,10 @@ from torch import Tensor
 
 from mergelab.errors import OptionError
 from mergelab.linalg import host
+from mergelab.linalg.directions import Found, squares_of, vectors_of_changes, vectors_of_factors, weighted_cores
 from mergelab.linalg.lowrank import Core, Factors
 from mergelab.linalg.span import Combination, Span
 from mergelab.linalg.stacks import ChangeStack
-
-# Singular directions below this share of the largest are rounding, not part of any change.
-NULL_TOLERANCE = 4e-6
 
 # What a merge of one layer yields: factors that are final as they are, a low-rank product, or a dense change.
 Merged = Factors | Core | Combination | Tensor
@@ -97,11 +95,6 @@ def checked_space(name: object, basis: object, known: Sequence[str]) -> Space:
     return space
 
 
-Found = tuple[Tensor, Tensor]
-"""Eigenvalues `(sides, ..., k)`, the largest first, on the CPU, and eigenvectors `(sides, ..., k, k)`; or vectors of
-a space, as combinations and in coordinates."""
-
-
 def delta_coordinates(span: Span, weights: Tensor, weigh: bool, basis: str) -> Coordinates:
     """The changes themselves, `(out, in)`, formed in blocks when they are asked for.
 
@@ -155,21 +148,21 @@ def core_coordinates(span: Span, weights: Tensor, weigh: bool, basis: str) -> Co
         >>> core.round(decimals=4).tolist(), dense(coordinates.restore([core])).round(decimals=4)[0].tolist()
         ([[2.0]], [0.5, 0.5])
     """
-    cores, scales = _weighted(span, weights)
+    cores, scales = weighted_cores(span, weights)
     sides: list[Found | None]
     if basis == "factors":
         wide = torch.cat([w.expand(*w.shape[:-2], 1, rank) for w, rank in zip(scales, span.ranks)], -1)
         left, right = span.r_b * wide, span.r_a
         found = host.eigh(torch.stack([left.mT @ left, right.mT @ right]), span.workspace)
         sides = [
-            _of_factors(found, 0, left, wide, span.marks[0]),
-            _of_factors(found, 1, right, torch.ones_like(wide), span.marks[1]),
+            vectors_of_factors(found, 0, left, wide, span.marks[0]),
+            vectors_of_factors(found, 1, right, torch.ones_like(wide), span.marks[1]),
         ]
     else:
-        found = host.eigh(torch.stack([_squares(cores), _squares([m.mT for m in cores])]), span.workspace)
+        found = host.eigh(torch.stack([squares_of(cores), squares_of([m.mT for m in cores])]), span.workspace)
         sides = [
-            _of_changes(found, 0, cores, scales, span.r_a.split(span.ranks, -1), span.marks[0]),
-            _of_changes(found, 1, [m.mT for m in cores], scales, span.r_b.split(span.ranks, -1), span.marks[1]),
+            vectors_of_changes(found, 0, cores, scales, span.r_a.split(span.ranks, -1), span.marks[0]),
+            vectors_of_changes(found, 1, [m.mT for m in cores], scales, span.r_b.split(span.ranks, -1), span.marks[1]),
         ]
     columns, rows = sides
     if columns is None or rows is None:
@@ -198,9 +191,9 @@ def knots_coordinates(span: Span, weights: Tensor, weigh: bool, basis: str) -> C
         >>> [m.round(decimals=4).tolist() for m in coordinates.stacks[0].matrices], coordinates.stacks[0].weights
         ([[[2.0, 2.0, 2.0]], [[2.0, 2.0, 2.0]]], (1.0, -0.5))
     """
-    cores, scales = _weighted(span, weights)
-    found = host.eigh(_squares(cores)[None], span.workspace)
-    side = _of_changes(found, 0, cores, scales, span.r_a.split(span.ranks, -1), span.marks[0])
+    cores, scales = weighted_cores(span, weights)
+    found = host.eigh(squares_of(cores)[None], span.workspace)
+    side = vectors_of_changes(found, 0, cores, scales, span.r_a.split(span.ranks, -1), span.marks[0])
     if side is None:
         return None
     u, left = side
@@ -244,59 +237,6 @@ def factor_coordinates(span: Span, weights: Tensor, weigh: bool, basis: str) -> 
     roots = tuple(math.sqrt(abs(w)) for w in weights.tolist())
     signed = tuple(math.copysign(root, w) for root, w in zip(roots, weights.tolist()))
     return Coordinates((ChangeStack(a, signed), ChangeStack(b, roots)), lambda results: Factors(results[1], results[0]))
-
-
-def _weighted(span: Span, weights: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """The cores of the weighted changes, and the weights, `(..., 1, 1)` each, beside them."""
-    scales = [w[..., None, None] for w in host.like(weights, span.B, torch.float64).unbind(-1)]
-    return [w * m for w, m in zip(scales, span.cores())], scales
-
-
-def _squares(cores: Sequence[Tensor]) -> Tensor:
-    """`sum_i m_i m_i.T`."""
-    return torch.stack([m @ m.mT for m in cores]).sum(0)
-
-
-def _size(squares: Tensor) -> int | None:
-    """How many directions there are; None where that differs among the layers of a batch."""
-    counts = (squares > NULL_TOLERANCE**2 * squares[..., :1]).sum(-1).clamp_min(1).reshape(-1).tolist()
-    return counts[0] if len(set(counts)) == 1 else None
-
-
-def _of_changes(
-    found: Found, side: int, cores: Sequence[Tensor], scales: Sequence[Tensor], roots: Sequence[Tensor], marks: Tensor
-) -> Found | None:
-    """Left singular vectors of the changes side by side: as combinations of the columns, and in the cores' coordinates.
-
-    With `l` in the latter, `sum_i m_i m_i.T l = s^2 l` and `m_i = w_i r_i t_i.T`, so that the vector is the columns times
-    the stack of `w_i t_i.T m_i.T l / s^2`.
-    """
-    count = _size(found[0][side])
-    if count is None:
-        return None
-    squares, left = host.like(found[0][side][..., :count], marks), found[1][side][..., :count]
-    parts = [w * (t.mT @ (m.mT @ left)) for m, w, t in zip(cores, scales, roots)]
-    return _turned(torch.cat(parts, -2) / squares.clamp_min(1e-300)[..., None, :], left, marks)
-
-
-def _of_factors(found: Found, side: int, scaled: Tensor, wide: Tensor, marks: Tensor) -> Found | None:
-    """Left singular vectors of the columns times their scales, as combinations of the columns, and their coordinates.
-
-    With `r D = x s y.T` for the root r of the columns the vectors are `Q x`, and `Q = columns r^-1`, so that
-    `Q x = columns D y / s`.
-    """
-    count = _size(found[0][side])
-    if count is None:
-        return None
-    y = found[1][side][..., :count]
-    y = y * host.like(found[0][side][..., :count].clamp_min(1e-300).rsqrt(), marks)[..., None, :]
-    return _turned(wide.mT * y, scaled @ y, marks)
-
-
-def _turned(vectors: Tensor, coordinates: Tensor, marks: Tensor) -> Found:
-    """Each vector in one fixed direction: a rule may see which way it points."""
-    signs = torch.where(marks[..., None, :] @ vectors < 0, -1.0, 1.0).to(vectors)
-    return vectors * signs, coordinates * signs
 
 
 def _for_rule(weighted: list[Tensor], scales: Sequence[Tensor], weights: Tensor, weigh: bool) -> ChangeStack:

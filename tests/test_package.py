@@ -51,7 +51,7 @@ LAYERS = {
         "storing",
         "batches | remains | results",
         "blocks",
-        "aligning | job | provenance | thresholds | weights",
+        "aligning | job | provenance | returned | thresholds | weights",
         "block_weights",
     ),
     "mergelab.formats": (
@@ -85,7 +85,7 @@ LAYERS = {
     "mergelab.miniature": ("judge", "world"),
     "mergelab.methods": ("registry", "dare | magnitude_prune", "ties", "*", "method", "sparsify"),
     "mergelab.linalg": (
-        "adding | dense | radix | selection | stacks | streams",
+        "adding | dense | directions | radix | selection | stacks | streams",
         "span | subspace",
         "lowrank",
         "host",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -12,15 +11,15 @@ import torch
 from torch import Tensor
 
 from mergelab.engine.job import LayerChance
+from mergelab.engine.returned import as_merged, check_seen, errors_told, unexpected
 from mergelab.engine.thresholds import layer_thresholds
-from mergelab.errors import LayerError, MergelabError, OptionError
+from mergelab.errors import OptionError
 from mergelab.linalg import host
 from mergelab.linalg.lowrank import Core, Factors
 from mergelab.linalg.span import Combination, Span, weighted_sum_of
 from mergelab.linalg.stacks import GPU_BLOCK, ChangeStack
 from mergelab.linalg.workspace import Workspace, panels
 from mergelab.methods.method import LayerWise, Level, MatrixWise, Part, Strategy
-from mergelab.methods.registry import is_own, name_of
 from mergelab.spaces import Coordinates, Merged, seen_weights
 
 
@@ -161,7 +160,10 @@ def _on_factors(method: MatrixWise, layer: OneLayer) -> Merged:
 
 def coordinates_of(method: MatrixWise, parts: Sequence[Part], span: Span | None = None) -> Coordinates:
     """The changes of a layer in the space of a method, as its rule is to see them."""
-    span, weights = span or Span.of([part.change for part in parts]), torch.tensor([part.weight for part in parts])
+    span, weights = (
+        span or Span.of([part.change for part in parts]),
+        torch.tensor([part.weight for part in parts], dtype=torch.float64),
+    )
     return cast(Coordinates, method.acts_in.build(span, weights, method.weights_before_rule, method.basis))
 
 
@@ -207,7 +209,7 @@ def _ruled(method: MatrixWise, chance: LayerChance, weights: Sequence[float], ch
     with errors_told(method, chance.layer):
         merged = method.rule(changes, given)
     if not isinstance(merged, Tensor) or merged.shape != changes.shape[1:]:
-        raise _unexpected(merged, tuple(changes.shape[1:]), method, chance.layer)
+        raise unexpected(merged, tuple(changes.shape[1:]), method, chance.layer)
     return merged
 
 
@@ -239,7 +241,7 @@ def seen_rows(
         return out
     with errors_told(method, chance.layer):
         seen = method.sparsifier.apply(out, state, chance.draws(i), rows)
-    _check_seen(seen, out, "apply", method, chance.layer)
+    check_seen(seen, out, "apply", method, chance.layer)
     return out if seen is out else out.copy_(seen)
 
 
@@ -251,7 +253,7 @@ def _as_peft(method: MatrixWise, stacked: ChangeStack, chance: LayerChance) -> T
         with errors_told(method, chance.layer):
             seen = [sparsifier.as_peft(x, chance.generator(i)) for i, x in zip(count, changes)]
         for treated, x in zip(seen, changes):
-            _check_seen(treated, x, "as_peft", method, chance.layer)
+            check_seen(treated, x, "as_peft", method, chance.layer)
         changes = seen
     return torch.stack(changes)
 
@@ -260,7 +262,7 @@ def _combined(method: LayerWise, layer: OneLayer) -> Merged:
     """What a method of layers makes of one."""
     with errors_told(method, layer.chance.layer):
         combined = method.combine(layer.parts)
-    combined = _as_merged(combined, layer.parts[0].change.shape, method, layer.chance.layer)
+    combined = as_merged(combined, layer.parts[0].change.shape, method, layer.chance.layer)
     return _scaled(combined, method.output_scale)
 
 
@@ -271,57 +273,3 @@ def _scaled(merged: Merged, factor: float) -> Merged:
     if isinstance(merged, Core):
         return Core(merged.U, merged.M * factor, merged.V)
     return merged.scaled(factor) if isinstance(merged, (Factors, Combination)) else merged.mul_(factor)
-
-
-def _as_merged(merged: Any, shape: tuple[int, int], strategy: Strategy, layer: str) -> Merged:
-    """What a method of layers returned, in the precision that everything else has."""
-    if isinstance(merged, Core):
-        found: tuple[int, ...] = (merged.U.shape[0], merged.V.shape[0])
-        merged = Core(merged.U.float(), merged.M.double(), merged.V.float())
-    elif isinstance(merged, Factors):
-        found, merged = merged.shape, Factors(merged.B.float(), merged.A.float())
-    elif isinstance(merged, Tensor):
-        found, merged = tuple(merged.shape), merged.to(torch.float32, copy=True)  # which may be scaled in place
-    else:
-        raise _unexpected(merged, shape, strategy, layer)
-    if found != shape:
-        raise _unexpected(merged, shape, strategy, layer)
-    return merged
-
-
-def _unexpected(merged: Any, shape: tuple[int, ...], strategy: Strategy, layer: str) -> LayerError:
-    return LayerError(
-        f"layer {layer}: method {name_of(strategy)!r} returned {_found(merged)}, expected the merged change of shape "
-        f"{shape}"
-    )
-
-
-def _check_seen(seen: Any, x: Tensor, function: str, method: MatrixWise, layer: str) -> None:
-    if not isinstance(seen, Tensor) or seen.shape != x.shape:
-        raise LayerError(
-            f"layer {layer}: method {name_of(method)!r}: {function}() of its sparsifier returned {_found(seen)}, "
-            f"expected the rows that it treated, of shape {tuple(x.shape)}"
-        )
-
-
-def _found(value: Any) -> str:
-    return f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-
-
-@contextmanager
-def errors_told(strategy: Strategy, layer: str = "") -> Iterator[None]:
-    """Where a method of the user's own raises, it is named, and the layer if it was at one.
-
-    Raises:
-        LayerError: it raised; errors of mergelab stay what they are.
-    """
-    try:
-        yield
-    except MergelabError:
-        raise
-    except Exception as error:
-        if not is_own(strategy):
-            raise
-        where = f" in layer {layer}" if layer else ""
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise LayerError(f"method {name_of(strategy)!r} failed{where}: {said}") from error
