@@ -45,21 +45,29 @@ def merged_batch(
     layers, strategy = batch.layers(job), job.strategy
     states = None if prepared is None else [[prepared[p.adapter] for p in one.parts] for one in layers]
     merged = merge_together(strategy, layers, batch.span, states, workspace)
-    wholes: list[tuple[Any, Sequence[OneLayer]]] = [(merged, layers)]
-    if isinstance(merged, list):  # each by itself, as a batch of one
-        wholes = [(_as_batch(one), [layer]) for one, layer in zip(merged, layers)]
+    wholes: list[tuple[Any, list[OneLayer]]] = [(merged, layers)]
+    if isinstance(merged, list):
+        wholes = _in_batches(merged, layers)
     parts = [_stored(job, batch, whole, own, states, workspace) for whole, own in wholes]
     return lambda: [layer for part in parts for layer in part()]
+
+
+def _in_batches(merged: Sequence[Merged], layers: list[OneLayer]) -> list[tuple[Any, list[OneLayer]]]:
+    """Factors of one rank as one batch; what else methods make of layers each by itself, as a batch of one."""
+    factors = [m for m in merged if isinstance(m, Factors)]
+    if len(factors) == len(merged) and len({m.A.shape for m in factors}) == 1:
+        return [(Factors(torch.stack([m.B for m in factors]), torch.stack([m.A for m in factors])), layers)]
+    return [(_as_batch(m), [layer]) for m, layer in zip(merged, layers)]
 
 
 def _as_batch(merged: Merged) -> Any:
     """With a leading dimension of one."""
     if isinstance(merged, Tensor):
         return merged[None]
-    if isinstance(merged, Core):
-        merged = Factors(merged.U, merged.M.to(merged.U) @ merged.V.T)
     if isinstance(merged, Combination):
         return Combination(merged.span[None], merged.M[None])
+    if isinstance(merged, Core):
+        merged = Factors(merged.U, merged.M.to(merged.U) @ merged.V.T)
     return Factors(merged.B[None], merged.A[None])
 
 
@@ -103,7 +111,8 @@ def _stored(
     known, norms = known * weights, norms * weights.square()
     rows = []
     for i, one in enumerate(layers):
-        own, given = None if states is None else states[i], float(norms[i].sum())
+        own = None if states is None else states[batch.names.index(one.chance.layer)]
+        given = float(norms[i].sum())
         note = why_nothing_remains(job.strategy, one, float(energy[i]), given, own, workspace)
         sizes = dict(zip(batch.adapters, zip(known[i].tolist(), norms[i].tolist())))
         name = one.chance.layer

@@ -1,4 +1,4 @@
-"""Singular vectors of changes side by side: as combinations of stacked factors, and in the coordinates of their cores."""
+"""Singular vectors of changes side by side: as combinations of stacked factors, and in coordinates of their cores."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def vectors_of_changes(
 ) -> Found | None:
     """Left singular vectors of the changes side by side: as combinations of the columns, and in the cores' coordinates.
 
-    With `l` in the latter, `sum_i m_i m_i.T l = s^2 l` and `m_i = w_i r_i t_i.T`, so that the vector is the columns times
-    the stack of `w_i t_i.T m_i.T l / s^2`.
+    With `l` in the latter, `sum_i m_i m_i.T l = s^2 l` and `m_i = w_i r_i t_i.T`, so that the vector is the columns
+    times the stack of `w_i t_i.T m_i.T l / s^2`.
     """
     count = _size(found[0][side])
     if count is None:

@@ -1,4 +1,4 @@
-"""Small matrices are decomposed by the CPU's threads, wherever they are: one transfer there and back for a whole batch."""
+"""Small matrices are decomposed by the CPU's threads, wherever they are: one transfer there and back for a batch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Low-rank matrices, whose arithmetic costs the rank and not the layer.
 
 Shapes: a change is `(out, in)`; `Factors` hold it as `B (out, r) @ A (r, in)`, a `Core` as `U (out, k) @ M (k, l) @
-V.T (l, in)` with orthonormal columns in U and V, a `Spectrum` as `U diag(S) V.T`. All take leading batch dimensions: layers
-of one shape, one computation. What is as large as a layer is on the device that computes, what is as small as a rank on the CPU.
+V.T (l, in)` with orthonormal columns in U and V, a `Spectrum` as `U diag(S) V.T`. All take leading batch dimensions:
+layers of one shape are one computation.
 """
 
 from __future__ import annotations

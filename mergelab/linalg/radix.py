@@ -16,8 +16,9 @@ _LEVELS = ((20, 1 << 11), (10, 1 << 10), (0, 1 << 10))
 class RadixSearch:
     """The exact `counts[i]`-th largest magnitude of each of several vectors that are only ever seen in blocks.
 
-    The order of float32 magnitudes is that of their bits. Every pass over all blocks counts the next bits of the entries
-    that agree with what is known of the answer: three passes, whatever the values are, and none waits for the device.
+    The order of float32 magnitudes is that of their bits. Every pass over all blocks counts the next bits of the
+    entries that agree with what is known of the answer: three passes, whatever the values are, and none waits for the
+    device.
 
     Args:
         counts: how many entries of each vector to keep, `0 <= counts[i] <= sizes[i]`.

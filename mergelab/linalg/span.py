@@ -138,7 +138,7 @@ class Combination(NamedTuple):
 
 @lru_cache(maxsize=64)
 def signature(size: int, device: torch.device) -> Float[Tensor, " size"]:
-    """A fixed vector of random numbers around zero: what a projection on it says of a vector depends on the vector alone.
+    """A fixed vector of random numbers around zero, for projections that tell vectors apart.
 
     Example:
         >>> bool((signature(5, torch.device("cpu")).abs() <= 0.5).all())

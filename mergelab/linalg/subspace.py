@@ -73,8 +73,8 @@ def _places(chosen: Tensor, other: Tensor) -> Tensor:
 def subspace_iteration(
     matrix: Tensor, items: Sequence[int], rank: int, energy: Tensor, start: Tensor | None, workspace: Workspace
 ) -> Spectrum | None:
-    """Multiply by the matrices and by their transposes in turn, until what further passes could still gain is too little
-    to matter; None if that never happens.
+    """Multiply by the matrices and by their transposes in turn, until what further passes could still gain is too
+    little to matter; None if that never happens.
 
     The gains of successive passes fall geometrically, by a ratio that the spectrum sets: the square of the first
     singular value that the subspace misses over the last one that is wanted, or what the last two gains say, whichever
@@ -165,9 +165,10 @@ def inverse_of(s: Tensor) -> Tensor:
 
 
 def _orthonormal(sketch: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
-    """An orthonormal basis of the columns, from the eigenvalues of their Gram matrix; zeros in the place of null directions.
+    """An orthonormal basis of the columns, from the eigenvalues of their Gram matrix; zeros for null directions.
 
-    Divided by singular values, what float32 rounds off is larger the smaller the value: a Cholesky factor takes the rest out.
+    What float32 rounds off is larger the smaller the singular value that is divided by: a Cholesky factor takes the
+    rest out.
     """
     over = host.like(inverse_of(values.clamp_min(0).sqrt()), vectors)
     basis = sketch @ (vectors * over).to(sketch)
