@@ -119,7 +119,7 @@ class LayerBatch:
 
 
 def upload(job: Job, group: Group) -> list[Factors]:
-    """The changes of each adapter, `(layers, out, in)`, in float32 on the device; they go there in the dtype they have."""
+    """The changes of each adapter, `(layers, out, in)`, float32 on the device; they go there in the dtype they have."""
     return [_changes([job.inputs[i].adapter.layers[name] for name in group.names], job.device) for i in group.present]
 
 
