@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from mergelab.checks import readable
 from mergelab.errors import FormatError, OutputError, SourceError
 from mergelab.formats.files import replacing
+from mergelab.formats.mapped import DTYPES, mapped_tensors
 from mergelab.formats.messages import one_line
 from mergelab.formats.options import ReadOptions
 from mergelab.formats.strangers import other_file
@@ -30,20 +30,6 @@ HASHES = (HASH, _MODEL_HASH, _LEGACY_HASH)
 _LEGACY_START, _LEGACY_SIZE = 0x100000, 0x10000
 
 _USUAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def read_tensors(path: Path, options: ReadOptions) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -74,10 +60,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as error:
         raise SourceError(f"cannot be read: {error.strerror}") from None
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return check_tensors(tensors), dict(metadata)
+        tensors, metadata = mapped_tensors(path)
+        return check_tensors(tensors), metadata
     except FormatError:
         raise
     except Exception as error:  # a damaged file makes the package raise a dozen different things
