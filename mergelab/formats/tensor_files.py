@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -113,13 +115,21 @@ def file_order(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], digest: Callable[[], str]
+) -> None:
     """Write a safetensors file whose bytes depend on nothing but its content.
 
     (The safetensors package writes the entries of the metadata in a random order, so the same content would give
     other bytes every time.) The file is written beside its target and renamed when it is whole. Its header gets the
-    hash of the tensors, which is computed while they are written, and of the part of the file by which A1111 once told
-    models apart, unless the header reaches into that part.
+    hash of the tensors, and of the part of the file by which A1111 once told models apart, unless the header reaches
+    into that part.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        metadata: the header's strings.
+        digest: of `hashed` tensors, these; it is asked for when they are written.
     """
     entries: dict[str, object] = {}
     offset = 0
@@ -140,8 +150,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text
 
-    with ThreadPoolExecutor(1) as hasher, replacing(path) as temporary, temporary.open("w+b") as file:
-        digest = hasher.submit(_tensors_sha256, tensors)
+    with replacing(path) as temporary, temporary.open("w+b") as file:
         legacy = "0" * 8 if len(start := head("0" * 64, "0" * 8)) <= _LEGACY_START else ""
         file.write(start if legacy else head("0" * 64, ""))
         for name in file_order(tensors):
@@ -150,15 +159,36 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
             file.seek(_LEGACY_START)
             legacy = hashlib.sha256(file.read(_LEGACY_SIZE)).hexdigest()[:8]
         file.seek(0)
-        file.write(head(digest.result(), legacy))
+        file.write(head(digest(), legacy))
 
 
-def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Of the tensors' bytes in the order of the file."""
-    digest = hashlib.sha256()
-    for name in file_order(tensors):
-        digest.update(_raw(tensors[name]))
-    return digest.hexdigest()
+@contextlib.contextmanager
+def hashed(tensors: Mapping[str, Tensor]) -> Iterator[Callable[[], str]]:
+    """Hashes tensors in a thread of its own, beside what is done meanwhile: nothing else of a large file takes as long.
+
+    Returns:
+        A function that waits for the sha256 of the tensors' bytes in the order of the file, in hexadecimal.
+
+    Example:
+        >>> with hashed({"a": torch.zeros(2)}) as digest:
+        ...     digest() == hashlib.sha256(bytes(8)).hexdigest()
+        True
+    """
+    unwanted = threading.Event()
+
+    def sha256() -> str:
+        digest = hashlib.sha256()
+        for name in file_order(tensors):
+            if unwanted.is_set():
+                break
+            digest.update(_raw(tensors[name]))
+        return digest.hexdigest()
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(sha256).result
+        finally:
+            unwanted.set()
 
 
 def _raw(tensor: Tensor) -> memoryview:
