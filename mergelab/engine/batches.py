@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from mergelab.engine.blocks import OneLayer
-from mergelab.engine.job import Job, LayerChance
+from mergelab.engine.job import Job, LayerChance, hashes_of
 from mergelab.errors import LayerError
 from mergelab.layer import LARGEST_ENTRY, Layer
 from mergelab.linalg import host
+from mergelab.linalg.draws import Hashes
 from mergelab.linalg.lowrank import Factors, stack
 from mergelab.linalg.span import Span, signature
 from mergelab.linalg.workspace import Workspace
@@ -101,9 +102,10 @@ class LayerBatch:
         """What a method sees of each layer, one by one."""
         if not job.strategy.acts_in.is_dense:
             self.span.r_b  # noqa: B018 - of all layers together, rather than of each when it is asked for
-        return [self._layer(job, i) for i in range(len(self.names))]
+        together = hashes_of(job.seed, self.names, len(self.adapters))
+        return [self._layer(job, i, together) for i in range(len(self.names))]
 
-    def _layer(self, job: Job, i: int) -> OneLayer:
+    def _layer(self, job: Job, i: int, together: Hashes) -> OneLayer:
         name, span = self.names[i], self.span[i]
         if job.strategy.acts_in.acts_on_factors:
             parts = job.stored_parts(name)
@@ -117,7 +119,7 @@ class LayerBatch:
         ]
         if job.strategy.stores_factors:
             parts.sort(key=lambda part: part.adapter)
-        return OneLayer(parts, span, LayerChance(job.seed, name, [part.place for part in parts]))
+        return OneLayer(parts, span, LayerChance(job.seed, name, [part.place for part in parts], together))
 
 
 def upload(job: Job, group: Group) -> list[Factors]:

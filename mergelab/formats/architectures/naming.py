@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from mergelab.formats.architectures.fused import OriginalModule
 
-
 # Paths of the last few files, each by the names of several models, which are asked for again and again.
 _REMEMBERED = 1 << 14
 
