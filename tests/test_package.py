@@ -87,9 +87,9 @@ LAYERS = {
     "mergelab.linalg": (
         "adding | dense | directions | radix | selection | stacks | streams",
         "span | subspace",
-        "lowrank",
+        "draws | lowrank",
         "host",
-        "draws | gram | workspace",
+        "gram | workspace",
         "precision",
     ),
     "mergelab.pipelines": (

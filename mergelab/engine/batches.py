@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from mergelab.engine.blocks import OneLayer
-from mergelab.engine.job import Job, LayerChance
+from mergelab.engine.job import Job, LayerChance, hashes_of
 from mergelab.errors import LayerError
 from mergelab.layer import LARGEST_ENTRY, Layer
 from mergelab.linalg import host
+from mergelab.linalg.draws import Hashes
 from mergelab.linalg.lowrank import Factors, stack
 from mergelab.linalg.span import Span, signature
 from mergelab.linalg.workspace import Workspace
@@ -99,9 +100,16 @@ class LayerBatch:
 
     def layers(self, job: Job) -> list[OneLayer]:
         """What a method sees of each layer, one by one."""
+<<<<<<< HEAD
         return [self._layer(job, i) for i in range(len(self.names))]
+=======
+        if not job.strategy.acts_in.is_dense:
+            self.span.r_b  # noqa: B018 - of all layers together, rather than of each when it is asked for
+        together = hashes_of(job.seed, self.names, len(self.adapters))
+        return [self._layer(job, i, together) for i in range(len(self.names))]
+>>>>>>> speed
 
-    def _layer(self, job: Job, i: int) -> OneLayer:
+    def _layer(self, job: Job, i: int, together: Hashes) -> OneLayer:
         name, span = self.names[i], self.span[i]
         if job.strategy.acts_in.acts_on_factors:
             parts = job.stored_parts(name)
@@ -115,7 +123,7 @@ class LayerBatch:
         ]
         if job.strategy.stores_factors:
             parts.sort(key=lambda part: part.adapter)
-        return OneLayer(parts, span, LayerChance(job.seed, name, [part.place for part in parts]))
+        return OneLayer(parts, span, LayerChance(job.seed, name, [part.place for part in parts], together))
 
 
 def upload(job: Job, group: Group) -> list[Factors]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mergelab.adapter import Adapter
-from mergelab.linalg.draws import EntryDraws, key_of
+from mergelab.linalg.draws import EntryDraws, Hashes, key_of
 from mergelab.linalg.lowrank import Factors
 from mergelab.methods.method import Part, Strategy
 from mergelab.ranks import Rank
@@ -78,6 +78,11 @@ class Job:
         return parts
 
 
+def hashes_of(seed: int, layers: Sequence[str], count: int) -> Hashes:
+    """What the random numbers of several layers of so many parts each begin with, computed together."""
+    return Hashes(tuple(key_of(seed, layer, place) for layer in layers for place in range(count)))
+
+
 @dataclass(frozen=True)
 class LayerChance:
     """Where the random numbers of a layer come from: functions of the seed, its name and a place in it.
@@ -86,6 +91,7 @@ class LayerChance:
         seed: of the merge.
         layer: its name.
         places: of its parts, in their order.
+        together: hashes of the matrices of several layers, of which this is one.
 
     Example:
         >>> LayerChance(0, "unet.conv_in", (1, 0)).draws(0) == LayerChance(0, "unet.conv_in", (0, 1)).draws(1)
@@ -95,6 +101,7 @@ class LayerChance:
     seed: int
     layer: str
     places: Sequence[int] = ()
+    together: Hashes | None = field(default=None, repr=False, compare=False)
     _generators: dict[int, torch.Generator] = field(default_factory=dict, repr=False, compare=False)
 
     def generator(self, place: int) -> torch.Generator:
@@ -105,4 +112,4 @@ class LayerChance:
 
     def draws(self, part: int) -> EntryDraws:
         """Random numbers for the entries of the matrix of one part."""
-        return EntryDraws(key_of(self.seed, self.layer, self.places[part]))
+        return EntryDraws(key_of(self.seed, self.layer, self.places[part]), self.together)
