@@ -100,14 +100,8 @@ class LayerBatch:
 
     def layers(self, job: Job) -> list[OneLayer]:
         """What a method sees of each layer, one by one."""
-<<<<<<< HEAD
-        return [self._layer(job, i) for i in range(len(self.names))]
-=======
-        if not job.strategy.acts_in.is_dense:
-            self.span.r_b  # noqa: B018 - of all layers together, rather than of each when it is asked for
         together = hashes_of(job.seed, self.names, len(self.adapters))
         return [self._layer(job, i, together) for i in range(len(self.names))]
->>>>>>> speed
 
     def _layer(self, job: Job, i: int, together: Hashes) -> OneLayer:
         name, span = self.names[i], self.span[i]
