@@ -287,6 +287,7 @@ def blocks(row: Row, space: str, folder: Path) -> None:
         results.append(method.rule(wholes[-1].clone(), weights))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(stacks, "BLOCK", 1 << 10)
+            patch.setattr(stacks, "FEWEST_ROWS", 1)
             assert len(formed.blocks()) > 5
             assert torch.equal(merge_stack(method, formed, chance), results[-1])
             assert relative(merge_stack(method, factored, chance), results[-1]) < 0.05

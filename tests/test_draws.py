@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mergelab.linalg.draws import EntryDraws, key_of
+from mergelab.linalg.draws import EntryDraws, Hashes, key_of
 
 ROWS, COLUMNS = 512, 2048
 # Two in a million of tests without a fault fail at this level; there are a few thousand.
@@ -108,6 +110,48 @@ def test_draws_are_a_function_of_the_place() -> None:
     assert EntryDraws(12345).bits(slice(0, 2), 3).tolist() == FIXED
     assert not EntryDraws(0).keep_(torch.ones(50, 50), 0.0, slice(0, 50)).any()
     assert EntryDraws(0).keep_(torch.ones(50, 50), 1.0, slice(0, 50)).all()
+
+
+class Count(TorchDispatchMode):
+    """How many operations torch is asked for; views, which start nothing on a device, are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rows", [slice(0, 5), slice(3, 70), slice(64, 65)])
+def test_matrices_hashed_together_have_their_own_numbers(rows: slice) -> None:
+    """To the last bit, in any order, whichever else is in the group, a key twice included."""
+    keys = [12345, 0, *(key_of(seed, "layer", place) for seed in (0, 9) for place in range(3)), (1 << 63) - 1, 12345]
+    hashes = Hashes(tuple(keys))
+    for key in reversed(keys):
+        draws = EntryDraws(key, hashes)
+        for columns in (33, 7, 200):
+            assert torch.equal(draws.bits(rows, columns), EntryDraws(key).bits(rows, columns))
+        assert draws == EntryDraws(key)
+
+
+def test_hashing_many_matrices_takes_the_operations_of_one() -> None:
+    """And each draws from it with a fixed number."""
+
+    def operations(count: int) -> int:
+        keys = tuple(key_of("count", count, i) for i in range(count))
+        hashes = Hashes(keys)
+        with Count() as counted:
+            for key in keys:
+                for rows in (slice(32, 40), slice(40, 50)):
+                    EntryDraws(key, hashes).keep_(torch.ones(rows.stop - rows.start, 20), 0.5, rows)
+        return counted.operations
+
+    one, two, many = (operations(count) for count in (1, 2, 40))
+    each = two - one
+    assert many == one + 39 * each
+    assert each < 2 * 15 and one - each > 2 * each
 
 
 FIXED = [[-963543327, -1747115773, 1787606911], [-376593171, -1405506508, 1838954722]]

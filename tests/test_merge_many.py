@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import mergelab as ml
-from mergelab.engine import batches, layers, provenance, storing, thresholds
+from mergelab.engine import batches, layers, storing, thresholds
+from mergelab.formats import files
 from mergelab.layer import BIAS_SUFFIX
 from mergelab.linalg import span
 from mergelab.linalg.lowrank import Factors, stack
@@ -180,23 +181,23 @@ def counting(monkeypatch: pytest.MonkeyPatch, calls: Counter[str], home: Any, na
 def test_what_is_shared_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve recipes: every file is read and hashed, every layer uploaded and spanned once; a trim for each density."""
     shapes = {name: shape for name, shape in LARGER.items() if "conv" not in name}
-    files = [adapter(i, shapes=shapes).save(tmp_path / f"{i}.safetensors") for i in range(2)]
+    paths = [adapter(i, shapes=shapes).save(tmp_path / f"{i}.safetensors") for i in range(2)]
     recipes: list[dict[str, Any]] = [{"method": "svd", "rank": r} for r in (1, 2, 3, 4)]
     recipes += [{"method": "ties", "density": d, "rank": r} for d in (0.3, 0.5) for r in (2, 3, 4)]
     recipes += [{"method": "ties", "space": "core", "density": d} for d in (0.3, 0.5)]
     calls: Counter[str] = Counter()
-    functions = [(provenance, "sha256_of"), (layers, "upload"), (span, "gram"), (span, "root")]
+    functions = [(files, "sha256_of"), (layers, "upload"), (span, "gram"), (span, "roots")]
     functions += [(storing, "merge_together"), (thresholds, "_pass"), (storing, "squared_norms")]
     functions += [(storing, "svd_dense")]
     for home, name in functions:
         counting(monkeypatch, calls, home, name)
-    ml.merge_many(files, recipes)
+    ml.merge_many(paths, recipes)
     count = len(shapes)
     assert calls == {
         "sha256_of": 2,
         "upload": count,
         "gram": 2 * count,
-        "root": 2 * count,
+        "roots": count,
         "merge_together": 4 * count,
         "_pass": 3 * count,  # one for both densities of the dense changes, one for each core
         "squared_norms": 2 * count,

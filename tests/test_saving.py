@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 
 import mergelab as ml
+from mergelab.formats import hashing, sha256_of
 from mergelab.layer import LoraLayer
 from tests.synthetic import SHAPES, adapter, difference, lora
 
@@ -123,3 +124,12 @@ def test_names_and_seeds_that_would_mislead(tmp_path: Path) -> None:
         ml.merge([adapter(45)], seed=1.5)  # type: ignore[arg-type]
     with pytest.raises(ml.SourceError, match="no such file"):
         ml.load("tests/data/nowhere/x.safetensors")
+
+
+def test_files_are_hashed_beside_what_is_done_meanwhile(tmp_path: Path) -> None:
+    """As without; what cannot be read is told where its hash is asked for, and nowhere else."""
+    path = adapter(0).save(tmp_path / "a.safetensors")
+    with hashing([path, path, tmp_path / "none"]) as digest_of:
+        assert digest_of(path) == sha256_of(path)
+        with pytest.raises(FileNotFoundError):
+            digest_of(tmp_path / "none")

@@ -119,7 +119,7 @@ def test_a_sampled_threshold_is_exact(density: float, monkeypatch: pytest.Monkey
     exact = float(change.delta().abs().flatten().sort(descending=True).values[int(density * 150_000) - 1])
     stacked = ChangeStack((change,), (1.0,))
     monkeypatch.setattr(thresholds, "MAX_SEARCHED", 1000)
-    low, high = sampled_bracket(stacked.sample(0, 100, 100), density, stacked.shape)
+    low, high = sampled_bracket(stacked.spread_sample(0, 20_000), density)
     assert low <= exact <= high
     for bracket in ((low, high), (0.0, exact / 2), (2 * exact, math.inf), (exact, exact * 1.001)):
         for kept in (1 << 22, 1000):

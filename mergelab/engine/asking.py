@@ -105,14 +105,12 @@ def jobs_of(
             if not any(inputs.present(job).values()):
                 raise OptionError("the merge is empty: every weight is 0, so no adapter is left")
         jobs.append(job)
-    work = [_work(job, inputs) for job in jobs]
-    there = chosen_device(device, sum(work))
-    # PEFT's arithmetic on factors is no work for another device, unless that is named.
-    return [replace(job, device=there if own else chosen_device(device, own)) for job, own in zip(jobs, work)]
+    there = chosen_device(device, sum(_work(job, inputs) for job in jobs))  # raises where there is none
+    return [replace(job, device=CPU if job.strategy.acts_in.acts_on_factors else there) for job in jobs]
 
 
 def _work(job: Job, inputs: Inputs) -> float:
-    """How much there is to do, for the choice of a device: none where PEFT's arithmetic on factors is asked for."""
+    """How much there is to do, for the choice of a device: PEFT's arithmetic on the factors is that of a CPU."""
     strategy = job.strategy
     if strategy.acts_in.acts_on_factors:
         return 0.0

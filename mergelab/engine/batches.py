@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from mergelab.engine.blocks import OneLayer
-from mergelab.engine.job import Job, LayerChance
+from mergelab.engine.job import Job, LayerChance, hashes_of
 from mergelab.engine.thresholds import Known
 from mergelab.errors import LayerError
 from mergelab.layer import LARGEST_ENTRY, Layer
 from mergelab.linalg import host
+from mergelab.linalg.draws import Hashes
 from mergelab.linalg.lowrank import Factors, stack
 from mergelab.linalg.span import Combination, Span, signature, weighted_sum_of
 from mergelab.linalg.workspace import Workspace
@@ -122,11 +123,10 @@ class LayerBatch:
 
     def layers(self, job: Job) -> list[OneLayer]:
         """What a method sees of each layer, one by one."""
-        if not job.strategy.acts_in.is_dense:
-            self.span.r_b  # noqa: B018 - of all layers together, rather than of each when it is asked for
-        return [self._layer(job, i) for i in range(len(self.names))]
+        together = hashes_of(job.seed, self.names, len(self.adapters))
+        return [self._layer(job, i, together) for i in range(len(self.names))]
 
-    def _layer(self, job: Job, i: int) -> OneLayer:
+    def _layer(self, job: Job, i: int, together: Hashes) -> OneLayer:
         name, span = self.names[i], self.span[i]
         if job.strategy.acts_in.acts_on_factors:
             parts = job.stored_parts(name)
@@ -140,11 +140,11 @@ class LayerBatch:
         ]
         if job.strategy.stores_factors:
             parts.sort(key=lambda part: part.adapter)
-        return OneLayer(parts, span, LayerChance(job.seed, name, [part.place for part in parts]))
+        return OneLayer(parts, span, LayerChance(job.seed, name, [part.place for part in parts], together))
 
 
 def upload(job: Job, group: Group) -> list[Factors]:
-    """The changes of each adapter, in float32 on the device, `(layers, out, in)`; they travel in the dtype they have."""
+    """The changes of each adapter, `(layers, out, in)`, float32 on the device; they go there in the dtype they have."""
     return [_changes([job.inputs[i].adapter.layers[name] for name in group.names], job.device) for i in group.present]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -10,16 +11,16 @@ import torch
 from torch import Tensor
 
 from mergelab.engine.job import LayerChance
-from mergelab.engine.misfits import check_seen, errors_told, unexpected
+from mergelab.engine.returned import as_merged, check_seen, errors_told, unexpected
 from mergelab.engine.thresholds import Known, layer_thresholds
 from mergelab.errors import OptionError
 from mergelab.linalg import host
 from mergelab.linalg.lowrank import Core, Factors
 from mergelab.linalg.span import Combination, Span, weighted_sum_of
-from mergelab.linalg.stacks import ChangeStack
-from mergelab.linalg.workspace import Workspace
+from mergelab.linalg.stacks import GPU_BLOCK, ChangeStack
+from mergelab.linalg.workspace import Workspace, panels
 from mergelab.methods.method import LayerWise, Level, MatrixWise, Part, Strategy
-from mergelab.spaces import Coordinates, Merged
+from mergelab.spaces import Coordinates, Merged, seen_weights
 
 
 class OneLayer(NamedTuple):
@@ -28,6 +29,10 @@ class OneLayer(NamedTuple):
     parts: Sequence[Part]
     span: Span
     chance: LayerChance
+
+    def seen(self, method: MatrixWise) -> list[Hashable]:
+        """What tells its dense matrices, as a method sees them, from those that others see."""
+        return [(self.chance.layer, x.adapter, x.weight if method.weights_before_rule else 1.0) for x in self.parts]
 
 
 def merge_layer(
@@ -53,59 +58,101 @@ def merge_layer(
     Raises:
         LayerError: the method returned something else.
     """
-    layer = OneLayer(parts, Span.of([part.change for part in parts]), chance)
+    span = Span.of([part.change for part in parts])
     states = None if prepared is None else [prepared]
-    (merged,) = merge_together(strategy, [layer], states, workspace or Workspace())
-    return merged
+    merged = merge_together(strategy, [OneLayer(parts, span, chance)], span[None], states, workspace or Workspace())
+    if isinstance(merged, Combination):
+        return Combination(merged.span[0], merged.M[0])
+    return merged[0]
 
 
 def merge_together(
     strategy: Strategy,
     layers: Sequence[OneLayer],
+    span: Span,
     prepared: Sequence[Sequence[Any]] | None,
     workspace: Workspace,
     known: Known | None = None,
-) -> Sequence[Merged] | Tensor:
-    """Merge each of several layers of one shape; arguments and results as of `merge_layer`, one for each.
+) -> list[Merged] | Combination | Tensor:
+    """Merge each of several layers of one shape.
 
-    Dense results are one tensor, `(layers, out, in)`; known thresholds of dense changes are not searched again.
+    Args:
+        strategy, workspace: as of `merge_layer`.
+        layers: what there is of each.
+        span: of the changes of all of them, with a leading dimension.
+        prepared: as of `merge_layer`, of each layer.
+        known: thresholds of dense changes, for several methods.
+
+    Returns:
+        A combination or dense changes, with the leading dimension; or what a method of layers, or one that acts on the
+        factors, makes of each.
     """
+    weights = torch.tensor([[part.weight for part in layer.parts] for layer in layers], dtype=torch.float64)
+    if strategy.is_exact_sum and not strategy.stores_factors:
+        return weighted_sum_of(span, weights)
     own = [strategy.for_layer(partial(layer.chance.generator, 0)) for layer in layers]
     if strategy.level is Level.LAYER:
         return [_combined(cast(LayerWise, method), layer) for method, layer in zip(own, layers)]
-    if strategy.is_exact_sum:
-        return [weighted_sum_of(span, torch.tensor([part.weight for part in parts])) for parts, span, _ in layers]
     methods = [cast(MatrixWise, method) for method in own]
     if strategy.acts_in.acts_on_factors:
         return [_on_factors(method, layer) for method, layer in zip(methods, layers)]
-    # The threads take layers where there are several, and the blocks of one.
-    inner, beside = (workspace, map) if len(layers) == 1 else (Workspace(), workspace.map)
-    spread = map if strategy.acts_in.is_dense else beside
-    coordinates = list(spread(lambda layer: coordinates_of(methods[0], layer.parts, layer.span), layers))
-    stacks = [stacked for c in coordinates for stacked in c.stacks]
-    on_host, layer = stacks[0].device.type == "cpu", layers[0].chance.layer
-    if prepared is not None:
-        states = prepared
+    method = methods[0]
+    coordinates = method.acts_in.build(span, weights, method.weights_before_rule, method.basis)
+    if coordinates is None:
+        return _one_by_one(strategy, layers, span, prepared, workspace)
+    (together,) = coordinates.stacks
+    stacks = [together.item(i, seen_weights(row, method.weights_before_rule)) for i, row in enumerate(weights)]
+    # The threads take the blocks of one layer; of several, each has a thread already, or the GPU.
+    inner = workspace if len(layers) == 1 and together.device.type == "cpu" else Workspace()
+    keys = [x for layer in layers for x in layer.seen(method)] if known and method.acts_in.is_dense else None
+    states = prepared or sparsifier_states(method, stacks, inner, layers[0].chance.layer, known, keys)
+    shape = len(stacks), *together.shape
+    if method.acts_in.is_dense:
+        result = workspace.dense(*shape, device=together.device)
     else:
-        share = known is not None and strategy.acts_in.is_dense
-        keys = [_seen(methods[0], one) for one in layers] if share else None
-        find = partial(sparsifier_states, methods[0], workspace=inner, layer=layer, known=known if share else None)
-        if on_host:
-            each = range(len(stacks))
-            states = list(spread(lambda i: find([stacks[i]], keys=None if keys is None else [keys[i]])[0], each))
-        else:
-            states = find(stacks, keys=keys)
-    result = None
-    if strategy.acts_in.is_dense:
-        result = workspace.dense(len(stacks), *stacks[0].shape, device=stacks[0].device)
+        result = torch.empty(shape, dtype=torch.float32, device=together.device)
+    if len(stacks) > 1 and method.level is Level.ENTRIES and len({own.weights for own in stacks}) == 1:
+        _merge_side_by_side(method, stacks, [layer.chance for layer in layers], states, result)
+    else:
+        for i, layer in enumerate(layers):
+            merge_stack(methods[i], stacks[i], layer.chance, states[i], inner, result[i])
+    return _scaled(coordinates.restore([result]), strategy.output_scale)  # type: ignore[return-value]
 
-    def merge(i: int) -> Merged:
-        own = None if result is None else result[i]
-        merged = merge_stack(methods[i], stacks[i], layers[i].chance, states[i], inner, own)
-        return _scaled(coordinates[i].restore([merged]), strategy.output_scale)
 
-    merged = list(spread(merge, range(len(stacks))))
-    return merged if result is None else result
+def _one_by_one(
+    strategy: Strategy,
+    layers: Sequence[OneLayer],
+    span: Span,
+    prepared: Sequence[Sequence[Any]] | None,
+    workspace: Workspace,
+) -> Combination:
+    """For layers whose coordinates are of several sizes."""
+    found: list[Combination] = []
+    for i, layer in enumerate(layers):
+        states = None if prepared is None else [prepared[i]]
+        found.append(cast(Combination, merge_together(strategy, [layer], layer.span[None], states, workspace)))
+    rows = torch.cat([one.span.A for one in found])
+    joined = Span(span.B, rows, found[0].span.ranks, span.workspace)
+    return Combination(joined if joined.ranks != span.ranks else span, torch.cat([one.M for one in found]))
+
+
+def _merge_side_by_side(
+    method: MatrixWise,
+    stacks: Sequence[ChangeStack],
+    chances: Sequence[LayerChance],
+    states: Sequence[Sequence[Any]],
+    result: Tensor,
+) -> None:
+    """Layers whose matrices are small: as many at a time as are worth a kernel's launch."""
+    n, shape = len(stacks[0].matrices), stacks[0].shape
+    step, everything = max(1, GPU_BLOCK // (n * math.prod(shape))), slice(0, shape[0])
+    for rows in panels(len(stacks), step):
+        some = range(*rows.indices(len(stacks)))
+        changes = torch.empty(n, len(some), *shape, dtype=torch.float32, device=result.device)
+        for place, layer in enumerate(some):
+            for i, state in enumerate(states[layer]):
+                seen_rows(method, stacks[layer], i, everything, state, chances[layer], out=changes[i, place])
+        result[rows] = _ruled(method, chances[some[0]], stacks[0].weights, changes)
 
 
 def _on_factors(method: MatrixWise, layer: OneLayer) -> Merged:
@@ -120,8 +167,11 @@ def _on_factors(method: MatrixWise, layer: OneLayer) -> Merged:
 
 def coordinates_of(method: MatrixWise, parts: Sequence[Part], span: Span | None = None) -> Coordinates:
     """The changes of a layer in the space of a method, as its rule is to see them."""
-    span = span or Span.of([part.change for part in parts])
-    return method.acts_in.build(span, [part.weight for part in parts], method.weights_before_rule, method.basis)
+    span, weights = (
+        span or Span.of([part.change for part in parts]),
+        torch.tensor([part.weight for part in parts], dtype=torch.float64),
+    )
+    return cast(Coordinates, method.acts_in.build(span, weights, method.weights_before_rule, method.basis))
 
 
 def merge_stack(
@@ -171,16 +221,10 @@ def _ruled(method: MatrixWise, chance: LayerChance, weights: Sequence[float], ch
 
 
 def expect_thresholds(strategy: Strategy, layers: Sequence[OneLayer], known: Known) -> None:
-    """Say which thresholds a method will ask for."""
+    """Say which thresholds of dense changes a method will ask for."""
     sparsifier = strategy.sparsifier
     if sparsifier is not None and sparsifier.scope == "layer" and strategy.acts_in.is_dense:
-        for key in (key for layer in layers for key in _seen(cast(MatrixWise, strategy), layer)):
-            known.expect(key, sparsifier.shares)
-
-
-def _seen(method: MatrixWise, layer: OneLayer) -> list[Hashable]:
-    """What tells the dense matrices of a layer, as a method sees them, from those that others see."""
-    return [(layer.chance.layer, x.adapter, x.weight if method.weights_before_rule else 1.0) for x in layer.parts]
+        known.expect((key for layer in layers for key in layer.seen(cast(MatrixWise, strategy))), sparsifier.shares)
 
 
 def sparsifier_states(
@@ -189,18 +233,18 @@ def sparsifier_states(
     workspace: Workspace,
     layer: str = "",
     known: Known | None = None,
-    keys: Sequence[Sequence[Hashable]] | None = None,
+    keys: Sequence[Hashable] | None = None,
 ) -> list[Sequence[Any]]:
     """What the sparsifier must know of each matrix of each stack, found together; by its key it may be known."""
-    count = len(stacks[0].matrices)
-    found = None
+    count, found = len(stacks[0].matrices), None
     if method.sparsifier is not None:
-        known = known or Known()
-        flat = range(count * len(stacks)) if keys is None else [key for row in keys for key in row]
+        thresholds = partial(
+            (known if known and keys else Known()).of,
+            keys=keys or range(count * len(stacks)),
+            find=lambda wanted: layer_thresholds(wanted, stacks, workspace),
+        )
         with errors_told(method, layer):
-            found = method.sparsifier.prepare(
-                lambda share: known.of(share, flat, lambda wanted: layer_thresholds(wanted, stacks, workspace))
-            )
+            found = method.sparsifier.prepare(thresholds)
     if found is None:
         return [[None] * count for _ in stacks]
     if len(found) != count * len(stacks):
@@ -241,7 +285,7 @@ def _combined(method: LayerWise, layer: OneLayer) -> Merged:
     """What a method of layers makes of one."""
     with errors_told(method, layer.chance.layer):
         combined = method.combine(layer.parts)
-    combined = _as_merged(combined, layer.parts[0].change.shape, method, layer.chance.layer)
+    combined = as_merged(combined, layer.parts[0].change.shape, method, layer.chance.layer)
     return _scaled(combined, method.output_scale)
 
 
@@ -252,19 +296,3 @@ def _scaled(merged: Merged, factor: float) -> Merged:
     if isinstance(merged, Core):
         return Core(merged.U, merged.M * factor, merged.V)
     return merged.scaled(factor) if isinstance(merged, (Factors, Combination)) else merged.mul_(factor)
-
-
-def _as_merged(merged: Any, shape: tuple[int, int], strategy: Strategy, layer: str) -> Merged:
-    """What a method of layers returned, in the precision that everything else has."""
-    if isinstance(merged, Core):
-        found: tuple[int, ...] = (merged.U.shape[0], merged.V.shape[0])
-        merged = Core(merged.U.float(), merged.M.double(), merged.V.float())
-    elif isinstance(merged, Factors):
-        found, merged = merged.shape, Factors(merged.B.float(), merged.A.float())
-    elif isinstance(merged, Tensor):
-        found, merged = tuple(merged.shape), merged.to(torch.float32, copy=True)  # which may be scaled in place
-    else:
-        raise unexpected(merged, shape, strategy, layer)
-    if found != shape:
-        raise unexpected(merged, shape, strategy, layer)
-    return merged

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mergelab.checks import short_repr
 from mergelab.engine.changes import Change, Changes, Loras, Weights, collect
-from mergelab.engine.provenance import digests_of, input_record, package_version
+from mergelab.engine.provenance import input_record, package_version
 from mergelab.errors import ArchitectureError, FormatError, LayerError, OptionError, OutputError
 from mergelab.formats.architectures import ARCHITECTURES
 from mergelab.formats.checkpoints import Checkpoint, Slot, WeightFile, open_checkpoint
@@ -190,8 +190,7 @@ def _edit(parts: list[tuple[Slot, tuple[Change, ...]]]) -> Edit:
 
 def _recipe(checkpoint: Checkpoint, file: WeightFile, changes: Changes) -> str:
     """What the header says of how it was made; what it said before stands within."""
-    given = zip(changes.adapters, changes.weights, digests_of(changes.adapters))
-    inputs = [input_record(adapter, weight, digest) for adapter, weight, digest in given]
+    inputs = [input_record(adapter, weight) for adapter, weight in zip(changes.adapters, changes.weights)]
     content = {"fused_into": checkpoint.path.name, "inputs": inputs, "version": package_version()}
     if before := file.header.metadata.get("mergelab"):
         content["before"] = before

@@ -10,7 +10,7 @@ import torch
 
 from mergelab.adapter import Adapter
 from mergelab.errors import MergelabError
-from mergelab.linalg.draws import EntryDraws, key_of
+from mergelab.linalg.draws import EntryDraws, Hashes, key_of
 from mergelab.linalg.lowrank import Factors
 from mergelab.methods.method import Part, Strategy
 from mergelab.ranks import Rank
@@ -55,7 +55,7 @@ class Job:
     recipe: str = ""
 
     def is_like(self, other: Job) -> bool:
-        """Whether another merges the same weighted changes in the same way: it is the same but for the rank."""
+        """Whether another merges changes in the same way: it is the same but for weights and rank."""
         with suppress(Exception):  # values of a method of the user's own, whose comparison may be anything
             return self.seed == other.seed and bool(self.strategy == other.strategy)
         return False
@@ -99,6 +99,11 @@ def said_of(recipe: str) -> Iterator[None]:
         raise type(error)(f"{recipe}: {error}") from error
 
 
+def hashes_of(seed: int, layers: Sequence[str], count: int) -> Hashes:
+    """What the random numbers of several layers of so many parts each begin with, computed together."""
+    return Hashes(tuple(key_of(seed, layer, place) for layer in layers for place in range(count)))
+
+
 @dataclass(frozen=True)
 class LayerChance:
     """Where the random numbers of a layer come from: functions of the seed, its name and a place in it.
@@ -107,6 +112,7 @@ class LayerChance:
         seed: of the merge.
         layer: its name.
         places: of its parts, in their order.
+        together: hashes of the matrices of several layers, of which this is one.
 
     Example:
         >>> LayerChance(0, "unet.conv_in", (1, 0)).draws(0) == LayerChance(0, "unet.conv_in", (0, 1)).draws(1)
@@ -116,6 +122,7 @@ class LayerChance:
     seed: int
     layer: str
     places: Sequence[int] = ()
+    together: Hashes | None = field(default=None, repr=False, compare=False)
     _generators: dict[int, torch.Generator] = field(default_factory=dict, repr=False, compare=False)
 
     def generator(self, place: int) -> torch.Generator:
@@ -126,4 +133,4 @@ class LayerChance:
 
     def draws(self, part: int) -> EntryDraws:
         """Random numbers for the entries of the matrix of one part."""
-        return EntryDraws(key_of(self.seed, self.layer, self.places[part]))
+        return EntryDraws(key_of(self.seed, self.layer, self.places[part]), self.together)

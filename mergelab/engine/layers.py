@@ -14,8 +14,8 @@ from mergelab.devices import memory_budget
 from mergelab.engine.batches import Group, LayerBatch, batches_of, groups, upload
 from mergelab.engine.blocks import coordinates_of, expect_thresholds
 from mergelab.engine.job import Job, said_of
-from mergelab.engine.misfits import errors_told
 from mergelab.engine.results import MergedLayer
+from mergelab.engine.returned import errors_told
 from mergelab.engine.storing import merged_batch
 from mergelab.engine.thresholds import Known, Owned, Wanted, adapter_thresholds
 from mergelab.linalg.streams import Beside
@@ -145,8 +145,7 @@ def _prepare_adapters(jobs: Sequence[Job], batches: Sequence[Group], workspace: 
     asking = {i: own for i, own in sparsifiers.items() if own is not None and own.scope != "layer"}
     for view in _grouped(asking, lambda i, j: _sees(jobs[i]) == _sees(jobs[j])):
         known, adapters = Known(), range(len(jobs[0].inputs))
-        for adapter in adapters:
-            known.expect(adapter, (share for i in view for share in asking[i].shares))
+        known.expect(adapters, [share for i in view for share in asking[i].shares])
         search = partial(_searched, jobs[view[0]], [group for group in batches if view[0] in group.jobs], workspace)
         thresholds = partial(known.of, keys=adapters, find=search)
         for own in _grouped(view, lambda i, j: jobs[i].is_like(jobs[j])):
@@ -173,4 +172,4 @@ def _searched(job: Job, batches: Sequence[Group], workspace: Workspace, wanted: 
                 (stacked,) = coordinates_of(cast(MatrixWise, job.strategy), one.parts, one.span).stacks
                 yield batch.adapters, stacked
 
-    return adapter_thresholds(wanted, stacks, workspace)
+    return adapter_thresholds(wanted, stacks, workspace if job.device.type == "cpu" else Workspace())

@@ -14,10 +14,10 @@ from mergelab.engine.aligning import load_all
 from mergelab.engine.asking import Asked, Inputs, jobs_of
 from mergelab.engine.layers import merge_layers
 from mergelab.engine.outcome import outcome_of
-from mergelab.engine.provenance import digests_of
 from mergelab.engine.results import MergedLayer
 from mergelab.engine.weights import Weight
 from mergelab.errors import OptionError
+from mergelab.formats import hashing
 from mergelab.linalg.precision import full_precision
 from mergelab.methods.method import Strategy
 from mergelab.methods.registry import name_of
@@ -101,8 +101,8 @@ def merge_many(
     Args:
         loras: adapters, or anything that `load` takes.
         recipes: keyword arguments of `merge`, for each result a mapping of them: method, weights, rank, seed, options.
-        device: where to compute, as for `merge`: one place for all, except that PEFT's arithmetic on factors is done on
-            the CPU unless a device is named.
+        device: where to compute, as for `merge`: one place for all, except that PEFT's arithmetic on factors is always
+            done on the CPU.
         memory: as for `merge`.
         progress: show one bar for all; by default on a terminal only.
 
@@ -153,18 +153,19 @@ def _merge_all(
     inputs = Inputs.of(load_all(loras))
     jobs = jobs_of(recipes, choices, inputs, device, most)
     present = [inputs.present(job) for job in jobs]
-    digests = digests_of(inputs.adapters)
     merged: dict[int, list[MergedLayer]] = {}
-    with tqdm(
+    bar = tqdm(
         total=sum(map(len, present)),
         desc=f"merging ({_summed_up([strategy for strategy, _ in choices])})",
         unit="layer",
         disable=None if progress is None else not progress,
-    ) as bar:
-        for where in dict.fromkeys(job.device for job in jobs):
-            own = [i for i, job in enumerate(jobs) if job.device == where]
-            merged |= zip(own, merge_layers([jobs[i] for i in own], [present[i] for i in own], bar.update))
-    return [outcome_of(*one, merged.pop(i), inputs, digests) for i, one in enumerate(zip(jobs, recipes))]
+    )
+    with hashing(a.inputs[0] for a in inputs.adapters if a.is_file) as digest_of:  # beside the computing
+        with bar:
+            for where in dict.fromkeys(job.device for job in jobs):
+                own = [i for i, job in enumerate(jobs) if job.device == where]
+                merged |= zip(own, merge_layers([jobs[i] for i in own], [present[i] for i in own], bar.update))
+        return [outcome_of(*one, merged.pop(i), inputs, digest_of) for i, one in enumerate(zip(jobs, recipes))]
 
 
 def _summed_up(strategies: Sequence[Strategy]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from mergelab.adapter import Adapter
 from mergelab.engine.asking import Asked, Inputs
@@ -18,7 +19,7 @@ from mergelab.report import LayerReport, Report, carried
 
 
 def outcome_of(
-    job: Job, asked: Asked, merged: Sequence[MergedLayer], inputs: Inputs, digests: Sequence[str | None]
+    job: Job, asked: Asked, merged: Sequence[MergedLayer], inputs: Inputs, digest_of: Callable[[Path], str]
 ) -> Adapter:
     """Cut the layers to their final ranks, merge what is beside them, and write down how it was done.
 
@@ -26,7 +27,7 @@ def outcome_of(
         job, asked: what was done, as it was checked and as it was given.
         merged: every layer.
         inputs: the adapters.
-        digests: sha256 of their files.
+        digest_of: gives the sha256 of their files.
     """
     layers, rows = store(job, merged)
     with said_of(job.recipe):
@@ -34,8 +35,8 @@ def outcome_of(
     taking_part = [given.adapter for given in job.inputs if any(given.weights.values())]
     weights = asked.weights or [1.0] * len(job.inputs)
     records = [
-        input_record(given.adapter, weight_record(weight, given.weights), digest)
-        for weight, given, digest in zip(weights, job.inputs, digests)
+        input_record(given.adapter, weight_record(weight, given.weights), digest_of)
+        for weight, given in zip(weights, job.inputs)
     ]
     recipe = Recipe(
         method=asked.method if isinstance(asked.method, str) else name_of(job.strategy),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from mergelab.adapter import Adapter
 from mergelab.formats import joined, sha256_of, trigger_words
-from mergelab.linalg.workspace import Workspace, threads
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,16 @@ def package_version() -> str:
         return "unknown"
 
 
-def digests_of(adapters: Sequence[Adapter]) -> list[str | None]:
-    """The sha256 of each one's file; None for an adapter that is in memory."""
-    with threads() as pool:
-        return list(Workspace(pool).map(lambda a: sha256_of(a.inputs[0]) if a.is_file else None, adapters))
-
-
-def input_record(adapter: Adapter, weight: Any, digest: str | None) -> dict[str, Any]:
-    """Name, weight and sha256 of one input, and where on the Hub it lies.
+def input_record(adapter: Adapter, weight: Any, digest_of: Callable[[Path], str] = sha256_of) -> dict[str, Any]:
+    """Name, weight and sha256 of one input (None for an adapter that is in memory), and where on the Hub it lies.
 
     Whether a repository is private is not known here: its name is in the header, and in the card of what is pushed.
 
     Example:
-        >>> input_record(Adapter({}, source="style"), 0.5, None)
+        >>> input_record(Adapter({}, source="style"), 0.5)
         {'name': 'style', 'weight': 0.5, 'sha256': None}
     """
+    digest = digest_of(adapter.inputs[0]) if adapter.is_file else None
     record = {"name": adapter.name, "weight": weight, "sha256": digest}
     return record | ({"source": adapter.source} if adapter.is_on_the_hub else {})
 

@@ -27,40 +27,6 @@ from mergelab.spaces import Merged
 EXTRA_DIRECTIONS = 8
 
 
-def merged_batch(
-    jobs: Sequence[Job], batch: LayerBatch, prepared: Sequence[Any] | None, workspace: Workspace
-) -> list[Callable[[], list[MergedLayer]]]:
-    """Merge the layers of a batch, and cut them to the rank of each job.
-
-    Args:
-        jobs: that differ in the rank alone.
-        batch: what is merged.
-        prepared: of each adapter, what the sparsifier found out over all of its layers.
-        workspace: threads and memory.
-
-    Returns:
-        For each job what brings its results to the CPU.
-
-    Raises:
-        LayerError: the merge has values that float32 cannot hold.
-    """
-    layers = batch.layers(jobs[0])
-    states = None if prepared is None else [[prepared[p.adapter] for p in one.parts] for one in layers]
-    strategy = jobs[0].strategy
-    with said_of(jobs[0].recipe):
-        if strategy.is_exact_sum and not strategy.stores_factors:
-            wholes = [Whole(batch.weighted_sum(jobs[0]), batch, layers, states)]
-        else:
-            merged = merge_together(strategy, layers, states, workspace, batch.thresholds)
-            wholes = [whole.measured(workspace) for whole in _together(merged, batch, layers, states)]
-    found: list[Callable[[], list[MergedLayer]]] = []
-    for number, job in enumerate(jobs):
-        with said_of(job.recipe):
-            own = wholes if number == 0 else [whole.apart() for whole in wholes]
-            found.append(partial(_joined, [_stored(job, whole, workspace) for whole in own]))
-    return found
-
-
 class Whole(NamedTuple):
     """Merged layers of one shape, before they are cut.
 
@@ -89,25 +55,59 @@ class Whole(NamedTuple):
         return self
 
 
+def merged_batch(
+    jobs: Sequence[Job], batch: LayerBatch, prepared: Sequence[Any] | None, workspace: Workspace
+) -> list[Callable[[], list[MergedLayer]]]:
+    """Merge the layers of a batch, and cut them to the rank of each job.
+
+    Args:
+        jobs: that differ in the rank alone.
+        batch: what is merged.
+        prepared: of each adapter, what the sparsifier found out over all of its layers.
+        workspace: threads and memory.
+
+    Returns:
+        For each job what brings its results to the CPU.
+
+    Raises:
+        LayerError: the merge has values that float32 cannot hold.
+    """
+    layers, strategy = batch.layers(jobs[0]), jobs[0].strategy
+    states = None if prepared is None else [[prepared[p.adapter] for p in one.parts] for one in layers]
+    with said_of(jobs[0].recipe):
+        merged: list[Merged] | Combination | Tensor
+        if strategy.is_exact_sum and not strategy.stores_factors:
+            merged = batch.weighted_sum(jobs[0])
+        else:
+            merged = merge_together(strategy, layers, batch.span, states, workspace, batch.thresholds)
+        if isinstance(merged, list):
+            wholes = _in_batches(merged, batch, layers, states)
+        else:
+            wholes = [Whole(merged, batch, layers, states)]
+        wholes = [whole.measured(workspace) for whole in wholes]
+    found: list[Callable[[], list[MergedLayer]]] = []
+    for number, job in enumerate(jobs):
+        with said_of(job.recipe):
+            own = wholes if number == 0 else [whole.apart() for whole in wholes]
+            found.append(partial(_joined, [_stored(job, whole, workspace) for whole in own]))
+    return found
+
+
 def _joined(parts: Sequence[Callable[[], list[MergedLayer]]]) -> list[MergedLayer]:
     return [layer for part in parts for layer in part()]
 
 
-def _together(
-    merged: Sequence[Merged] | Tensor,
+def _in_batches(
+    merged: Sequence[Merged],
     batch: LayerBatch,
     layers: Sequence[OneLayer],
     states: Sequence[Sequence[Any]] | None,
 ) -> list[Whole]:
-    """Results of one kind as one batch; others each by itself, as a batch of one."""
-    if isinstance(merged, Tensor):
-        return [Whole(merged, batch, layers, states)]
-    if all(isinstance(m, Combination) for m in merged):
-        spans = [cast(Combination, m).span for m in merged]
-        own = all(span is one.span for span, one in zip(spans, layers))
-        rows = batch.span.A if own else torch.stack([span.A for span in spans])
-        span = batch.span if own else Span(batch.span.B, rows, spans[0].ranks, batch.span.workspace)
-        return [Whole(Combination(span, torch.stack([cast(Combination, m).M for m in merged])), batch, layers, states)]
+    """Factors of one rank as one batch; what else methods make of layers each by itself, as a batch of one."""
+    factors = [m for m in merged if isinstance(m, Factors)]
+    if len(factors) == len(merged) and len({m.A.shape for m in factors}) == 1:
+        joined = Factors(torch.stack([m.B for m in factors]), torch.stack([m.A for m in factors]))
+        return [Whole(joined, batch, layers, states)]
     alone = [None] * len(layers) if states is None else [[own] for own in states]
     return [Whole(_as_batch(m), batch.only(i), [layers[i]], alone[i]) for i, m in enumerate(merged)]
 
@@ -116,10 +116,10 @@ def _as_batch(merged: Merged) -> Any:
     """With a leading dimension of one."""
     if isinstance(merged, Tensor):
         return merged[None]
-    if isinstance(merged, Core):
-        merged = Factors(merged.U, merged.M.to(merged.U) @ merged.V.T)
     if isinstance(merged, Combination):
         return Combination(merged.span[None], merged.M[None])
+    if isinstance(merged, Core):
+        merged = Factors(merged.U, merged.M.to(merged.U) @ merged.V.T)
     return Factors(merged.B[None], merged.A[None])
 
 
@@ -150,9 +150,9 @@ def _stored(job: Job, merged: Whole, workspace: Workspace) -> Callable[[], list[
             factors = spectrum.factors()
         else:
             factors = found.factors()
-    weights = batch.weights(job)
-    known = host.to_host(projections(factors, batch.span))[0] if known is None else known
-    known, norms = known * weights, batch.span.squared_norms * weights.square()
+    span, weights = batch.span, batch.weights(job)
+    known, norms = host.to_host(projections(factors, span) if known is None else known, span.squared_norms)
+    known, norms = known * weights, norms * weights.square()
     rows = []
     for i, one in enumerate(layers):
         own, given = None if states is None else states[i], float(norms[i].sum())
@@ -187,7 +187,8 @@ def _decomposed(job: Job, merged: Whole, target: int | float, workspace: Workspa
         span = Span.of([whole], workspace)
         whole = weighted_sum_of(span, torch.ones(len(layers), 1))
     if isinstance(whole, Combination):
-        check_finite(job, layers, sum((x.sum((-2, -1)) for x in whole.span.grams), whole.M.sum((-2, -1))))
+        sums = sum((x.sum((-2, -1)) for x in whole.span.grams), whole.M.sum((-2, -1)))
+        check_finite(job, layers, host.to_host(sums)[0])
         found = decompose(whole, lambda s: min(len(s), rank_reached(target, s)))
         check_finite(job, layers, found.energy)
         return found

@@ -1,6 +1,6 @@
 """Files in, files out: the only place that knows the key names of files."""
 
-from mergelab.formats.files import sha256_of
+from mergelab.formats.files import hashing, sha256_of
 from mergelab.formats.options import ReadOptions
 from mergelab.formats.planning import check_choice, check_writable, plan, to_dtype
 from mergelab.formats.saving import Savable
@@ -14,6 +14,7 @@ __all__ = [
     "Savable",
     "check_choice",
     "check_writable",
+    "hashing",
     "joined",
     "located",
     "plan",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mergelab.formats.balancing import Pair, pairs_of
-from mergelab.linalg.lowrank import Factors, inner
 from mergelab.linalg.workspace import each_layer
+
+# Columns of two factors that are compared at a time.
+_PANEL = 1024
 
 
 def cast_error(exact: Mapping[str, Tensor], cast: Mapping[str, Tensor]) -> float:
@@ -29,26 +32,40 @@ def cast_error(exact: Mapping[str, Tensor], cast: Mapping[str, Tensor]) -> float
 
     def squares(key: str) -> tuple[float, float]:
         pair, after = pairs[key], saved[key]
-        change = _factors(pair, _scaling(pair, exact))
-        if after.down is pair.down and after.up is pair.up:
-            return 0.0, float(inner(change, change))
-        return _difference(change, _factors(after, _scaling(after, cast))), float(inner(change, change))
+        return _squares(pair, _scaling(pair, exact), after, _scaling(after, cast))
 
     found = each_layer(squares, pairs).values()
     lost, whole = (sum(values) for values in zip(*found)) if found else (0.0, 0.0)
     return math.sqrt(max(0.0, lost) / whole) if whole > 0 else 0.0
 
 
-def _difference(x: Factors, y: Factors) -> float:
-    """`||x - y||^2`, as `(x.B - y.B) x.A + y.B (x.A - y.A)`, in which nothing cancels."""
-    rows, columns = x.B - y.B, x.A - y.A
-    change = Factors(torch.cat([rows, y.B], dim=1), torch.cat([x.A, columns]))
-    return float(inner(change, change))
+def _squares(x: Pair, x_scaling: float, y: Pair, y_scaling: float) -> tuple[float, float]:
+    """`||x - y||^2`, as that of `(x.B - y.B) x.A + y.B (x.A - y.A)`, in which nothing cancels; and `||x||^2`."""
+    b = _grams(x.up.flatten(1).T, x_scaling, y.up.flatten(1).T, y_scaling)
+    a = _grams(x.rows, 1.0, y.rows, 1.0)
+    lost = b.lost * a.x + 2 * b.lost_y * a.lost_x.T + b.y * a.lost
+    return float(lost.sum()), float((b.x * a.x).sum())
 
 
-def _factors(pair: Pair, scaling: float) -> Factors:
-    """In float64."""
-    return Factors(pair.up.flatten(1).double() * scaling, pair.rows.double())
+class _Grams(NamedTuple):
+    """Inner products of the rows of x, of y, of `lost = x - y`, and of the last with the others; in float64."""
+
+    x: Tensor
+    y: Tensor
+    lost: Tensor
+    lost_x: Tensor
+    lost_y: Tensor
+
+
+def _grams(x: Tensor, x_scaling: float, y: Tensor, y_scaling: float) -> _Grams:
+    """Of `(count, length)` times their scalings, over panels of columns that fit the cache."""
+    sums = _Grams(*(x.new_zeros(len(x), len(x), dtype=torch.float64) for _ in _Grams._fields))
+    for before, after in zip(x.split(_PANEL, dim=1), y.split(_PANEL, dim=1)):
+        p, q = before.double() * x_scaling, after.double() * y_scaling
+        lost = p - q
+        for total, (left, right) in zip(sums, ((p, p), (q, q), (lost, lost), (lost, p), (lost, q))):
+            total.addmm_(left, right.T)
+    return sums
 
 
 def _scaling(pair: Pair, tensors: Mapping[str, Tensor]) -> float:

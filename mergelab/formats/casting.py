@@ -72,7 +72,7 @@ def _largest(item: tuple[str, Tensor]) -> float:
     key, tensor = item
     if not _is_cast(key, tensor):
         return 0.0
-    largest = float(tensor.abs().max())
+    largest = float(torch.stack(tensor.aminmax()).abs().max())  # in one pass
     if not math.isfinite(largest):
         raise OutputError(f"{key} holds NaN or infinity and is not written")
     return largest

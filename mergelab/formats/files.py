@@ -6,13 +6,16 @@ import contextlib
 import hashlib
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mergelab.errors import OutputError
 
 # Of the target's name in that of its temporary: four bytes a character at most, of the 255 that file systems allow.
 _LONGEST_STEM = 50
+# Files that are hashed at a time.
+_HASHERS = 4
 
 
 def sha256_of(path: Path) -> str:
@@ -22,6 +25,31 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def hashing(paths: Iterable[Path]) -> Iterator[Callable[[Path], str]]:
+    """Hashes files in threads of its own, beside what is done meanwhile.
+
+    Args:
+        paths: of the files; one that is there twice is read once.
+
+    Returns:
+        A function that gives the `sha256_of` any of them, waiting for it if need be; it raises what reading raised.
+
+    Example:
+        >>> from mergelab import miniature
+        >>> path = miniature.WEIGHTS / "sdxl" / "unet" / "config.json"
+        >>> with hashing([path]) as digest_of:
+        ...     digest_of(path) == sha256_of(path)
+        True
+    """
+    with ThreadPoolExecutor(_HASHERS) as pool:
+        found = {path: pool.submit(sha256_of, path) for path in dict.fromkeys(paths)}
+        try:
+            yield lambda path: found[path].result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # those that nobody waited for are not wanted
 
 
 @contextlib.contextmanager

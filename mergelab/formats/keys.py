@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -38,12 +40,13 @@ def group_keys(tensors: Mapping[str, Tensor]) -> KeyGroups:
     for key, tensor in tensors.items():
         if len(key) > _LONGEST_KEY:
             raise FormatError(f"a key of {len(key)} characters ({key[:40]!r}...), expected names of layers")
-        if name := refused_kind(key):
-            refused.setdefault(name, []).append(key)
-        elif EMBEDDING.match(key):
+        named = _named(key)
+        if named.refused:
+            refused.setdefault(named.refused, []).append(key)
+        elif named.is_embedding:
             groups.embeddings[key] = tensor
-        elif named := module_and_role(_usual(key)):
-            _add(groups.modules.setdefault(bare(named[0]), ModuleTensors()), named[1], key, tensor)
+        elif named.role:
+            _add(groups.modules.setdefault(named.module, ModuleTensors()), named.role, key, tensor)
         else:
             groups.others[key] = tensor
     if refused:
@@ -55,6 +58,25 @@ def group_keys(tensors: Mapping[str, Tensor]) -> KeyGroups:
             f"{', '.join(kind.name for kind in KINDS)}: convert the adapter to a plain LoRA with the tool that wrote it"
         )
     return groups
+
+
+class _Named(NamedTuple):
+    """What a key says: a kind that is not read, an embedding, a module with a role, or nothing that is known."""
+
+    refused: str = ""
+    is_embedding: bool = False
+    module: str = ""
+    role: str = ""
+
+
+@lru_cache(maxsize=1 << 14)  # the keys of a few large files: those of one trainer have the same
+def _named(key: str) -> _Named:
+    if name := refused_kind(key):
+        return _Named(refused=name)
+    if EMBEDDING.match(key):
+        return _Named(is_embedding=True)
+    named = module_and_role(_usual(key))
+    return _Named(module=bare(named[0]), role=named[1]) if named else _Named()
 
 
 def _usual(key: str) -> str:

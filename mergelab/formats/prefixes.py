@@ -165,7 +165,7 @@ def _strip_flat(component: str | None, flat: str, naming: Naming | None) -> tupl
 
 
 def _prefix(name: str, prefixes: Iterable[str]) -> str | None:
-    return next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+    return next(filter(name.startswith, prefixes), None)
 
 
 def _innermost(outer: str | None, inner: str | None) -> str | None:

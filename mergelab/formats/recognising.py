@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 from statistics import median
 
 from mergelab.checks import did_you_mean, short_repr
 from mergelab.errors import ArchitectureError, LayerError, OptionError
 from mergelab.formats.architectures.architecture import Architecture
-from mergelab.formats.architectures.evidence import Evidence, Shape
+from mergelab.formats.architectures.evidence import WITNESSES, Evidence, Shape
 from mergelab.formats.architectures.published import is_published
 from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.names import Located, is_module_of, locate
@@ -151,6 +151,16 @@ def recognise(
     if architecture is not None:
         asked = check_architecture(architecture)
         return _as_told(_candidate(asked, shapes, {"modelspec.architecture": asked.modelspec}, component))
+    witnesses = tuple((key, metadata[key]) for key in WITNESSES if key in metadata)
+    return _found(tuple(shapes.items()), witnesses, component)
+
+
+@lru_cache(maxsize=8)  # files of one trainer have the same modules
+def _found(
+    modules: tuple[tuple[str, Shape], ...], witnesses: tuple[tuple[str, str], ...], component: str | None
+) -> Recognised:
+    """What `recognise` returns where the user says nothing."""
+    shapes, metadata = dict(modules), dict(witnesses)
     best = _best(shapes, metadata, component)
     told, said = _told(best), _declared(metadata)
     if chosen := told or _suggested(best):

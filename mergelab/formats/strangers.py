@@ -98,7 +98,7 @@ def check_adapter(keys: Iterable[str]) -> None:
 def _refuse(table: tuple[tuple[str, str], ...], keys: list[str]) -> None:
     """Raise for the first row of which a key is."""
     for pattern, sentence in table:
-        if key := next((key for key in keys if re.search(pattern, key)), None):
+        if key := next(filter(re.compile(pattern).search, keys), None):
             raise FormatError(f"{sentence} (found {key!r})")
 
 

@@ -15,11 +15,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mergelab.errors import FormatError, SourceError
+from mergelab.formats.mapped import BY_NAME
 from mergelab.formats.messages import about, one_line
-from mergelab.formats.tensor_files import DTYPES, HASHES
+from mergelab.formats.tensor_files import HASHES
 
 _BLOCK = 1 << 24
-_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 Edit = Callable[[Tensor], None]
 """Changes a tensor in place."""
@@ -124,7 +124,7 @@ def _edited(source: BinaryIO, entry: Entry, edit: Edit) -> memoryview:
     raw = bytearray(entry.end - entry.begin)
     if source.readinto(raw) != len(raw):  # type: ignore[attr-defined]
         raise FormatError("the file ends early")
-    tensor = torch.frombuffer(raw, dtype=_BY_NAME[entry.dtype]).reshape(entry.shape)
+    tensor = torch.frombuffer(raw, dtype=BY_NAME[entry.dtype]).reshape(entry.shape)
     edit(tensor)
     return memoryview(raw)
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from mergelab.checks import readable
 from mergelab.errors import FormatError, OutputError, SourceError
 from mergelab.formats.files import replacing
+from mergelab.formats.mapped import DTYPES, mapped_tensors
 from mergelab.formats.messages import one_line
 from mergelab.formats.options import ReadOptions
 from mergelab.formats.strangers import other_file
@@ -30,20 +32,6 @@ HASHES = (HASH, _MODEL_HASH, _LEGACY_HASH)
 _LEGACY_START, _LEGACY_SIZE = 0x100000, 0x10000
 
 _USUAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def read_tensors(path: Path, options: ReadOptions) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -74,10 +62,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as error:
         raise SourceError(f"cannot be read: {error.strerror}") from None
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return check_tensors(tensors), dict(metadata)
+        tensors, metadata = mapped_tensors(path)
+        return check_tensors(tensors), metadata
     except FormatError:
         raise
     except Exception as error:  # a damaged file makes the package raise a dozen different things
@@ -129,13 +115,21 @@ def file_order(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], digest: Callable[[], str]
+) -> None:
     """Write a safetensors file whose bytes depend on nothing but its content.
 
     (The safetensors package writes the entries of the metadata in a random order, so the same content would give
     other bytes every time.) The file is written beside its target and renamed when it is whole. Its header gets the
-    hash of the tensors, which is computed while they are written, and of the part of the file by which A1111 once told
-    models apart, unless the header reaches into that part.
+    hash of the tensors, and of the part of the file by which A1111 once told models apart, unless the header reaches
+    into that part.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        metadata: the header's strings.
+        digest: of `hashed` tensors, these; it is asked for when they are written.
     """
     entries: dict[str, object] = {}
     offset = 0
@@ -156,8 +150,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text
 
-    with ThreadPoolExecutor(1) as hasher, replacing(path) as temporary, temporary.open("w+b") as file:
-        digest = hasher.submit(_tensors_sha256, tensors)
+    with replacing(path) as temporary, temporary.open("w+b") as file:
         legacy = "0" * 8 if len(start := head("0" * 64, "0" * 8)) <= _LEGACY_START else ""
         file.write(start if legacy else head("0" * 64, ""))
         for name in file_order(tensors):
@@ -166,15 +159,36 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
             file.seek(_LEGACY_START)
             legacy = hashlib.sha256(file.read(_LEGACY_SIZE)).hexdigest()[:8]
         file.seek(0)
-        file.write(head(digest.result(), legacy))
+        file.write(head(digest(), legacy))
 
 
-def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Of the tensors' bytes in the order of the file."""
-    digest = hashlib.sha256()
-    for name in file_order(tensors):
-        digest.update(_raw(tensors[name]))
-    return digest.hexdigest()
+@contextlib.contextmanager
+def hashed(tensors: Mapping[str, Tensor]) -> Iterator[Callable[[], str]]:
+    """Hashes tensors in a thread of its own, beside what is done meanwhile: nothing else of a large file takes as long.
+
+    Returns:
+        A function that waits for the sha256 of the tensors' bytes in the order of the file, in hexadecimal.
+
+    Example:
+        >>> with hashed({"a": torch.zeros(2)}) as digest:
+        ...     digest() == hashlib.sha256(bytes(8)).hexdigest()
+        True
+    """
+    unwanted = threading.Event()
+
+    def sha256() -> str:
+        digest = hashlib.sha256()
+        for name in file_order(tensors):
+            if unwanted.is_set():
+                break
+            digest.update(_raw(tensors[name]))
+        return digest.hexdigest()
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(sha256).result
+        finally:
+            unwanted.set()
 
 
 def _raw(tensor: Tensor) -> memoryview:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from mergelab.formats.nunchaku import packed, packed_dtype
 from mergelab.formats.peft import folder_alphas, folder_config, split_components
 from mergelab.formats.peft_config import PEFT_CONFIG, PEFT_WEIGHTS
 from mergelab.formats.planning import tensors_of
-from mergelab.formats.tensor_files import write_safetensors
+from mergelab.formats.tensor_files import hashed, write_safetensors
 from mergelab.formats.tools import Fitted
 from mergelab.layer import AdapterData
 
@@ -75,15 +76,25 @@ def write(plan: Fitted, path: Path, dtype: torch.dtype | None) -> Written:
         with about(data.source):
             dtype = packed_dtype(layout, dtype) if layout.is_packed else dtype
             exact = tensors_of(data, layout)
-            tensors = cast(exact, dtype)
-            error = None if dtype is None else cast_error(exact, tensors)
-            tensors = packed(tensors, layout) if layout.is_packed else tensors
+            after = exact if dtype is None else cast(exact, dtype)
+            tensors = packed(after, layout) if layout.is_packed else after
         format = data.dialect or "" if layout.format == "same" else layout.format
         strings = header(data, format, tensors)
         if layout.quantized is not None:
             strings["mergelab.quantized"] = layout.quantized.name
-        write_safetensors(path, tensors, strings)
+        with hashed(tensors) as digest:
+            with about(data.source):
+                error = _error(exact, after, dtype)
+            write_safetensors(path, tensors, strings, digest)
     return Written(path, layout.format, len(data.layers), plan.notes, error)
+
+
+def _error(exact: dict[str, Tensor], after: Mapping[str, Tensor], dtype: torch.dtype | None) -> float | None:
+    """The error of a cast; None where there was none, of tensors that are looked through in its place."""
+    if dtype is None:
+        cast(exact, None)
+        return None
+    return cast_error(exact, after)
 
 
 def _write_folder(data: AdapterData, layout: Layout, folder: Path, dtype: torch.dtype | None) -> float | None:
@@ -100,7 +111,8 @@ def _write_folder(data: AdapterData, layout: Layout, folder: Path, dtype: torch.
                 before = tensors_of(part, layout)
                 after = cast(before, dtype)
             strings = {**header(part, "peft", after), "format": "pt", "mergelab.component": component}
-            write_safetensors(target / PEFT_WEIGHTS[0], after, strings)
+            with hashed(after) as digest:
+                write_safetensors(target / PEFT_WEIGHTS[0], after, strings, digest)
             text = json.dumps(folder_config(part, component), indent=2, sort_keys=True)
             (target / PEFT_CONFIG).write_text(text + "\n", encoding="utf-8")
             alphas = folder_alphas(part)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,8 +38,7 @@ def added(weight: Tensor, changes: Sequence[Factors]) -> Tensor:
     total = stack(changes)
     flat = weight.detach().flatten(1) if weight.dim() > 1 else weight.detach()[:, None]
     wide = torch.promote_types(weight.dtype, torch.float32)
-    with _in_full_float32():
-        wider = flat.to(wide, copy=True).addmm_(total.B.to(wide), total.A.to(wide))
+    wider = flat.to(wide, copy=True).addmm_(total.B.to(wide), total.A.to(wide))
     result = wider.reshape(weight.shape).to(weight.dtype)
     if not torch.stack(result.aminmax()).isfinite().all():  # many times as fast as asking every entry
         raise LayerError(
@@ -48,20 +46,3 @@ def added(weight: Tensor, changes: Sequence[Factors]) -> Tensor:
             "or a base model in bfloat16 or float32"
         )
     return result
-
-
-@contextlib.contextmanager
-def _in_full_float32() -> Iterator[None]:
-    """Products in float32 throughout, whatever the caller allows a GPU (TF32) or a processor (bfloat16)."""
-    backends = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
-    # Older versions have another name for it, which newer ones refuse where the caller has used the new one.
-    known = [backend for backend in backends if hasattr(backend, "fp32_precision")]
-    name, full = ("fp32_precision", "ieee") if known else ("allow_tf32", False)
-    before = [(backend, getattr(backend, name)) for backend in known or [torch.backends.cuda.matmul]]
-    try:
-        for backend, _ in before:
-            setattr(backend, name, full)
-        yield
-    finally:
-        for backend, value in before:
-            setattr(backend, name, value)

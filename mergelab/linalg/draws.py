@@ -7,12 +7,17 @@ hashed to 32 bits each, added, and mixed by the rounds of Wellons' `lowbias32`, 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor
 
+from mergelab.linalg import host
+
+# Hashes of so many sizes are kept: those of one serve all blocks of a matrix.
+_KEPT = 4
 # Odd multipliers of the mixing rounds, as signed 32-bit integers.
 _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B - (1 << 32)
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -30,12 +35,44 @@ def key_of(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+@dataclass(frozen=True, eq=False)
+class Hashes:
+    """The hashes of the rows and columns of several matrices: when those of one are asked for, all are computed.
+
+    That takes as many operations as for one, which on a GPU would cost more than the draws themselves. The last few are
+    kept as long as this is.
+
+    Args:
+        keys: of `key_of`, one for each matrix.
+
+    Example: the numbers are those that each matrix has by itself.
+        >>> first, second = key_of(0, "layer", 0), key_of(0, "layer", 1)
+        >>> hashes = Hashes((first, second))
+        >>> draws = [EntryDraws(first, hashes), EntryDraws(first)]
+        >>> torch.equal(*(one.uniform(slice(0, 4), 3) for one in draws))
+        True
+    """
+
+    keys: tuple[int, ...]
+
+    @cached_property
+    def rows(self) -> Callable[[int, torch.device], dict[int, tuple[Tensor, Tensor]]]:
+        """Of a count and a device: by key the 32 last and the 32 first bits of each row, `(count, 1)`."""
+        return lru_cache(maxsize=_KEPT)(partial(_rows, self.keys))
+
+    @cached_property
+    def columns(self) -> Callable[[int, torch.device], dict[int, Tensor]]:
+        """Of a count and a device: by key the 32 bits of each column, `(count,)`."""
+        return lru_cache(maxsize=_KEPT)(partial(_columns, self.keys))
+
+
 @dataclass(frozen=True)
 class EntryDraws:
     """A random number for every entry of one matrix.
 
     Args:
         key: of `key_of`; another key gives independent numbers.
+        together: hashes of several matrices, of which this is one; by default its own.
 
     Example: any block of rows has the numbers that the whole has there.
         >>> draws = EntryDraws(key_of(0, "layer", 0))
@@ -45,13 +82,15 @@ class EntryDraws:
     """
 
     key: int
+    together: Hashes | None = field(default=None, repr=False, compare=False)
 
     def bits(self, rows: slice, columns: int, device: torch.device | str = "cpu") -> Tensor:
         """int32 `(rows, columns)`: all 2^32 values are equally likely."""
-        row = _hashed(torch.arange(rows.start, rows.stop, device=device), self.key)[:, None]
-        x = _low(row) + _columns(self.key, columns, torch.device(device))
+        hashes, device = self.together or _alone(self.key), torch.device(device)
+        first, second = hashes.rows(1 << (rows.stop - 1).bit_length(), device)[self.key]
+        x = first[rows] + hashes.columns(columns, device)[self.key]
         scratch = torch.empty_like(x)
-        _xor_shifted(x, 16, scratch).mul_(_FIRST).bitwise_xor_(_low(row >> 32))
+        _xor_shifted(x, 16, scratch).mul_(_FIRST).bitwise_xor_(second[rows])
         return _xor_shifted(x, 15, scratch).mul_(_SECOND)
 
     def keep_(self, x: Tensor, probability: float, rows: slice) -> Tensor:
@@ -62,12 +101,12 @@ class EntryDraws:
             probability: in [0, 1].
             rows: which they are.
         """
-        if probability >= 1:
+        # This share of all 2^32 values, which begin at -2^31, lies below it.
+        below = 2 * round(probability * (1 << 31)) - (1 << 31)
+        if below >= 1 << 31:
             return x
-        # The sign of the difference is all ones or all zeros: a mask without a branch. Halves, so that none overflows.
-        below = round(probability * (1 << 31)) - (1 << 30)
-        mask = self.bits(rows, x.shape[1], x.device).bitwise_right_shift_(1).sub_(below).bitwise_right_shift_(31)
-        x.view(torch.int32).bitwise_and_(mask)
+        # A product with 0 or 1 keeps the bits or none of them: a mask of booleans would cost more.
+        x.view(torch.int32).mul_(self.bits(rows, x.shape[1], x.device).lt_(below))
         return x
 
     def uniform(self, rows: slice, columns: int, device: torch.device | str = "cpu") -> Tensor:
@@ -76,15 +115,23 @@ class EntryDraws:
 
 
 @lru_cache(maxsize=32)
-def _columns(key: int, count: int, device: torch.device) -> Tensor:
-    """The 32 bits of each column, the same for all blocks of a matrix."""
-    return _low(_hashed(torch.arange(count, device=device), ~key))
+def _alone(key: int) -> Hashes:
+    return Hashes((key,))
 
 
-def _hashed(counter: Tensor, key: int) -> Tensor:
-    """64 bits for each of a few integers: the finaliser of SplitMix64, twice, the key between."""
-    x = _mixed_64((counter + 1) * _GOLDEN)
-    return _mixed_64(x ^ key)
+def _rows(keys: tuple[int, ...], count: int, device: torch.device) -> dict[int, tuple[Tensor, Tensor]]:
+    row = _hashed(keys, count, device)[..., None]
+    return dict(zip(keys, zip(_low(row), _low(row >> 32))))
+
+
+def _columns(keys: tuple[int, ...], count: int, device: torch.device) -> dict[int, Tensor]:
+    return dict(zip(keys, _low(_hashed([~key for key in keys], count, device))))
+
+
+def _hashed(keys: Sequence[int], count: int, device: torch.device) -> Tensor:
+    """64 bits for each of a few integers, `(keys, count)`: the finaliser of SplitMix64, twice, the key between."""
+    x = _mixed_64((torch.arange(count, device=device) + 1) * _GOLDEN)
+    return _mixed_64(x ^ host.like(torch.tensor(keys), x)[:, None])
 
 
 def _mixed_64(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 MAX_CANDIDATES = 1 << 22
 _BINS = 1 << 16
 # The bracket reaches so many standard deviations of the sampled share to both sides, and at least so far.
-_DEVIATIONS, _LEAST_MARGIN = 3.0, 0.001
+_DEVIATIONS, _LEAST_MARGIN = 3.5, 0.0005
 
 # Between which magnitudes the answer is looked for: `low <= |x| < high`.
 Bracket = tuple[float, float]
@@ -108,17 +108,10 @@ class Search:
                 self.thresholds[i] = answer
 
 
-def sampled_bracket(sample: Tensor, share: float, of: tuple[int, int]) -> Bracket:
-    """Where the threshold that keeps this share of a matrix of shape `of` probably lies, from some rows and columns.
-
-    The rows of a low-rank matrix differ in size, and so do its columns: how much the share of large entries varies
-    among those sampled says how far the sample's threshold may be from that of the whole.
-    """
-    values, size = sample.abs(), sample.numel()
-    large = (values >= _kth_largest(values.flatten(), max(1, int(share * size)))).float()
-    shares = [large.mean(dim=d) for d in (0, 1)]
-    variance = sum(float(x.var(unbiased=False)) / len(x) * (1 - len(x) / all_) for x, all_ in zip(shares, of[::-1]))
-    return bracket_of(values.flatten(), share, max(_LEAST_MARGIN, _DEVIATIONS * variance**0.5))
+def sampled_bracket(sample: Tensor, share: float) -> Bracket:
+    """Where the threshold that keeps this share of a matrix probably lies, from entries spread over it."""
+    deviation = (share * (1 - share) / sample.numel()) ** 0.5
+    return bracket_of(sample.abs().flatten(), share, max(_LEAST_MARGIN, _DEVIATIONS * deviation))
 
 
 def bracket_of(magnitudes: Tensor, share: float, margin: float) -> Bracket:

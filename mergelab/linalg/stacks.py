@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 from mergelab.linalg.lowrank import Factors
 from mergelab.linalg.workspace import panels
 
-# Entries of all changes that are held at a time: on a CPU a block and a few copies fit the cache, and are little beside
-# the layer, but enough to be worth a product; on a GPU they are worth a kernel's launch.
-BLOCK, SMALLEST_BLOCK, GPU_BLOCK = 1 << 21, 1 << 20, 1 << 26
+# Entries of all changes that are held at a time: on a CPU a block fits the cache next to the processor, where each of a
+# rule's many passes over it costs half as much, but has enough rows to be worth a product; on a GPU it is worth a
+# kernel's launch, and counts of a matrix's entries are exact in float32.
+BLOCK, FEWEST_ROWS, GPU_BLOCK = 1 << 19, 16, 1 << 26
 
 Matrix = Factors | Tensor
 
@@ -24,7 +26,7 @@ class ChangeStack:
     A matrix is dense, or a product of factors of which only the rows are formed that are asked for.
 
     Args:
-        matrices: n of them, each `(rows, columns)`.
+        matrices: n of them, each `(..., rows, columns)`: of one layer, or of a batch of which `item` gives each.
         weights: n numbers.
 
     Example:
@@ -37,7 +39,7 @@ class ChangeStack:
 
     @property
     def shape(self) -> tuple[int, int]:
-        rows, columns = self.matrices[0].shape
+        rows, columns = self.matrices[0].shape[-2:]
         return rows, columns
 
     @property
@@ -45,14 +47,16 @@ class ChangeStack:
         first = self.matrices[0]
         return first.A.device if isinstance(first, Factors) else first.device
 
+    def item(self, i: int, weights: tuple[float, ...] | None = None) -> ChangeStack:
+        """One of a batch, perhaps with weights of its own."""
+        chosen = (Factors(m.B[i], m.A[i]) if isinstance(m, Factors) else m[i] for m in self.matrices)
+        return ChangeStack(tuple(chosen), weights or self.weights)
+
     def blocks(self) -> list[slice]:
         """Row blocks that cover the matrices; they depend on the shapes alone."""
         rows, columns = self.shape
-        if self.device.type == "cpu":
-            block = min(BLOCK, max(SMALLEST_BLOCK, rows * columns // 8)) // max(4, len(self.matrices))
-        else:
-            block = GPU_BLOCK // max(4, len(self.matrices))  # counts in float32 are exact to 2^24
-        return list(panels(rows, max(1, block // columns)))
+        held, fewest = (BLOCK, FEWEST_ROWS) if self.device.type == "cpu" else (GPU_BLOCK, 1)
+        return list(panels(rows, max(fewest, held // (max(4, len(self.matrices)) * columns))))
 
     def rows(self, i: int, rows: slice, out: Tensor | None = None) -> Tensor:
         """Some rows of one matrix, in memory of their own."""
@@ -68,6 +72,22 @@ class ChangeStack:
         if isinstance(matrix, Factors):
             return matrix.B[picks[0]] @ matrix.A[:, picks[1]]
         return matrix[picks[0]][:, picks[1]]
+
+    def spread_sample(self, i: int, size: int) -> Tensor:
+        """At least `size` entries of one matrix, or nearly, as many from each row and as many from each column.
+
+        Rows and columns differ in size, so that those of a few would say less of the whole. With g groups of every g-th
+        row, and as many of columns, the sample is where the first group of rows meets that of columns, and so on.
+        """
+        groups = max(1, min(*self.shape, math.prod(self.shape) // max(1, size)))
+        rows, columns = (side // groups for side in self.shape)
+        matrix = self.matrices[i]
+        if isinstance(matrix, Factors):
+            b = matrix.B[: rows * groups].unflatten(0, (rows, groups)).transpose(0, 1)
+            a = matrix.A[:, : columns * groups].unflatten(1, (columns, groups)).permute(2, 0, 1)
+            return torch.bmm(b.contiguous(), a.contiguous())
+        whole = matrix[: rows * groups, : columns * groups].reshape(rows, groups, columns, groups)
+        return whole.diagonal(dim1=1, dim2=3)
 
 
 def _spaced(size: int, count: int, device: torch.device) -> Tensor:

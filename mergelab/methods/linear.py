@@ -42,7 +42,7 @@ class WeightedSum(EntryWise):
 
     def rule(self, changes: Float[Tensor, " n *shape"], weights: Float[Tensor, " n"]) -> Float[Tensor, "*shape"]:
         """The weighted sum."""
-        return weighted_sum(changes, weights)
+        return weighted_sum(changes, weights) if self.rule_weighs else changes.sum(dim=0)
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,11 @@ class MatrixWise(Strategy):
         """Are changes multiplied by their weights before sparsifier and rule see them? (Their weights are then 1.)"""
         return True
 
+    @property
+    def rule_weighs(self) -> bool:
+        """Is it left to the rule to multiply by the weights? Else they are 1 where it sees them."""
+        return self.acts_in.acts_on_factors or not self.weights_before_rule
+
     @abstractmethod
     def rule(self, changes: Float[Tensor, " n *shape"], weights: Float[Tensor, " n"]) -> Float[Tensor, "*shape"]:
         """Combine n stacked matrices, float32 of this call's own that may be overwritten, into one."""

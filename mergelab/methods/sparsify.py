@@ -130,7 +130,7 @@ class Drop(Sparsifier):
 
     def apply(self, x: Tensor, prepared: None, draws: EntryDraws, rows: slice) -> Tensor:
         """The draw of an entry depends on its place alone."""
-        return draws.keep_(x, self.density, rows).div_(self.density)
+        return draws.keep_(x, self.density, rows).mul_(1 / self.density)
 
     def as_peft(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """`rand < density` on the CPU is what `torch.bernoulli` gives, in a third of the time."""

@@ -24,7 +24,7 @@ TIE = 1e-6
 
 def elect_and_average(
     changes: Float[Tensor, " n *shape"],
-    weights: Float[Tensor, " n"],
+    weights: Float[Tensor, " n"] | None = None,
     majority_sign: MajoritySign = "total",
     tie_is_positive: bool = False,
     tie: float = TIE,
@@ -40,12 +40,12 @@ def elect_and_average(
     merge, and what cancels leaves no rounding behind. With `tie_is_positive` any tie elects +, as in PEFT: among two
     adapters every conflict is then decided for the positive value.
 
-    The vote is on the values as they are given, so pass `w_i x_i` with weights of 1 for a weighted vote (mergelab's
+    The vote is on the values as they are given, so pass `w_i x_i` without weights for a weighted vote (mergelab's
     default), or `x_i` with the weights for PEFT's.
 
     Args:
         changes: stacked, trimmed changes.
-        weights: multiply the values that are averaged, not the vote.
+        weights: multiply the values that are averaged, not the vote; None: they are 1.
         majority_sign: "total" weighs votes by magnitude, "frequency" counts them.
         tie_is_positive: PEFT's rule for ties.
         tie: votes that cancel to this share of what was cast are a tie; 0 for PEFT's own arithmetic.
@@ -53,7 +53,7 @@ def elect_and_average(
 
     Example: three adapters, one entry each; the majority is positive, so 2 and 4 are averaged.
         >>> import torch
-        >>> elect_and_average(torch.tensor([[2.0], [4.0], [-3.0]]), torch.ones(3))
+        >>> elect_and_average(torch.tensor([[2.0], [4.0], [-3.0]]))
         tensor([3.])
     """
     votes = total = changes.sum(dim=0)
@@ -67,15 +67,16 @@ def elect_and_average(
     elected = torch.copysign(torch.ones_like(votes), votes + 0.0) if tie_is_positive else votes.sign()
     # Masks of booleans would cost more than the arithmetic: what agrees is positive, the rest is cut to zero.
     agreeing = torch.mul(changes, elected, out=changes if overwrite else None).clamp_(min=0.0)
-    merged = unweighted = agreeing.sum(dim=0)
-    if not bool((weights == 1).all()):
+    unweighted = agreeing.sum(dim=0)
+    merged = unweighted
+    if weights is not None:
         merged = (agreeing * weights.view(-1, *[1] * (changes.dim() - 1))).sum(dim=0)
     if not tie_is_positive:
         # What was cast is what agrees and what opposes: twice what agrees, less the majority.
-        decided = total.abs_().sub_(unweighted, alpha=2 * tie).clamp_(min=0.0).sign_()
+        decided = total.abs_().sub_(unweighted, alpha=2 * tie).gt_(0.0)
         elected.mul_(decided if counted is None else decided.masked_fill_(counted != 0, 1.0))
     count = agreeing.sign_().sum(dim=0).clamp_(min=1.0)
-    return merged.mul_(elected).div_(count)
+    return elected.mul_(merged).div_(count)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Elect(EntryWise):
         on_factors = self.acts_in.acts_on_factors
         return elect_and_average(
             changes,
-            weights,
+            weights if self.rule_weighs else None,
             self.majority_sign,
             tie_is_positive=on_factors or self.variant == "peft",
             tie=0.0 if on_factors else TIE,

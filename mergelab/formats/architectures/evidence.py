@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 DENOISERS = ("transformer", "unet")
+WITNESSES = ("modelspec.architecture", "ss_base_model_version")
+"""The strings of a header that say which base model a file is for."""
 
 Shape = tuple[int, ...]
 
@@ -36,7 +38,7 @@ class Evidence:
         for name, shape in shapes.items():
             component, _, path = name.partition(".")
             by_component.setdefault(component, {})[path] = shape
-        declared = (metadata.get(key, "") for key in ("modelspec.architecture", "ss_base_model_version"))
+        declared = (metadata.get(key, "") for key in WITNESSES)
         return cls(by_component, " ".join(declared).lower())
 
     @cached_property

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from mergelab.formats.architectures.fused import OriginalModule
+
+# Paths of the last few files, each by the names of several models, which are asked for again and again.
+_REMEMBERED = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Naming:
     input_layer: str | None = None
     linear: bool = False
 
+    @lru_cache(maxsize=_REMEMBERED)  # noqa: B019 - a naming is part of its module, and stays as long
     def module(self, path: str) -> OriginalModule | None:
         """The module of the original model at a path; None if there is none.
 
@@ -111,6 +115,7 @@ class Naming:
                 return self._module(path, block.modules[rest], prefix)
         return None
 
+    @lru_cache(maxsize=_REMEMBERED)  # noqa: B019
     def place(self, path: str) -> Place | None:
         """Where a module of the diffusers model is in the original one; None if that has no such module."""
         if path in self._top_places:
