@@ -14,12 +14,10 @@ from torch import Tensor
 
 from mergelab.errors import OptionError
 from mergelab.linalg import host
+from mergelab.linalg.directions import Found, squares_of, vectors_of_changes, vectors_of_factors, weighted_cores
 from mergelab.linalg.lowrank import Core, Factors
 from mergelab.linalg.span import Combination, Span
 from mergelab.linalg.stacks import ChangeStack
-
-# Singular directions below this share of the largest are rounding, not part of any change.
-NULL_TOLERANCE = 4e-6
 
 # What a merge of one layer yields: factors that are final as they are, a low-rank product, or a dense change.
 Merged = Factors | Core | Combination | Tensor
@@ -56,8 +54,9 @@ class Space:
 
     Attributes:
         name: of the option `space=`.
-        build: `(span, weights, weigh, basis)` -> coordinates of the changes of one layer. With `weigh` the matrices are
-            those of the changes times their weights, and the weights that are left are 1; without, both are as given.
+        build: `(span, weights, weigh, basis)` -> coordinates of the changes of one layer, or of a batch of layers; None
+            where the layers of a batch do not have coordinates of one size. With `weigh` the matrices are those of the
+            changes times their weights, and the weights that are left are 1; without, both are as given.
         bases: that the option `basis=` can name.
         keeps_sums: a weighted sum in the space is the weighted sum of the changes, so it need not be formed there.
         is_dense: its matrices are as large as the layer.
@@ -67,7 +66,7 @@ class Space:
     """
 
     name: str
-    build: Callable[[Span, Sequence[float], bool, str], Coordinates]
+    build: Callable[[Span, Tensor, bool, str], Coordinates | None]
     bases: tuple[str, ...] = ("changes",)
     keeps_sums: bool = True
     is_dense: bool = False
@@ -96,30 +95,35 @@ def checked_space(name: object, basis: object, known: Sequence[str]) -> Space:
     return space
 
 
-def delta_coordinates(span: Span, weights: Sequence[float], weigh: bool, basis: str) -> Coordinates:
+def delta_coordinates(span: Span, weights: Tensor, weigh: bool, basis: str) -> Coordinates:
     """The changes themselves, `(out, in)`, formed in blocks when they are asked for.
 
     Args:
-        span: of the changes of one layer, `(out, in)` each, without their weights.
-        weights: one for each, not 0.
+        span: of the changes of one layer or of a batch, `(..., out, in)` each, without their weights.
+        weights: `(..., n)`, one for each, not 0.
         weigh: whether the rule is to see `w_i * delta_i`, beside weights of 1; else it sees `delta_i` beside `w_i`.
         basis: "changes"; there is no other here.
 
     Example:
         >>> change = Factors(torch.ones(2, 1), torch.ones(1, 2))
         >>> for weigh in (True, False):
-        ...     (stack,) = delta_coordinates(Span.of([change]), [0.5], weigh, "changes").stacks
+        ...     (stack,) = delta_coordinates(Span.of([change]), torch.tensor([0.5]), weigh, "changes").stacks
         ...     stack.rows(0, slice(0, 1)).tolist(), stack.weights
         ([[0.5, 0.5]], (1.0,))
         ([[1.0, 1.0]], (0.5,))
     """
     changes = span.changes
     if weigh:
-        changes, weights = [c.scaled(w) for c, w in zip(changes, weights)], [1.0] * len(changes)
-    return Coordinates((ChangeStack(tuple(changes), tuple(weights)),), lambda results: results[0])
+        changes = [c.scaled(w) for c, w in zip(changes, weights.unbind(-1))]
+    return Coordinates((ChangeStack(tuple(changes), seen_weights(weights, weigh)),), lambda results: results[0])
 
 
-def core_coordinates(span: Span, weights: Sequence[float], weigh: bool, basis: str) -> Coordinates:
+def seen_weights(weights: Tensor, weigh: bool) -> tuple[float, ...]:
+    """Those that are left for a rule: 1 each, or as they are, for a batch those of its first layer."""
+    return (1.0,) * weights.shape[-1] if weigh else tuple(weights.reshape(-1, weights.shape[-1])[0].tolist())
+
+
+def core_coordinates(span: Span, weights: Tensor, weigh: bool, basis: str) -> Coordinates | None:
     """`U.T delta_i V` with orthonormal U and V that span all column and all row spaces: nothing is lost.
 
     Basis "changes": the singular vectors of the weighted changes side by side, and one below the other. They depend
@@ -127,8 +131,8 @@ def core_coordinates(span: Span, weights: Sequence[float], weigh: bool, basis: s
     and `lora_A`, weights and scalings in the first, as the published code takes them (arXiv 2509.17786).
 
     Args:
-        span: of the changes of one layer, `(out, in)` each, without their weights.
-        weights: one for each, not 0; in either case they shape the basis.
+        span: of the changes of one layer or of a batch, `(..., out, in)` each, without their weights.
+        weights: `(..., n)`, one for each, not 0; in either case they shape the basis.
         weigh: whether the rule is to see the cores of `w_i * delta_i`, beside weights of 1; else it sees those of
             `delta_i` beside `w_i`.
         basis: "changes" or "factors".
@@ -139,30 +143,41 @@ def core_coordinates(span: Span, weights: Sequence[float], weigh: bool, basis: s
 
     Example:
         >>> change = Factors(torch.ones(8, 1), torch.ones(1, 2))
-        >>> coordinates = core_coordinates(Span.of([change]), [0.5], True, "changes")
+        >>> coordinates = core_coordinates(Span.of([change]), torch.tensor([0.5]), True, "changes")
         >>> core = coordinates.stacks[0].matrices[0]
         >>> core.round(decimals=4).tolist(), dense(coordinates.restore([core])).round(decimals=4)[0].tolist()
         ([[2.0]], [0.5, 0.5])
     """
-    roots_b, roots_a = (root.split(span.ranks, dim=-1) for root in (span.r_b, span.r_a))
-    cores = [w * m for w, m in zip(weights, span.cores())]
+    cores, scales = weighted_cores(span, weights)
+    sides: list[Found | None]
     if basis == "factors":
-        scales = torch.cat([torch.full((rank,), float(w)) for rank, w in zip(span.ranks, weights)]).double()
-        u, left = _singular_vectors(span.r_b, scales, span.marks[0])
-        v, right = _singular_vectors(span.r_a, torch.ones_like(scales), span.marks[1])
+        wide = torch.cat([w.expand(*w.shape[:-2], 1, rank) for w, rank in zip(scales, span.ranks)], -1)
+        left, right = span.r_b * wide, span.r_a
+        found = host.eigh(torch.stack([left.mT @ left, right.mT @ right]), span.workspace)
+        sides = [
+            vectors_of_factors(found, 0, left, wide, span.marks[0]),
+            vectors_of_factors(found, 1, right, torch.ones_like(wide), span.marks[1]),
+        ]
     else:
-        u, left = _span(cores, [w * r for w, r in zip(weights, roots_a)], span.marks[0])
-        v, right = _span([m.T for m in cores], [w * r for w, r in zip(weights, roots_b)], span.marks[1])
-    seen = _for_rule([left.T @ m @ right for m in cores], weights, weigh)
-    return Coordinates((seen,), lambda results: Combination(span, u @ results[0].double() @ v.T))
+        found = host.eigh(torch.stack([squares_of(cores), squares_of([m.mT for m in cores])]), span.workspace)
+        sides = [
+            vectors_of_changes(found, 0, cores, scales, span.r_a.split(span.ranks, -1), span.marks[0]),
+            vectors_of_changes(found, 1, [m.mT for m in cores], scales, span.r_b.split(span.ranks, -1), span.marks[1]),
+        ]
+    columns, rows = sides
+    if columns is None or rows is None:
+        return None
+    (u, left), (v, right) = columns, rows
+    seen = _for_rule([left.mT @ m @ right for m in cores], scales, weights, weigh)
+    return Coordinates((seen,), lambda results: Combination(span, u @ results[0].double() @ v.mT))
 
 
-def knots_coordinates(span: Span, weights: Sequence[float], weigh: bool, basis: str) -> Coordinates:
+def knots_coordinates(span: Span, weights: Tensor, weigh: bool, basis: str) -> Coordinates | None:
     """`Sigma V_i.T` of the joint decomposition `[delta_1 | ... | delta_n] = U Sigma V.T` (KnOTS, arXiv 2410.19735).
 
     Args:
-        span: of the changes of one layer, `(out, in)` each, without their weights.
-        weights: one for each, not 0; in either case U is that of the weighted changes.
+        span: of the changes of one layer or of a batch, `(..., out, in)` each, without their weights.
+        weights: `(..., n)`, one for each, not 0; in either case U is that of the weighted changes.
         weigh: whether the rule is to see `U.T w_i delta_i`, beside weights of 1; else it sees `U.T delta_i` beside
             `w_i`.
         basis: "changes"; there is no other here.
@@ -172,25 +187,30 @@ def knots_coordinates(span: Span, weights: Sequence[float], weigh: bool, basis: 
 
     Example:
         >>> change = Factors(torch.ones(4, 1), torch.ones(1, 3))
-        >>> coordinates = knots_coordinates(Span.of([change, change]), [1.0, -0.5], False, "changes")
+        >>> coordinates = knots_coordinates(Span.of([change, change]), torch.tensor([1.0, -0.5]), False, "changes")
         >>> [m.round(decimals=4).tolist() for m in coordinates.stacks[0].matrices], coordinates.stacks[0].weights
         ([[[2.0, 2.0, 2.0]], [[2.0, 2.0, 2.0]]], (1.0, -0.5))
     """
-    roots_b, roots_a = (root.split(span.ranks, dim=-1) for root in (span.r_b, span.r_a))
-    cores = [w * m for w, m in zip(weights, span.cores())]
-    u, left = _span(cores, [w * r for w, r in zip(weights, roots_a)], span.marks[0])
+    cores, scales = weighted_cores(span, weights)
+    found = host.eigh(squares_of(cores)[None], span.workspace)
+    side = vectors_of_changes(found, 0, cores, scales, span.r_a.split(span.ranks, -1), span.marks[0])
+    if side is None:
+        return None
+    u, left = side
     # `U.T delta_i`, without the orthonormal factors of delta_i: what is left of B's root times A.
-    rows = span.A.double().split(span.ranks)
-    seen = _for_rule([host.like(w * left.T @ r, a) @ a for w, r, a in zip(weights, roots_b, rows)], weights, weigh)
+    parts = zip(scales, span.r_b.split(span.ranks, -1), span.A.split(span.ranks, -2))
+    seen = _for_rule([(w * left.mT @ root) @ rows.double() for w, root, rows in parts], scales, weights, weigh)
 
     def restore(results: list[Tensor]) -> Combination:
-        rows = host.like(u, results[0]) @ results[0]
-        return Combination(Span(span.B, rows, (len(rows),)), torch.eye(len(rows), dtype=torch.float64))
+        rows = u.to(results[0]) @ results[0]
+        rank = rows.shape[-2]
+        whole = torch.eye(rank, dtype=torch.float64, device=rows.device).expand(*rows.shape[:-2], rank, rank)
+        return Combination(Span(span.B, rows, (rank,), span.workspace), whole)
 
     return Coordinates((seen,), restore)
 
 
-def factor_coordinates(span: Span, weights: Sequence[float], weigh: bool, basis: str) -> Coordinates:
+def factor_coordinates(span: Span, weights: Tensor, weigh: bool, basis: str) -> Coordinates:
     """`lora_A` and `lora_B` by themselves, padded to one rank, each with the root of the weight.
 
     The arithmetic is PEFT's (0.21), in its order, so that its results are reproduced to the last bit.
@@ -206,59 +226,23 @@ def factor_coordinates(span: Span, weights: Sequence[float], weigh: bool, basis:
         Two stacks, `(rank, in)` and `(out, rank)` at the largest rank, and a `restore` that gives `Factors`.
 
     Example:
-        >>> a, b = factor_coordinates(Span.of([Factors(torch.ones(2, 1), torch.ones(1, 3))]), [-4.0], False, "changes").stacks
+        >>> span = Span.of([Factors(torch.ones(2, 1), torch.ones(1, 3))])
+        >>> a, b = factor_coordinates(span, torch.tensor([-4.0]), False, "changes").stacks
         >>> (a.shape, a.weights), (b.shape, b.weights)
         (((1, 3), (-2.0,)), ((2, 1), (2.0,)))
     """
     changes, rank = span.changes, max(span.ranks)
     a = tuple(torch.nn.functional.pad(c.A, (0, 0, 0, rank - c.A.shape[0])) for c in changes)
     b = tuple(torch.nn.functional.pad(c.B, (0, rank - c.B.shape[1])) for c in changes)
-    roots = tuple(math.sqrt(abs(w)) for w in weights)
-    signed = tuple(math.copysign(root, w) for root, w in zip(roots, weights))
+    roots = tuple(math.sqrt(abs(w)) for w in weights.tolist())
+    signed = tuple(math.copysign(root, w) for root, w in zip(roots, weights.tolist()))
     return Coordinates((ChangeStack(a, signed), ChangeStack(b, roots)), lambda results: Factors(results[1], results[0]))
 
 
-def _span(cores: Sequence[Tensor], roots: Sequence[Tensor], marks: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors of the changes side by side: as combinations of the columns, and in coordinates of the cores.
-
-    With `l` in the latter, `sum_i m_i m_i.T l = s^2 l` and `m_i = r_i t_i.T`, so that the vector is the columns times the
-    stack of `t_i.T m_i.T l / s^2`.
-    """
-    squares, left = torch.linalg.eigh(sum(m @ m.T for m in cores))
-    squares, left = squares.flip(0), left.flip(1)
-    count = max(1, int((squares > NULL_TOLERANCE**2 * squares[0]).sum()))
-    squares, left = squares[:count], left[:, :count]
-    parts = [t.T @ (m.T @ left) for m, t in zip(cores, roots)]
-    vectors = torch.cat(parts) / squares.clamp_min(1e-300)
-    signs = _signs(marks @ vectors)
-    return vectors * signs, left * signs
-
-
-def _singular_vectors(root: Tensor, scales: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors of the columns times their scales, and their coordinates, from the root of the columns.
-
-    With `r D = x s y.T` the vectors are `Q x`, and `Q = columns r^-1`, so that `Q x = columns D y / s`.
-    """
-    scaled = root * scales
-    squares, y = torch.linalg.eigh(scaled.T @ scaled)
-    squares, y = squares.flip(0), y.flip(1)
-    count = max(1, int((squares > NULL_TOLERANCE**2 * squares[0]).sum()))
-    over = squares[:count].clamp_min(1e-300).rsqrt()
-    vectors, coordinates = scales[:, None] * y[:, :count] * over, scaled @ y[:, :count] * over
-    signs = _signs(marks @ vectors)
-    return vectors * signs, coordinates * signs
-
-
-def _signs(projections: Tensor) -> Tensor:
-    """By which each vector gets one fixed direction: a rule may see which way a vector points."""
-    return torch.where(projections < 0, -1.0, 1.0).to(projections)
-
-
-def _for_rule(weighted: list[Tensor], weights: Sequence[float], weigh: bool) -> ChangeStack:
+def _for_rule(weighted: list[Tensor], scales: Sequence[Tensor], weights: Tensor, weigh: bool) -> ChangeStack:
     """Float32 matrices and weights as the rule wants them: weighted already, or not yet."""
-    if weigh:
-        return ChangeStack(tuple(m.float() for m in weighted), (1.0,) * len(weighted))
-    return ChangeStack(tuple((m / w).float() for m, w in zip(weighted, weights)), tuple(weights))
+    seen = weighted if weigh else [m / w for m, w in zip(weighted, scales)]
+    return ChangeStack(tuple(m.float() for m in seen), seen_weights(weights, weigh))
 
 
 SPACES: dict[str, Space] = {

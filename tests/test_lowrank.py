@@ -46,7 +46,7 @@ def test_svd_of_factors_is_the_dense_svd(out: int, columns: int, rank: int, seed
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(out=st.integers(3, 40), columns=st.integers(3, 40), seed=st.integers(0, 999))
 def test_coordinates_lose_nothing(out: int, columns: int, seed: int) -> None:
-    """`delta_i = Q_b core_i Q_a.T` with Q_b and Q_a orthonormal, or zero where the stacked factors have no more columns."""
+    """`delta_i = Q_b core_i Q_a.T` with Q_b and Q_a orthonormal, or zero where there are no more columns."""
     changes = [factors(out, columns, r, seed + r) for r in (1, 3, 7)]
     span = Span.of(changes)
     q_b, q_a = (x.double() @ torch.linalg.pinv(r, rtol=1e-9) for x, r in ((span.B, span.r_b), (span.A.T, span.r_a)))

@@ -51,7 +51,7 @@ LAYERS = {
         "storing",
         "batches | remains | results",
         "blocks",
-        "aligning | job | provenance | thresholds | weights",
+        "aligning | job | provenance | returned | thresholds | weights",
         "block_weights",
     ),
     "mergelab.formats": (
@@ -67,7 +67,7 @@ LAYERS = {
         "tensor_files",
         "strangers | writers",
         "block_layouts | layout | prefixes",
-        "block_presets",
+        "block_presets | mapped",
         "architectures | files | header_alphas | messages | options | peft_config | saved_modules | targets | words",
     ),
     "mergelab.formats.tools": ("fitting | others", "table", "pipelines", "families | lacks", "tool"),
@@ -85,11 +85,11 @@ LAYERS = {
     "mergelab.miniature": ("judge", "world"),
     "mergelab.methods": ("registry", "dare | magnitude_prune", "ties", "*", "method", "sparsify"),
     "mergelab.linalg": (
-        "adding | dense | radix | selection | stacks | streams",
+        "adding | dense | directions | radix | selection | stacks | streams",
         "span | subspace",
-        "lowrank",
+        "draws | lowrank",
         "host",
-        "draws | gram | workspace",
+        "gram | workspace",
         "precision",
     ),
     "mergelab.pipelines": (

@@ -100,8 +100,6 @@ class LayerBatch:
 
     def layers(self, job: Job) -> list[OneLayer]:
         """What a method sees of each layer, one by one."""
-        if not job.strategy.acts_in.is_dense:
-            self.span.r_b  # noqa: B018 - of all layers together, rather than of each when it is asked for
         together = hashes_of(job.seed, self.names, len(self.adapters))
         return [self._layer(job, i, together) for i in range(len(self.names))]
 
@@ -123,7 +121,7 @@ class LayerBatch:
 
 
 def upload(job: Job, group: Group) -> list[Factors]:
-    """The changes of each adapter, in float32 on the device, `(layers, out, in)`; they travel in the dtype they have."""
+    """The changes of each adapter, `(layers, out, in)`, float32 on the device; they go there in the dtype they have."""
     return [_changes([job.inputs[i].adapter.layers[name] for name in group.names], job.device) for i in group.present]
 
 

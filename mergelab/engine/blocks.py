@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from mergelab.engine.job import LayerChance
+from mergelab.engine.returned import as_merged, check_seen, errors_told, unexpected
 from mergelab.engine.thresholds import layer_thresholds
-from mergelab.errors import LayerError, MergelabError, OptionError
+from mergelab.errors import OptionError
 from mergelab.linalg import host
 from mergelab.linalg.lowrank import Core, Factors
 from mergelab.linalg.span import Combination, Span, weighted_sum_of
-from mergelab.linalg.stacks import ChangeStack
-from mergelab.linalg.workspace import Workspace
+from mergelab.linalg.stacks import GPU_BLOCK, ChangeStack
+from mergelab.linalg.workspace import Workspace, panels
 from mergelab.methods.method import LayerWise, Level, MatrixWise, Part, Strategy
-from mergelab.methods.registry import is_own, name_of
-from mergelab.spaces import Coordinates, Merged
+from mergelab.spaces import Coordinates, Merged, seen_weights
 
 
 class OneLayer(NamedTuple):
@@ -54,51 +54,98 @@ def merge_layer(
     Raises:
         LayerError: the method returned something else.
     """
-    layer = OneLayer(parts, Span.of([part.change for part in parts]), chance)
+    span = Span.of([part.change for part in parts])
     states = None if prepared is None else [prepared]
-    (merged,) = merge_together(strategy, [layer], states, workspace or Workspace())
-    return merged
+    merged = merge_together(strategy, [OneLayer(parts, span, chance)], span[None], states, workspace or Workspace())
+    if isinstance(merged, Combination):
+        return Combination(merged.span[0], merged.M[0])
+    return merged[0]
 
 
 def merge_together(
-    strategy: Strategy, layers: Sequence[OneLayer], prepared: Sequence[Sequence[Any]] | None, workspace: Workspace
-) -> Sequence[Merged] | Tensor:
-    """Merge each of several layers of one shape; arguments and results as of `merge_layer`, one for each.
+    strategy: Strategy,
+    layers: Sequence[OneLayer],
+    span: Span,
+    prepared: Sequence[Sequence[Any]] | None,
+    workspace: Workspace,
+) -> list[Merged] | Combination | Tensor:
+    """Merge each of several layers of one shape.
 
-    Dense results are one tensor, `(layers, out, in)`.
+    Args:
+        strategy, workspace: as of `merge_layer`.
+        layers: what there is of each.
+        span: of the changes of all of them, with a leading dimension.
+        prepared: as of `merge_layer`, of each layer.
+
+    Returns:
+        A combination or dense changes, with the leading dimension; or what a method of layers, or one that acts on the
+        factors, makes of each.
     """
+    weights = torch.tensor([[part.weight for part in layer.parts] for layer in layers], dtype=torch.float64)
+    if strategy.is_exact_sum and not strategy.stores_factors:
+        return weighted_sum_of(span, weights)
     own = [strategy.for_layer(partial(layer.chance.generator, 0)) for layer in layers]
     if strategy.level is Level.LAYER:
         return [_combined(cast(LayerWise, method), layer) for method, layer in zip(own, layers)]
-    if strategy.is_exact_sum:
-        return [weighted_sum_of(span, torch.tensor([part.weight for part in parts])) for parts, span, _ in layers]
     methods = [cast(MatrixWise, method) for method in own]
     if strategy.acts_in.acts_on_factors:
         return [_on_factors(method, layer) for method, layer in zip(methods, layers)]
-    # The threads take layers where there are several, and the blocks of one; on a GPU one block follows the other.
-    alone = len(layers) == 1
-    inner = workspace if alone and layers[0].span.B.device.type == "cpu" else Workspace()
-    spread = map if alone or strategy.acts_in.is_dense else workspace.map
-    coordinates = list(spread(lambda layer: coordinates_of(methods[0], layer.parts, layer.span), layers))
-    stacks = [stacked for c in coordinates for stacked in c.stacks]
-    on_host, layer = stacks[0].device.type == "cpu", layers[0].chance.layer
-    if prepared is not None:
-        states = prepared
-    elif on_host:
-        states = list(spread(lambda own: sparsifier_states(methods[0], [own], inner, layer)[0], stacks))
+    method = methods[0]
+    coordinates = method.acts_in.build(span, weights, method.weights_before_rule, method.basis)
+    if coordinates is None:
+        return _one_by_one(strategy, layers, span, prepared, workspace)
+    (together,) = coordinates.stacks
+    stacks = [together.item(i, seen_weights(row, method.weights_before_rule)) for i, row in enumerate(weights)]
+    # The threads take the blocks of one layer; of several, each has a thread already, or the GPU.
+    inner = workspace if len(layers) == 1 and together.device.type == "cpu" else Workspace()
+    states = prepared or sparsifier_states(method, stacks, inner, layers[0].chance.layer)
+    shape = len(stacks), *together.shape
+    if method.acts_in.is_dense:
+        result = workspace.dense(*shape, device=together.device)
     else:
-        states = sparsifier_states(methods[0], stacks, inner, layer)
-    result = None
-    if strategy.acts_in.is_dense:
-        result = workspace.dense(len(stacks), *stacks[0].shape, device=stacks[0].device)
+        result = torch.empty(shape, dtype=torch.float32, device=together.device)
+    if len(stacks) > 1 and method.level is Level.ENTRIES and len({own.weights for own in stacks}) == 1:
+        _merge_side_by_side(method, stacks, [layer.chance for layer in layers], states, result)
+    else:
+        for i, layer in enumerate(layers):
+            merge_stack(methods[i], stacks[i], layer.chance, states[i], inner, result[i])
+    return _scaled(coordinates.restore([result]), strategy.output_scale)  # type: ignore[return-value]
 
-    def merge(i: int) -> Merged:
-        own = None if result is None else result[i]
-        merged = merge_stack(methods[i], stacks[i], layers[i].chance, states[i], inner, own)
-        return _scaled(coordinates[i].restore([merged]), strategy.output_scale)
 
-    merged = list(spread(merge, range(len(stacks))))
-    return merged if result is None else result
+def _one_by_one(
+    strategy: Strategy,
+    layers: Sequence[OneLayer],
+    span: Span,
+    prepared: Sequence[Sequence[Any]] | None,
+    workspace: Workspace,
+) -> Combination:
+    """For layers whose coordinates are of several sizes."""
+    found: list[Combination] = []
+    for i, layer in enumerate(layers):
+        states = None if prepared is None else [prepared[i]]
+        found.append(cast(Combination, merge_together(strategy, [layer], layer.span[None], states, workspace)))
+    rows = torch.cat([one.span.A for one in found])
+    joined = Span(span.B, rows, found[0].span.ranks, span.workspace)
+    return Combination(joined if joined.ranks != span.ranks else span, torch.cat([one.M for one in found]))
+
+
+def _merge_side_by_side(
+    method: MatrixWise,
+    stacks: Sequence[ChangeStack],
+    chances: Sequence[LayerChance],
+    states: Sequence[Sequence[Any]],
+    result: Tensor,
+) -> None:
+    """Layers whose matrices are small: as many at a time as are worth a kernel's launch."""
+    n, shape = len(stacks[0].matrices), stacks[0].shape
+    step, everything = max(1, GPU_BLOCK // (n * math.prod(shape))), slice(0, shape[0])
+    for rows in panels(len(stacks), step):
+        some = range(*rows.indices(len(stacks)))
+        changes = torch.empty(n, len(some), *shape, dtype=torch.float32, device=result.device)
+        for place, layer in enumerate(some):
+            for i, state in enumerate(states[layer]):
+                seen_rows(method, stacks[layer], i, everything, state, chances[layer], out=changes[i, place])
+        result[rows] = _ruled(method, chances[some[0]], stacks[0].weights, changes)
 
 
 def _on_factors(method: MatrixWise, layer: OneLayer) -> Merged:
@@ -113,8 +160,11 @@ def _on_factors(method: MatrixWise, layer: OneLayer) -> Merged:
 
 def coordinates_of(method: MatrixWise, parts: Sequence[Part], span: Span | None = None) -> Coordinates:
     """The changes of a layer in the space of a method, as its rule is to see them."""
-    span = span or Span.of([part.change for part in parts])
-    return method.acts_in.build(span, [part.weight for part in parts], method.weights_before_rule, method.basis)
+    span, weights = (
+        span or Span.of([part.change for part in parts]),
+        torch.tensor([part.weight for part in parts], dtype=torch.float64),
+    )
+    return cast(Coordinates, method.acts_in.build(span, weights, method.weights_before_rule, method.basis))
 
 
 def merge_stack(
@@ -159,7 +209,7 @@ def _ruled(method: MatrixWise, chance: LayerChance, weights: Sequence[float], ch
     with errors_told(method, chance.layer):
         merged = method.rule(changes, given)
     if not isinstance(merged, Tensor) or merged.shape != changes.shape[1:]:
-        raise _unexpected(merged, tuple(changes.shape[1:]), method, chance.layer)
+        raise unexpected(merged, tuple(changes.shape[1:]), method, chance.layer)
     return merged
 
 
@@ -191,7 +241,7 @@ def seen_rows(
         return out
     with errors_told(method, chance.layer):
         seen = method.sparsifier.apply(out, state, chance.draws(i), rows)
-    _check_seen(seen, out, "apply", method, chance.layer)
+    check_seen(seen, out, "apply", method, chance.layer)
     return out if seen is out else out.copy_(seen)
 
 
@@ -203,7 +253,7 @@ def _as_peft(method: MatrixWise, stacked: ChangeStack, chance: LayerChance) -> T
         with errors_told(method, chance.layer):
             seen = [sparsifier.as_peft(x, chance.generator(i)) for i, x in zip(count, changes)]
         for treated, x in zip(seen, changes):
-            _check_seen(treated, x, "as_peft", method, chance.layer)
+            check_seen(treated, x, "as_peft", method, chance.layer)
         changes = seen
     return torch.stack(changes)
 
@@ -212,7 +262,7 @@ def _combined(method: LayerWise, layer: OneLayer) -> Merged:
     """What a method of layers makes of one."""
     with errors_told(method, layer.chance.layer):
         combined = method.combine(layer.parts)
-    combined = _as_merged(combined, layer.parts[0].change.shape, method, layer.chance.layer)
+    combined = as_merged(combined, layer.parts[0].change.shape, method, layer.chance.layer)
     return _scaled(combined, method.output_scale)
 
 
@@ -223,57 +273,3 @@ def _scaled(merged: Merged, factor: float) -> Merged:
     if isinstance(merged, Core):
         return Core(merged.U, merged.M * factor, merged.V)
     return merged.scaled(factor) if isinstance(merged, (Factors, Combination)) else merged.mul_(factor)
-
-
-def _as_merged(merged: Any, shape: tuple[int, int], strategy: Strategy, layer: str) -> Merged:
-    """What a method of layers returned, in the precision that everything else has."""
-    if isinstance(merged, Core):
-        found: tuple[int, ...] = (merged.U.shape[0], merged.V.shape[0])
-        merged = Core(merged.U.float(), merged.M.double(), merged.V.float())
-    elif isinstance(merged, Factors):
-        found, merged = merged.shape, Factors(merged.B.float(), merged.A.float())
-    elif isinstance(merged, Tensor):
-        found, merged = tuple(merged.shape), merged.to(torch.float32, copy=True)  # which may be scaled in place
-    else:
-        raise _unexpected(merged, shape, strategy, layer)
-    if found != shape:
-        raise _unexpected(merged, shape, strategy, layer)
-    return merged
-
-
-def _unexpected(merged: Any, shape: tuple[int, ...], strategy: Strategy, layer: str) -> LayerError:
-    return LayerError(
-        f"layer {layer}: method {name_of(strategy)!r} returned {_found(merged)}, expected the merged change of shape "
-        f"{shape}"
-    )
-
-
-def _check_seen(seen: Any, x: Tensor, function: str, method: MatrixWise, layer: str) -> None:
-    if not isinstance(seen, Tensor) or seen.shape != x.shape:
-        raise LayerError(
-            f"layer {layer}: method {name_of(method)!r}: {function}() of its sparsifier returned {_found(seen)}, "
-            f"expected the rows that it treated, of shape {tuple(x.shape)}"
-        )
-
-
-def _found(value: Any) -> str:
-    return f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-
-
-@contextmanager
-def errors_told(strategy: Strategy, layer: str = "") -> Iterator[None]:
-    """Where a method of the user's own raises, it is named, and the layer if it was at one.
-
-    Raises:
-        LayerError: it raised; errors of mergelab stay what they are.
-    """
-    try:
-        yield
-    except MergelabError:
-        raise
-    except Exception as error:
-        if not is_own(strategy):
-            raise
-        where = f" in layer {layer}" if layer else ""
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise LayerError(f"method {name_of(strategy)!r} failed{where}: {said}") from error

@@ -9,9 +9,10 @@ from typing import Any, cast
 
 from mergelab.devices import memory_budget
 from mergelab.engine.batches import Group, LayerBatch, batch_of, groups, upload
-from mergelab.engine.blocks import coordinates_of, errors_told
+from mergelab.engine.blocks import coordinates_of
 from mergelab.engine.job import Job
 from mergelab.engine.results import MergedLayer
+from mergelab.engine.returned import errors_told
 from mergelab.engine.storing import merged_batch
 from mergelab.engine.thresholds import Owned, adapter_thresholds
 from mergelab.linalg.streams import Beside

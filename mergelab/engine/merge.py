@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mergelab.adapter import Adapter, Source
-from mergelab.devices import AUTO, Device, chosen_device, layer_work, parsed_memory
+from mergelab.devices import AUTO, CPU, Device, chosen_device, layer_work, parsed_memory
 from mergelab.engine.aligning import aligned_layers, load_all, unique_names, with_one_input
 from mergelab.engine.extras import bias_only, merge_extras, replacing
 from mergelab.engine.job import Input, Job
@@ -96,7 +96,7 @@ def merge(
         for name, present in aligned_layers(adapters, names).items()
     }
     inputs = tuple(Input(*given) for given in zip(names, adapters, table))
-    job = Job(strategy, rank, inputs, int(seed), chosen_device(device, _work(strategy, adapters, aligned)), memory)
+    job = Job(strategy, rank, inputs, int(seed), _device(device, strategy, adapters, aligned), memory)
     bar = tqdm(
         total=len(aligned),
         desc=f"merging ({name_of(strategy)}, {strategy.space})",
@@ -131,13 +131,16 @@ def merge(
     )
 
 
-def _work(strategy: Strategy, adapters: Sequence[Adapter], aligned: Mapping[str, Sequence[int]]) -> float:
-    """How much there is to do, for the choice of a device: none where PEFT's arithmetic on factors is asked for."""
+def _device(
+    device: Device, strategy: Strategy, adapters: Sequence[Adapter], aligned: Mapping[str, Sequence[int]]
+) -> torch.device:
+    """Where to compute: what there is to do decides, and PEFT's arithmetic on the factors is that of a CPU."""
     if strategy.acts_in.acts_on_factors:
-        return 0.0
+        chosen_device(device, 0.0)  # raises where there is none
+        return CPU
     dense = strategy.level is not Level.LAYER and strategy.acts_in.is_dense and not strategy.is_exact_sum
     layers = ([adapters[i].layers[name] for i in present] for name, present in aligned.items() if present)
-    return sum(layer_work(own[0].shape, [layer.rank for layer in own], dense) for own in layers)
+    return chosen_device(device, sum(layer_work(own[0].shape, [layer.rank for layer in own], dense) for own in layers))
 
 
 def _budget_notes(job: Job, rows: Sequence[LayerReport]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,41 +42,32 @@ def merged_batch(
     Raises:
         LayerError: the merge has values that float32 cannot hold.
     """
-    layers = batch.layers(job)
+    layers, strategy = batch.layers(job), job.strategy
     states = None if prepared is None else [[prepared[p.adapter] for p in one.parts] for one in layers]
-    strategy = job.strategy
-    if strategy.is_exact_sum and not strategy.stores_factors:
-        wholes: list[tuple[Any, Sequence[OneLayer]]] = [(weighted_sum_of(batch.span, batch.weights(job)), layers)]
-    else:
-        merged = merge_together(strategy, layers, states, workspace)
-        wholes = _together(merged, batch, layers)
+    merged = merge_together(strategy, layers, batch.span, states, workspace)
+    wholes: list[tuple[Any, list[OneLayer]]] = [(merged, layers)]
+    if isinstance(merged, list):
+        wholes = _in_batches(merged, layers)
     parts = [_stored(job, batch, whole, own, states, workspace) for whole, own in wholes]
     return lambda: [layer for part in parts for layer in part()]
 
 
-def _together(
-    merged: Sequence[Merged] | Tensor, batch: LayerBatch, layers: Sequence[OneLayer]
-) -> list[tuple[Any, Sequence[OneLayer]]]:
-    """Results of one kind as one batch; others each by itself, as a batch of one."""
-    if isinstance(merged, Tensor):
-        return [(merged, layers)]
-    if all(isinstance(m, Combination) for m in merged):
-        spans = [cast(Combination, m).span for m in merged]
-        own = all(span is one.span for span, one in zip(spans, layers))
-        rows = batch.span.A if own else torch.stack([span.A for span in spans])
-        span = batch.span if own else Span(batch.span.B, rows, spans[0].ranks, batch.span.workspace)
-        return [(Combination(span, torch.stack([cast(Combination, m).M for m in merged])), layers)]
-    return [(_as_batch(m), [one]) for m, one in zip(merged, layers)]
+def _in_batches(merged: Sequence[Merged], layers: list[OneLayer]) -> list[tuple[Any, list[OneLayer]]]:
+    """Factors of one rank as one batch; what else methods make of layers each by itself, as a batch of one."""
+    factors = [m for m in merged if isinstance(m, Factors)]
+    if len(factors) == len(merged) and len({m.A.shape for m in factors}) == 1:
+        return [(Factors(torch.stack([m.B for m in factors]), torch.stack([m.A for m in factors])), layers)]
+    return [(_as_batch(m), [layer]) for m, layer in zip(merged, layers)]
 
 
 def _as_batch(merged: Merged) -> Any:
     """With a leading dimension of one."""
     if isinstance(merged, Tensor):
         return merged[None]
-    if isinstance(merged, Core):
-        merged = Factors(merged.U, merged.M.to(merged.U) @ merged.V.T)
     if isinstance(merged, Combination):
         return Combination(merged.span[None], merged.M[None])
+    if isinstance(merged, Core):
+        merged = Factors(merged.U, merged.M.to(merged.U) @ merged.V.T)
     return Factors(merged.B[None], merged.A[None])
 
 
@@ -116,11 +107,12 @@ def _stored(
     span, weights = batch.span, batch.weights(job)
     if len(layers) < len(batch.names):
         span, weights = layers[0].span[None], weights[[batch.names.index(layers[0].chance.layer)]]
-    known = host.to_host(projections(factors, span))[0] if known is None else known
-    known, norms = known * weights, span.squared_norms * weights.square()
+    known, norms = host.to_host(projections(factors, span) if known is None else known, span.squared_norms)
+    known, norms = known * weights, norms * weights.square()
     rows = []
     for i, one in enumerate(layers):
-        own, given = None if states is None else states[i], float(norms[i].sum())
+        own = None if states is None else states[batch.names.index(one.chance.layer)]
+        given = float(norms[i].sum())
         note = why_nothing_remains(job.strategy, one, float(energy[i]), given, own, workspace)
         sizes = dict(zip(batch.adapters, zip(known[i].tolist(), norms[i].tolist())))
         name = one.chance.layer
@@ -158,7 +150,8 @@ def _decomposed(
         span = Span.of([whole], workspace)
         whole = weighted_sum_of(span, torch.ones(len(layers), 1))
     if isinstance(whole, Combination):
-        check_finite(job, layers, sum((x.sum((-2, -1)) for x in whole.span.grams), whole.M.sum((-2, -1))))
+        sums = sum((x.sum((-2, -1)) for x in whole.span.grams), whole.M.sum((-2, -1)))
+        check_finite(job, layers, host.to_host(sums)[0])
         found = decompose(whole, lambda s: min(len(s), rank_reached(target, s)))
         check_finite(job, layers, found.energy)
         return found

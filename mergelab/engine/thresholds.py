@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mergelab.linalg import host
 from mergelab.linalg.radix import RadixSearch
-from mergelab.linalg.selection import EVERYTHING, MAX_CANDIDATES, Bracket, Search, bracket_of, sampled_bracket
+from mergelab.linalg.selection import EVERYTHING, MAX_CANDIDATES, Bracket, Search, Tally, bracket_of, sampled_bracket
 from mergelab.linalg.stacks import ChangeStack
 from mergelab.linalg.workspace import Workspace
 
@@ -19,6 +18,8 @@ from mergelab.linalg.workspace import Workspace
 # from a sample. The larger the sample, the fewer entries are left to be searched: both together cost least at about
 # this power of the size.
 MAX_SEARCHED, SAMPLE_POWER = 1 << 18, 2 / 3
+# So many magnitudes are held on a GPU at a time; of a layer with more they are formed for every pass.
+HELD = 1 << 28
 # A trim over whole adapters looks at one in so many rows and columns first, and trusts the share of large entries there
 # so far.
 ADAPTER_STEP, ADAPTER_MARGIN = 64, 0.02
@@ -47,15 +48,38 @@ def layer_thresholds(share: float, stacks: Sequence[ChangeStack], workspace: Wor
     """
     if stacks[0].device.type == "cpu":
         return [threshold for stacked in stacks for threshold in _searched(share, stacked, workspace)]
-    found = []
-    for stacked in stacks:
-        n, size = len(stacked.matrices), math.prod(stacked.shape)
-        search = RadixSearch([int(share * size)] * n, [size] * n, stacked.device)
-        while search.is_open:
-            _pass(search, range(n), stacked, workspace)
-            search.narrow()
-        found.append(search.found)
+    n, shape = len(stacks[0].matrices), stacks[0].shape
+    together = max(1, HELD // (n * math.prod(shape)))
+    found = [_found(share, stacks[i : i + together]) for i in range(0, len(stacks), together)]
     return host.to_host(torch.cat(found))[0].tolist()
+
+
+def _found(share: float, stacks: Sequence[ChangeStack]) -> Tensor:
+    """The thresholds of some stacks, on their device."""
+    n, shape, device = len(stacks[0].matrices), stacks[0].shape, stacks[0].device
+    count, size = n * len(stacks), math.prod(shape)
+    search = RadixSearch([int(share * size)] * count, [size] * count, device)
+    if count * size > HELD and len(blocks := stacks[0].blocks()) > 1:
+        while search.is_open:
+            for rows in blocks:
+                search.count(range(n), _magnitudes(stacks, rows))
+            search.narrow()
+        return search.found
+    magnitudes = _magnitudes(stacks, slice(0, shape[0]))
+    while search.is_open:
+        search.count(range(count), magnitudes)
+        search.narrow()
+    return search.found
+
+
+def _magnitudes(stacks: Sequence[ChangeStack], rows: slice) -> Tensor:
+    """Of some rows of all matrices, `(matrices, entries)`."""
+    n, columns = len(stacks[0].matrices), stacks[0].shape[1]
+    formed = torch.empty(len(stacks), n, rows.stop - rows.start, columns, device=stacks[0].device, dtype=torch.float32)
+    for own, stacked in zip(formed, stacks):
+        for i in range(n):
+            stacked.rows(i, rows, out=own[i])
+    return formed.abs_().flatten(2).flatten(0, 1)
 
 
 def _searched(share: float, stacked: ChangeStack, workspace: Workspace) -> list[float]:
@@ -108,7 +132,8 @@ def adapter_thresholds(
         search_there = RadixSearch(counts, sizes, device)
         while search_there.is_open:
             for owners, stacked in stacks():
-                _pass(search_there, owners, stacked, workspace)
+                for rows in stacked.blocks():
+                    search_there.count(owners, _magnitudes([stacked], rows))
             search_there.narrow()
         return host.to_host(search_there.found)[0].tolist()
     brackets = [
@@ -123,11 +148,11 @@ def adapter_thresholds(
     return search.thresholds
 
 
-def _pass(search: Search | RadixSearch, owners: Sequence[int], stacked: ChangeStack, workspace: Workspace) -> None:
+def _pass(search: Search, owners: Sequence[int], stacked: ChangeStack, workspace: Workspace) -> None:
     """Look at the magnitudes in every block of every matrix, each under the number of its owner."""
     jobs = [(i, rows) for i in range(len(stacked.matrices)) for rows in stacked.blocks()]
 
-    def look(job: tuple[int, slice]) -> tuple[int, Any]:
+    def look(job: tuple[int, slice]) -> tuple[int, Tally]:
         i, rows = job
         memory = workspace.scratch(rows.stop - rows.start, stacked.shape[1], device=stacked.device)
         return owners[i], search.look(owners[i], stacked.rows(i, rows, out=memory).abs_())

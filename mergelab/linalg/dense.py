@@ -128,7 +128,7 @@ def leading_directions(change: Combination, count: int) -> Float[Tensor, "*batch
                 [1.]])
     """
     found = decompose(change, lambda s: min(count, len(s)))
-    return found.span.A.mT @ host.like(found.right, found.span.A)
+    return found.span.A.mT @ found.right.to(found.span.A)
 
 
 def _by_gram_matrix(matrix: Tensor, workspace: Workspace) -> Spectrum:
@@ -137,8 +137,8 @@ def _by_gram_matrix(matrix: Tensor, workspace: Workspace) -> Spectrum:
     tall = matrix if is_tall else matrix.mT
     squares, vectors = host.eigh(gram(tall), workspace)
     s = squares.clamp_min(0).sqrt()
-    near = host.like(vectors, tall)
-    far = tall @ host.like(vectors * inverse_of(s), tall)
+    near = vectors.to(tall)
+    far = tall @ (vectors * host.like(inverse_of(s), vectors)).to(tall)
     # The energy of these values, not of the matrix: between the two lies a rounding that is more than a small tail.
     energy = s.square().sum(-1)
     return Spectrum(far, s, near, energy) if is_tall else Spectrum(near, s, far, energy)

@@ -32,26 +32,28 @@ def _gram(x: Tensor) -> Tensor:
     return exact.mT @ exact
 
 
-def root(gram: Float64[Tensor, "k k"]) -> Float64[Tensor, "k k"]:
-    """`r` with `r.T r` a Gram matrix; on the CPU.
+def roots(grams: Float64[Tensor, "count k k"]) -> Float64[Tensor, "count k k"]:
+    """`r` with `r.T r` a Gram matrix, for each of several; on the CPU.
 
-    Its Cholesky factor, from columns brought to one length, so that small ones are as exact as large ones. Where columns
-    depend on each other the factor has nothing but rounding in their place, and the root is that of the eigenvalues
-    above rounding: equal and opposite changes then have coordinates that cancel.
+    Its Cholesky factor, from columns brought to one length, so that small ones are as exact as large ones. Where
+    columns depend on each other the factor has nothing but rounding in their place, and the root is that of the
+    eigenvalues above rounding: equal and opposite changes then have coordinates that cancel.
 
     Example:
-        >>> root(torch.tensor([[25.0, 4.0], [4.0, 1.0]]).double())
-        tensor([[5.0000, 0.8000],
-                [0.0000, 0.6000]], dtype=torch.float64)
+        >>> roots(torch.tensor([[[25.0, 4.0], [4.0, 1.0]]]).double())
+        tensor([[[5.0000, 0.8000],
+                 [0.0000, 0.6000]]], dtype=torch.float64)
     """
-    lengths = gram.diagonal().clamp_min(0).sqrt()
+    lengths = grams.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
     over = torch.where(lengths > 0, 1 / lengths, 0.0)
-    correlation = gram * over * over[:, None]
-    correlation.diagonal().fill_(1.0)
-    factor, info = torch.linalg.cholesky_ex(correlation, upper=True)
-    if not info.item() and factor.diagonal().min() > DEPENDENT:
-        return factor * lengths
-    correlation.diagonal().copy_((lengths > 0).double())
-    values, vectors = torch.linalg.eigh(correlation)
-    scale = torch.where(values > NULL * values[-1], values, 0.0).sqrt()
-    return (vectors * scale).T * lengths
+    correlations = grams * over[:, None] * over[:, :, None]
+    diagonals = correlations.diagonal(dim1=1, dim2=2)
+    diagonals.fill_(1.0)
+    factors, info = torch.linalg.cholesky_ex(correlations, upper=True)
+    dependent = (info > 0) | (factors.diagonal(dim1=1, dim2=2).amin(1) <= DEPENDENT)
+    diagonals.copy_((lengths > 0).double())
+    for i in dependent.nonzero()[:, 0].tolist():
+        values, vectors = torch.linalg.eigh(correlations[i])
+        scale = torch.where(values > NULL * values[-1], values, 0.0).sqrt()
+        factors[i] = (vectors * scale).T
+    return factors * lengths[:, None]

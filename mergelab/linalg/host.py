@@ -1,9 +1,8 @@
-"""Small matrices are decomposed on the CPU, wherever the large ones are: one transfer there for a whole batch."""
+"""Small matrices are decomposed by the CPU's threads, wherever they are: one transfer there and back for a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,40 +22,63 @@ def to_host(*tensors: Tensor) -> tuple[Tensor, ...]:
     """
     if all(x.device.type == "cpu" for x in tensors):
         return tensors
-    flat = torch.cat([x.reshape(-1) for x in tensors]).cpu()
-    parts = flat.split([x.numel() for x in tensors])
+    flat = torch.cat([x.reshape(-1) for x in tensors])
+    there = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=flat.is_cuda)
+    there.copy_(flat)
+    parts = there.split([x.numel() for x in tensors])
     return tuple(part.view(x.shape) for part, x in zip(parts, tensors))
 
 
 def like(x: Tensor, other: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of the host where another is, without waiting; in that one's dtype, or in the one given."""
+    """A tensor where another is, without waiting; in that one's dtype, or in the one given."""
     x = x.to(dtype or other.dtype)
-    return x.contiguous().pin_memory().to(other.device, non_blocking=True) if other.is_cuda else x.to(other.device)
+    if other.is_cuda and not x.is_cuda:
+        return x.contiguous().pin_memory().to(other.device, non_blocking=True)
+    return x.to(other.device)
 
 
-def each(function: Callable[..., Any], *batches: Tensor, workspace: Workspace | None = None) -> list[Any]:
-    """A function of matrices for every item of batches `(..., m, n)` with the same leading dimensions, in their order.
+def each(function: Callable[[Tensor], Tensor], matrices: Tensor, workspace: Workspace | None = None) -> Tensor:
+    """A function of batches of matrices, `(count, k, k)` in float64, on shares of a batch `(..., k, k)`.
+
+    Each thread has a share; of what takes longest there Python sees one call.
+
+    Args:
+        function: `(count, k, k)` -> `(count, m, n)`, item by item.
+        matrices: anywhere.
+        workspace: threads.
+
+    Returns:
+        `(..., m, n)`, on the CPU.
 
     Example:
-        >>> each(lambda m: float(m.sum()), torch.ones(2, 3, 3))
-        [9.0, 9.0]
+        >>> each(torch.linalg.inv, torch.eye(2).double().expand(3, 2, 2)).shape
+        torch.Size([3, 2, 2])
     """
-    items = [x.reshape(-1, *x.shape[-2:]) for x in batches]
-    return list((workspace or Workspace()).map(lambda i: function(*(x[i] for x in items)), range(len(items[0]))))
+    workspace, (items,) = workspace or Workspace(), to_host(matrices)
+    flat = items.reshape(-1, *items.shape[-2:])
+    parts = flat.split(-(-len(flat) // workspace.threads))
+    found = function(flat) if len(parts) == 1 else torch.cat(list(workspace.map(function, parts)))
+    return found.reshape(*items.shape[:-2], *found.shape[1:])
 
 
 def eigh(matrices: Tensor, workspace: Workspace | None = None) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, the largest first, and eigenvectors of symmetric float64 matrices `(..., k, k)`, on the host.
+    """Eigenvalues, the largest first, and eigenvectors of symmetric float64 matrices `(..., k, k)`.
+
+    Returns:
+        The values `(..., k)`, on the CPU; the vectors `(..., k, k)`, where the matrices are.
 
     Example:
         >>> eigh(torch.diag(torch.tensor([1.0, 4.0])).double())[0].tolist()
         [4.0, 1.0]
     """
-    lead, k = matrices.shape[:-2], matrices.shape[-1]
-    if k > LARGEST_ON_HOST and matrices.device.type != "cpu":
-        values, vectors = to_host(*torch.linalg.eigh(matrices))
-    else:
-        found = each(torch.linalg.eigh, *to_host(matrices), workspace=workspace)
-        values = torch.stack([w for w, _ in found]).reshape(*lead, k)
-        vectors = torch.stack([v for _, v in found]).reshape(*lead, k, k)
-    return values.flip(-1), vectors.flip(-1)
+    if matrices.shape[-1] > LARGEST_ON_HOST and matrices.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(matrices)
+        return to_host(values)[0].flip(-1), vectors.flip(-1)
+    found = each(_eigh, matrices, workspace)
+    return found[..., 0, :].flip(-1), like(found[..., 1:, :].flip(-1), matrices)
+
+
+def _eigh(matrices: Tensor) -> Tensor:
+    """Values and vectors in one tensor, the values in the first row."""
+    values, vectors = torch.linalg.eigh(matrices)
+    return torch.cat([values[:, None], vectors], dim=1)

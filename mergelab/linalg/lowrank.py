@@ -1,8 +1,8 @@
 """Low-rank matrices, whose arithmetic costs the rank and not the layer.
 
 Shapes: a change is `(out, in)`; `Factors` hold it as `B (out, r) @ A (r, in)`, a `Core` as `U (out, k) @ M (k, l) @
-V.T (l, in)` with orthonormal columns in U and V, a `Spectrum` as `U diag(S) V.T`. All take leading batch dimensions: layers
-of one shape, one computation. What is as large as a layer is on the device that computes, what is as small as a rank on the CPU.
+V.T (l, in)` with orthonormal columns in U and V, a `Spectrum` as `U diag(S) V.T`. All take leading batch dimensions:
+layers of one shape are one computation.
 """
 
 from __future__ import annotations
@@ -41,8 +41,14 @@ class Factors(NamedTuple):
         """Of the dense change, `(out, in)`."""
         return self.B.shape[-2], self.A.shape[-1]
 
-    def scaled(self, factor: float) -> Factors:
-        """The change times any finite number: in B, a new tensor unless the number is 1; A is shared."""
+    def scaled(self, factor: float | Tensor) -> Factors:
+        """The change times any finite number, or one for each of a batch: in B, new unless it is 1; A is shared."""
+        if isinstance(factor, Tensor):
+            return (
+                self
+                if bool((factor == 1).all())
+                else Factors(self.B * host.like(factor, self.B)[..., None, None], self.A)
+            )
         return self if factor == 1 else Factors(self.B * factor, self.A)
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-# How many of the last bits of a magnitude each pass leaves out, and its number of bins: eleven bits, then ten, then ten.
+# How many of the last bits of a magnitude each pass leaves out, and its bins: eleven bits, then ten, then ten.
 _LEVELS = ((20, 1 << 11), (10, 1 << 10), (0, 1 << 10))
 
 
 class RadixSearch:
     """The exact `counts[i]`-th largest magnitude of each of several vectors that are only ever seen in blocks.
 
-    The order of float32 magnitudes is that of their bits. Every pass over all blocks counts the next bits of the entries that
-    agree with what is known of the answer: three passes, whatever the values are, and none waits for the device.
+    The order of float32 magnitudes is that of their bits. Every pass over all blocks counts the next bits of the
+    entries that agree with what is known of the answer: three passes, whatever the values are, and none waits for the
+    device.
 
     Args:
         counts: how many entries of each vector to keep, `0 <= counts[i] <= sizes[i]`.
@@ -29,16 +32,17 @@ class RadixSearch:
     Example:
         >>> search = RadixSearch([2], [3], torch.device("cpu"))
         >>> while search.is_open:
-        ...     for block in ([1.0, -3.0], [2.0]):
-        ...         search.add(0, search.look(0, torch.tensor(block).abs()))
+        ...     for block in ([[1.0, -3.0]], [[2.0]]):
+        ...         search.count([0], torch.tensor(block).abs())
         ...     search.narrow()
         >>> search.found
         tensor([2.])
     """
 
     def __init__(self, counts: Sequence[int], sizes: Sequence[int], device: torch.device) -> None:
-        self._ends = [float("inf") if k == 0 else 0.0 if k == size else None for k, size in zip(counts, sizes)]
-        self._need = torch.tensor(counts).to(device)
+        ends = [math.inf if k == 0 else 0.0 if k == size else math.nan for k, size in zip(counts, sizes)]
+        self._ends = torch.tensor(ends, dtype=torch.float32, device=device)
+        self._need = torch.tensor(counts, device=device)
         self._low = torch.zeros(len(counts), dtype=torch.int32, device=device)
         self._level = 0
         self._reset()
@@ -46,7 +50,7 @@ class RadixSearch:
     def _reset(self) -> None:
         if self.is_open:
             bins = _LEVELS[self._level][1]
-            self._counted = torch.zeros(len(self._ends), bins, dtype=torch.int64, device=self._low.device)
+            self._counted = torch.zeros(len(self._low), bins, dtype=torch.int64, device=self._low.device)
 
     @property
     def is_open(self) -> bool:
@@ -54,21 +58,26 @@ class RadixSearch:
 
     @property
     def found(self) -> Tensor:
-        values = self._low.view(torch.float32).clone()
-        for i, end in enumerate(self._ends):
-            if end is not None:
-                values[i] = end
-        return values
+        return torch.where(self._ends.isnan(), self._low.view(torch.float32), self._ends)
 
-    def look(self, i: int, magnitudes: Tensor) -> Tensor:
-        """How many entries of a block of vector i are in each bin; at most 2^24 of them."""
+    def count(self, owners: Sequence[int], magnitudes: Tensor) -> None:
+        """Take down what blocks hold.
+
+        Args:
+            owners: to which vector each belongs; no two to one.
+            magnitudes: `(blocks, entries)`, contiguous, at most 2^24 entries each.
+        """
         shift, bins = _LEVELS[self._level]
-        places = (magnitudes.reshape(-1).view(torch.int32) - self._low[i]).bitwise_right_shift_(shift).float()
-        return torch.histc(places, bins, min=0, max=bins - 0.5)
-
-    def add(self, i: int, counted: Tensor) -> None:
-        """Take down what a block of vector i holds."""
-        self._counted[i] += counted.long()
+        bits, everybody = magnitudes.view(torch.int32), list(owners) == list(range(len(self._low)))
+        if self._level:
+            own = self._low if everybody else self._low[torch.tensor(owners, device=bits.device)]
+            bits = bits ^ own[:, None]
+        places = bits >> shift
+        counted = torch.stack([_histogram(row, bins) for row in places]).long()
+        if everybody:
+            self._counted += counted
+        else:
+            self._counted.index_add_(0, torch.tensor(owners, device=bits.device), counted)
 
     def narrow(self) -> None:
         """After a pass over all blocks: the next bits of the answers."""
@@ -80,3 +89,22 @@ class RadixSearch:
         self._low += ((bins - 1 - chosen) << shift).int()
         self._level += 1
         self._reset()
+
+
+def _histogram(places: Tensor, bins: int) -> Tensor:
+    """How many are 0, how many 1, ...: all else is left out."""
+    given = places if _counts_integers(places.device) else places.float()
+    # The last bin takes its upper end as well: one more than is wanted.
+    return torch.histc(given, bins + 1, min=0, max=bins + 1)[:bins]
+
+
+@lru_cache(maxsize=8)
+def _counts_integers(device: torch.device) -> bool:
+    """Whether histograms there are of integers, too."""
+    try:
+        found = torch.histc(
+            torch.tensor([-1, 0, 0, 2, 3, 4, 1 << 20], dtype=torch.int32, device=device), 4, min=0, max=4
+        )
+    except RuntimeError:
+        return False
+    return found[:3].tolist() == [2, 0, 1]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mergelab.linalg import host
 from mergelab.linalg.draws import EntryDraws, key_of
-from mergelab.linalg.gram import gram, root
+from mergelab.linalg.gram import gram, roots
 from mergelab.linalg.lowrank import Factors, Spectrum, stack
 from mergelab.linalg.workspace import Workspace
 
@@ -57,25 +57,14 @@ class Span:
         return [Factors(b, a) for b, a in zip(self.B.split(self.ranks, -1), self.A.split(self.ranks, -2))]
 
     @cached_property
-    def _small(self) -> tuple[Tensor, ...]:
-        u, v = (signature(size, self.B.device) for size in (self.B.shape[-2], self.A.shape[-1]))
-        marks = (u @ self.B).double(), (self.A @ v).double()
-        return host.to_host(gram(self.B), gram(self.A.mT), *marks)
-
-    @property
     def grams(self) -> tuple[Tensor, Tensor]:
-        """`B.T B` and `A A.T`, each `(..., k, k)`, in float64 on the CPU."""
-        return self._small[0], self._small[1]
-
-    @property
-    def marks(self) -> tuple[Tensor, Tensor]:
-        """`u.T B` and `A v`, each `(..., k)`, of two fixed vectors: which way a direction of the span points."""
-        return self._small[2], self._small[3]
+        """`B.T B` and `A A.T`, each `(..., k, k)`, in float64."""
+        return gram(self.B), gram(self.A.mT)
 
     @cached_property
-    def _roots(self) -> tuple[Tensor, Tensor]:
-        left, right = (torch.stack(host.each(root, g, workspace=self.workspace)).view_as(g) for g in self.grams)
-        return left, right
+    def _roots(self) -> Tensor:
+        both = torch.stack(self.grams)
+        return host.like(host.each(roots, both, self.workspace), both)
 
     @property
     def r_b(self) -> Float64[Tensor, "*batch k k"]:
@@ -87,13 +76,18 @@ class Span:
         """`r_a.T r_a = A A.T`."""
         return self._roots[1]
 
+    @cached_property
+    def marks(self) -> tuple[Tensor, Tensor]:
+        """`u.T B` and `A v`, each `(..., k)`, of two fixed vectors: which way a direction of the span points."""
+        u, v = (signature(size, self.B.device) for size in (self.B.shape[-2], self.A.shape[-1]))
+        return (u @ self.B).double(), (self.A @ v).double()
+
     @property
     def squared_norms(self) -> Float64[Tensor, "*batch n"]:
         """`||delta_i||^2` of each change."""
         left, right = self.grams
         product = left * right
-        sizes = [product[..., s, s].sum((-2, -1)) for s in self.slices]
-        return torch.stack(sizes, -1)
+        return torch.stack([product[..., s, s].sum((-2, -1)) for s in self.slices], -1)
 
     @property
     def slices(self) -> list[slice]:
@@ -108,10 +102,12 @@ class Span:
 
     def __getitem__(self, i: int | None) -> Span:
         """One item of a batch; with None a batch of this one."""
-        own = Span(self.B[i], self.A[i], self.ranks)
-        for name in ("_small", "_roots"):
+        own = Span(self.B[i], self.A[i], self.ranks, self.workspace)
+        for name in ("grams", "marks"):
             if name in self.__dict__:
                 own.__dict__[name] = tuple(x[i] for x in self.__dict__[name])
+        if "_roots" in self.__dict__:
+            own.__dict__["_roots"] = self._roots[:, i]
         return own
 
 
@@ -120,7 +116,7 @@ class Combination(NamedTuple):
 
     Attributes:
         span: of B and A.
-        M: `(..., k, k)` in float64, on the CPU; diag(w) for the sum of the changes times their weights.
+        M: `(..., k, k)` in float64; diag(w) for the sum of the changes times their weights.
     """
 
     span: Span
@@ -142,7 +138,7 @@ class Combination(NamedTuple):
 
 @lru_cache(maxsize=64)
 def signature(size: int, device: torch.device) -> Float[Tensor, " size"]:
-    """A fixed vector of random numbers around zero: what a projection on it says of a vector depends on the vector alone.
+    """A fixed vector of random numbers around zero, for projections that tell vectors apart.
 
     Example:
         >>> bool((signature(5, torch.device("cpu")).abs() <= 0.5).all())
@@ -160,7 +156,8 @@ def weighted_sum_of(span: Span, weights: Tensor) -> Combination:
         [1.5, 1.5, 1.5]
     """
     counts = torch.tensor(span.ranks)
-    return Combination(span, torch.diag_embed(weights.double().repeat_interleave(counts, dim=-1)))
+    diagonal = weights.double().repeat_interleave(counts, dim=-1)
+    return Combination(span, torch.diag_embed(host.like(diagonal, span.B, torch.float64)))
 
 
 class Decomposed(NamedTuple):
@@ -168,9 +165,9 @@ class Decomposed(NamedTuple):
 
     Attributes:
         span: of the combination.
-        left, right: `(..., k, q)` in float64 on the CPU: coordinates of the singular vectors.
-        S: `(..., q)`, the largest first; 0 beyond the number that was asked for of an item.
-        energy: `(...)`, squared norm of the whole.
+        left, right: `(..., k, q)` in float64: coordinates of the singular vectors.
+        S: `(..., q)`, the largest first; 0 beyond the number that was asked for of an item. On the CPU.
+        energy: `(...)`, squared norm of the whole. On the CPU.
         counts: of values that were asked for, one for each item of the batch.
         projections: `(..., n)`: `<what is kept, delta_i>`.
     """
@@ -185,13 +182,13 @@ class Decomposed(NamedTuple):
 
     def factors(self) -> Factors:
         """Balanced: the root of a singular value in each."""
-        scale = self.S.sqrt()[..., None, :]
-        b, a = host.like(self.left * scale, self.span.B), host.like((self.right * scale).mT, self.span.A)
+        scale = host.like(self.S.sqrt(), self.left)[..., None, :]
+        b, a = (self.left * scale).to(self.span.B), (self.right * scale).mT.to(self.span.A)
         return Factors(self.span.B @ b, a @ self.span.A)
 
     def spectrum(self) -> Spectrum:
         """With the vectors in full."""
-        u, v = host.like(self.left, self.span.B), host.like(self.right, self.span.A)
+        u, v = self.left.to(self.span.B), self.right.to(self.span.A)
         return Spectrum(self.span.B @ u, self.S, self.span.A.mT @ v, self.energy)
 
 
@@ -211,32 +208,28 @@ def decompose(change: Combination, count: Callable[[Tensor], int] = len) -> Deco
         >>> [round(float(value), 4) for value in (found.S, found.energy, *found.projections)]
         [3.0, 13.0, 3.0, 6.0]
     """
-    span, limit = change.span, min(change.shape)
-
-    def one(m: Tensor, r_b: Tensor, r_a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        x = r_b @ m @ r_a.T
-        squares, v = torch.linalg.eigh(x.T @ x)
-        s = squares.flip(0)[:limit].clamp_min(0).sqrt()
-        energy, number = x.square().sum(), count(s)
-        s, v = s[:number], v.flip(1)[:, :number]
-        # Where a value is only rounding, so would be its vectors.
-        over = torch.where(s > (NULL * s.max()).clamp_min(TINY), 1 / s, 0.0) if number else s
-        u = x @ v * over
-        inside = ((u.T @ r_b) * (v.T @ r_a) * s[:, None]).sum(0)
-        return m @ (r_a.T @ v) * over, s, m.T @ (r_b.T @ u) * over, energy, inside
-
-    found = host.each(one, change.M, span.r_b, span.r_a, workspace=span.workspace)
-    lead, counts = change.M.shape[:-2], tuple(len(s) for _, s, *_ in found)
-    most = max(counts)
-
-    def joined(items: list[Tensor]) -> Tensor:
-        padded = [torch.nn.functional.pad(x, (0, most - x.shape[-1])) for x in items]
-        return torch.stack(padded).reshape((*lead, *padded[0].shape))
-
-    left, s, right = (joined([item[i] for item in found]) for i in range(3))
-    energy, inside = (torch.stack([item[i] for item in found]).reshape((*lead, *found[0][i].shape)) for i in (3, 4))
-    projections = torch.stack([part.sum(-1) for part in inside.split(span.ranks, -1)], -1)
-    return Decomposed(span, left, s, right, energy, counts, projections)
+    span, m = change.span, change.M
+    core = span.r_b @ m @ span.r_a.mT
+    squares, v = host.eigh(core.mT @ core, span.workspace)
+    squares = squares.clamp_min(0)
+    s = squares[..., : min(change.shape)].sqrt()
+    counts = tuple(count(own) for own in s.reshape(-1, s.shape[-1]))
+    beyond = torch.arange(max(counts)) >= torch.tensor(counts)[:, None]
+    s = s[..., : max(counts)].masked_fill(beyond.reshape(*s.shape[:-1], -1), 0.0)
+    # Where a value is only rounding, so would be its vectors.
+    inverse = torch.where(s > (NULL * s[..., :1]).clamp_min(TINY), 1 / s, 0.0)
+    over, v = host.like(inverse, m)[..., None, :], v[..., : s.shape[-1]]
+    u = core @ v * over
+    inside = ((u.mT @ span.r_b) * (v.mT @ span.r_a) * host.like(s, m)[..., None]).sum(-2)
+    return Decomposed(
+        span,
+        m @ (span.r_a.mT @ v) * over,
+        s,
+        m.mT @ (span.r_b.mT @ u) * over,
+        squares.sum(-1),
+        counts,
+        torch.stack([part.sum(-1) for part in inside.split(span.ranks, -1)], -1),
+    )
 
 
 def svd(change: Factors, count: Callable[[Tensor], int] = len) -> Spectrum:
@@ -264,9 +257,8 @@ def energy_beyond(change: Factors, rank: int) -> float:
         >>> round(energy_beyond(Factors(torch.diag(torch.tensor([4.0, 3.0])), torch.eye(2)), 1), 6)
         9.0
     """
-    left, right = Span.of([change]).grams
-    half = root(left)
-    values = torch.linalg.eigvalsh(half @ right @ half.T)  # in ascending order
+    span = Span.of([change])
+    values = torch.linalg.eigvalsh(span.r_b @ span.grams[1] @ span.r_b.mT)  # in ascending order
     return float(values[: max(0, len(values) - rank)].clamp_min(0).sum())
 
 

@@ -26,7 +26,7 @@ class ChangeStack:
     A matrix is dense, or a product of factors of which only the rows are formed that are asked for.
 
     Args:
-        matrices: n of them, each `(rows, columns)`.
+        matrices: n of them, each `(..., rows, columns)`: of one layer, or of a batch of which `item` gives each.
         weights: n numbers.
 
     Example:
@@ -39,13 +39,18 @@ class ChangeStack:
 
     @property
     def shape(self) -> tuple[int, int]:
-        rows, columns = self.matrices[0].shape
+        rows, columns = self.matrices[0].shape[-2:]
         return rows, columns
 
     @property
     def device(self) -> torch.device:
         first = self.matrices[0]
         return first.A.device if isinstance(first, Factors) else first.device
+
+    def item(self, i: int, weights: tuple[float, ...] | None = None) -> ChangeStack:
+        """One of a batch, perhaps with weights of its own."""
+        chosen = (Factors(m.B[i], m.A[i]) if isinstance(m, Factors) else m[i] for m in self.matrices)
+        return ChangeStack(tuple(chosen), weights or self.weights)
 
     def blocks(self) -> list[slice]:
         """Row blocks that cover the matrices; they depend on the shapes alone."""

@@ -58,7 +58,7 @@ class _State(NamedTuple):
             self.items[chosen],
             self.sketch[_places(chosen, self.sketch)],
             self.values[chosen],
-            self.vectors[chosen],
+            self.vectors[_places(chosen, self.sketch)],
             self.kept[chosen],
             self.gain[chosen],
             self.number,
@@ -73,8 +73,8 @@ def _places(chosen: Tensor, other: Tensor) -> Tensor:
 def subspace_iteration(
     matrix: Tensor, items: Sequence[int], rank: int, energy: Tensor, start: Tensor | None, workspace: Workspace
 ) -> Spectrum | None:
-    """Multiply by the matrices and by their transposes in turn, until what further passes could still gain is too little
-    to matter; None if that never happens.
+    """Multiply by the matrices and by their transposes in turn, until what further passes could still gain is too
+    little to matter; None if that never happens.
 
     The gains of successive passes fall geometrically, by a ratio that the spectrum sets: the square of the first
     singular value that the subspace misses over the last one that is wanted, or what the last two gains say, whichever
@@ -136,8 +136,9 @@ def _leave(found: Spectrum, state: _State, basis: Tensor, forward: bool) -> None
     rank = found.S.shape[-1]
     s, vectors = state.values[:, :rank].clamp_min(0).sqrt(), state.vectors[..., :rank]
     s = torch.where(s > ROUNDING * s[:, :1], s, 0.0)
-    image = (state.sketch @ host.like(vectors * inverse_of(s), state.sketch)).to(found.U)
-    source = (basis @ host.like(vectors * (s > 0)[:, None], basis)).to(found.U)
+    over, kept = host.like(inverse_of(s), vectors), host.like((s > 0)[:, None], vectors)
+    image = (state.sketch @ (vectors * over).to(state.sketch)).to(found.U)
+    source = (basis @ (vectors * kept).to(basis)).to(found.U)
     there = host.like(state.items, found.U, state.items.dtype)
     found.U[there], found.V[there] = (image, source) if forward else (source, image)
     found.S[state.items] = s
@@ -164,11 +165,13 @@ def inverse_of(s: Tensor) -> Tensor:
 
 
 def _orthonormal(sketch: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
-    """An orthonormal basis of the columns, from the eigenvalues of their Gram matrix; zeros in the place of null directions.
+    """An orthonormal basis of the columns, from the eigenvalues of their Gram matrix; zeros for null directions.
 
-    Divided by singular values, what float32 rounds off is larger the smaller the value: a Cholesky factor takes the rest out.
+    What float32 rounds off is larger the smaller the singular value that is divided by: a Cholesky factor takes the
+    rest out.
     """
-    basis = sketch @ host.like(vectors * inverse_of(values.clamp_min(0).sqrt()), sketch)
+    over = host.like(inverse_of(values.clamp_min(0).sqrt()), vectors)
+    basis = sketch @ (vectors * over).to(sketch)
     square = gram(basis)
     diagonal = square.diagonal(dim1=-2, dim2=-1)
     factor, _ = torch.linalg.cholesky_ex(square + torch.diag_embed((diagonal == 0).double()))

@@ -38,6 +38,11 @@ class Workspace:
     pool: ThreadPoolExecutor | None = None
     _own: threading.local = field(default_factory=threading.local)
 
+    @property
+    def threads(self) -> int:
+        """How many there are."""
+        return 1 if self.pool is None else self.pool._max_workers
+
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Results in the order of the items; all are computed when the iterator is exhausted."""
         if self.pool is None:

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergelab.checks import check_choice, check_number
-from mergelab.methods.linear import weighted_sum
 from mergelab.methods.method import EntryWise
 from mergelab.methods.sparsify import Scope, Sparsifier, Trim
 
@@ -69,7 +68,9 @@ def elect_and_average(
     # Masks of booleans would cost more than the arithmetic: what agrees is positive, the rest is cut to zero.
     agreeing = torch.mul(changes, elected, out=changes if overwrite else None).clamp_(min=0.0)
     unweighted = agreeing.sum(dim=0)
-    merged = unweighted if weights is None else weighted_sum(agreeing, weights)
+    merged = unweighted
+    if weights is not None:
+        merged = (agreeing * weights.view(-1, *[1] * (changes.dim() - 1))).sum(dim=0)
     if not tie_is_positive:
         # What was cast is what agrees and what opposes: twice what agrees, less the majority.
         decided = total.abs_().sub_(unweighted, alpha=2 * tie).gt_(0.0)
