@@ -7,6 +7,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from mergelab.adapter import Adapter, Source

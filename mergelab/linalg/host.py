@@ -31,10 +31,14 @@ def to_host(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def like(x: Tensor, other: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor where another is, without waiting; in that one's dtype, or in the one given."""
-    x = x.to(dtype or other.dtype)
-    if other.is_cuda and not x.is_cuda:
-        return x.contiguous().pin_memory().to(other.device, non_blocking=True)
-    return x.to(other.device)
+    return sent(x.to(dtype or other.dtype), other.device)
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, without waiting for what is computed there."""
+    if device.type == "cuda" and not x.is_cuda:
+        return x.contiguous().pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def each(function: Callable[[Tensor], Tensor], matrices: Tensor, workspace: Workspace | None = None) -> Tensor:

@@ -9,6 +9,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mergelab.linalg import host
+
 # How many of the last bits of a magnitude each pass leaves out, and its bins: eleven bits, then ten, then ten.
 _LEVELS = ((20, 1 << 11), (10, 1 << 10), (0, 1 << 10))
 
@@ -41,8 +43,8 @@ class RadixSearch:
 
     def __init__(self, counts: Sequence[int], sizes: Sequence[int], device: torch.device) -> None:
         ends = [math.inf if k == 0 else 0.0 if k == size else math.nan for k, size in zip(counts, sizes)]
-        self._ends = torch.tensor(ends, dtype=torch.float32, device=device)
-        self._need = torch.tensor(counts, device=device)
+        self._ends = host.sent(torch.tensor(ends, dtype=torch.float32), device)
+        self._need = host.sent(torch.tensor(counts), device)
         self._low = torch.zeros(len(counts), dtype=torch.int32, device=device)
         self._level = 0
         self._reset()
@@ -69,15 +71,15 @@ class RadixSearch:
         """
         shift, bins = _LEVELS[self._level]
         bits, everybody = magnitudes.view(torch.int32), list(owners) == list(range(len(self._low)))
+        which = None if everybody else host.sent(torch.tensor(owners), bits.device)
         if self._level:
-            own = self._low if everybody else self._low[torch.tensor(owners, device=bits.device)]
-            bits = bits ^ own[:, None]
+            bits = bits ^ (self._low if which is None else self._low[which])[:, None]
         places = bits >> shift
         counted = torch.stack([_histogram(row, bins) for row in places]).long()
-        if everybody:
+        if which is None:
             self._counted += counted
         else:
-            self._counted.index_add_(0, torch.tensor(owners, device=bits.device), counted)
+            self._counted.index_add_(0, which, counted)
 
     def narrow(self) -> None:
         """After a pass over all blocks: the next bits of the answers."""
