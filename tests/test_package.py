@@ -67,7 +67,7 @@ LAYERS = {
         "tensor_files",
         "strangers | writers",
         "block_layouts | layout | prefixes",
-        "block_presets",
+        "block_presets | mapped",
         "architectures | files | header_alphas | messages | options | peft_config | saved_modules | targets | words",
     ),
     "mergelab.formats.tools": ("fitting | others", "table", "pipelines", "families | lacks", "tool"),

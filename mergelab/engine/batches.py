@@ -25,7 +25,7 @@ from mergelab.methods.method import Level, Part
 # Layers of a batch: the next is read while one is computed. On a CPU there is nothing to gain.
 MOST_ON_GPU, MOST_ON_CPU = 64, 1
 # Bytes on a GPU that do not depend on the number of layers: blocks of one dense layer and what is made of them.
-FIXED = 2 << 30
+FIXED = 3 << 30
 
 
 class Group(NamedTuple):

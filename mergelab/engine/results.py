@@ -13,6 +13,7 @@ from mergelab.engine.blocks import OneLayer
 from mergelab.engine.job import Job
 from mergelab.errors import LayerError
 from mergelab.layer import LoraLayer, full_rank, layer_of
+from mergelab.linalg import host
 from mergelab.linalg.lowrank import Factors, Spectrum
 from mergelab.linalg.span import Span, projections
 from mergelab.methods.registry import is_own, name_of
@@ -72,11 +73,13 @@ def finished(
         factors: of all of them, `(layers, out, in)`, on any device.
         counts: the rank of each.
     """
-    b, a = factors.B.cpu(), factors.A.cpu()
+    # From a GPU through memory that it can write to at full speed, which is too rare to be kept.
+    own = torch.Tensor.clone if factors.B.is_cuda else torch.Tensor.contiguous
+    b, a = host.to_host(factors.B, factors.A)
     return [
         replace(
             layer,
-            factors=Factors(b[i, :, :count].contiguous(), a[i, :count].contiguous()),
+            factors=Factors(own(b[i, :, :count], memory_format=torch.contiguous_format), own(a[i, :count])),
             row=_row(job, layer, count, layer.kept, sizes),
         )
         for i, ((layer, sizes), count) in enumerate(zip(layers, counts))

@@ -61,11 +61,15 @@ def _grams(x: Tensor, x_scaling: float, y: Tensor, y_scaling: float) -> _Grams:
     """Of `(count, length)` times their scalings, over panels of columns that fit the cache."""
     sums = _Grams(*(x.new_zeros(len(x), len(x), dtype=torch.float64) for _ in _Grams._fields))
     for before, after in zip(x.split(_PANEL, dim=1), y.split(_PANEL, dim=1)):
-        p, q = before.double() * x_scaling, after.double() * y_scaling
+        p, q = _times(before.double(), x_scaling), _times(after.double(), y_scaling)
         lost = p - q
         for total, (left, right) in zip(sums, ((p, p), (q, q), (lost, lost), (lost, p), (lost, q))):
             total.addmm_(left, right.T)
     return sums
+
+
+def _times(x: Tensor, scaling: float) -> Tensor:
+    return x if scaling == 1.0 else x * scaling
 
 
 def _scaling(pair: Pair, tensors: Mapping[str, Tensor]) -> float:

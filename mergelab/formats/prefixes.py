@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 
 from mergelab.formats.architectures import text_encoders
 from mergelab.formats.architectures.naming import Naming
@@ -130,16 +130,9 @@ def strip(module: str, naming: Naming | None) -> tuple[str | None, str, bool]:
         >>> strip("base_model.model.model.layers.0.mlp.up_proj", None)
         (None, 'model.layers.0.mlp.up_proj', True)
     """
-    component, path = None, without_wrapping_steps(module)
-    while True:
-        if flat := _prefix(path, _FLAT):
-            return _strip_flat(_innermost(component, _FLAT[flat]), path.removeprefix(flat), naming)
-        prefix = _prefix(path, _ALWAYS if component else _DOTTED)
-        if prefix is None and path.startswith("module.") and _prefix(path[7:], (*_DOTTED, *_FLAT, "module.")):
-            prefix = "module."
-        if prefix is None:
-            break
-        component, path = _innermost(component, _WRAPPERS[prefix]), path.removeprefix(prefix)
+    component, path, is_flat = _without_outer(module)
+    if is_flat:
+        return _strip_flat(component, path, naming)
     inner, within = component, path
     while not _is_of_the_model(within, inner, naming):
         prefix = _prefix(within, _WRAPPERS)
@@ -147,6 +140,21 @@ def strip(module: str, naming: Naming | None) -> tuple[str | None, str, bool]:
             return component, path, True
         inner, within = _innermost(inner, _WRAPPERS[prefix]), within.removeprefix(prefix)
     return *_without_inner_modules(inner, within, naming), True
+
+
+@lru_cache(maxsize=1 << 14)  # the same by the names of any model, and a file is read by those of several
+def _without_outer(module: str) -> tuple[str | None, str, bool]:
+    """Component and path without what is taken off before any path, and whether the path is a flat one."""
+    component, path = None, without_wrapping_steps(module)
+    while True:
+        if flat := _prefix(path, _FLAT):
+            return _innermost(component, _FLAT[flat]), path.removeprefix(flat), True
+        prefix = _prefix(path, _ALWAYS if component else _DOTTED)
+        if prefix is None and path.startswith("module.") and _prefix(path[7:], (*_DOTTED, *_FLAT, "module.")):
+            prefix = "module."
+        if prefix is None:
+            return component, path, False
+        component, path = _innermost(component, _WRAPPERS[prefix]), path.removeprefix(prefix)
 
 
 def _strip_flat(component: str | None, flat: str, naming: Naming | None) -> tuple[str | None, str, bool]:

@@ -73,8 +73,10 @@ class RadixSearch:
         bits, everybody = magnitudes.view(torch.int32), list(owners) == list(range(len(self._low)))
         which = None if everybody else host.sent(torch.tensor(owners), bits.device)
         if self._level:
-            bits = bits ^ (self._low if which is None else self._low[which])[:, None]
-        places = bits >> shift
+            agreeing = bits ^ (self._low if which is None else self._low[which])[:, None]
+            places = agreeing.bitwise_right_shift_(shift)
+        else:
+            places = bits >> shift
         counted = torch.stack([_histogram(row, bins) for row in places]).long()
         if which is None:
             self._counted += counted

@@ -54,7 +54,7 @@ class Beside:
         if self._stream is None:
             return self._thread.submit(full_precision()(finish))
         done = torch.cuda.Event()
-        done.record()
+        done.record(torch.cuda.current_stream(self._device))
         return self._thread.submit(self._finish, finish, done)
 
     def _read(self, read: Callable[[T], Any], item: T) -> tuple[Any, Any]:

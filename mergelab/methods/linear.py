@@ -108,7 +108,7 @@ class Cat(ExactSum):
 class Svd(ExactSum):
     """The exact weighted sum, truncated optimally (Eckart-Young) to the rank asked for.
 
-    Source: PEFT's `svd`, by QR of the factors instead of a dense decomposition.
+    Source: PEFT's `svd`, by Gram matrices of the factors instead of a dense decomposition.
 
     Example:
         >>> Svd()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from mergelab.formats.architectures.evidence import Evidence
 
 # Every step of a module path in them.
@@ -36,6 +38,7 @@ def is_t5(path: str) -> bool:
     return path.startswith(("encoder.block.", "shared", "encoder.final_layer_norm"))
 
 
+@lru_cache(maxsize=1 << 14)  # asked of every module, by the names of each model that it may be one of
 def kind(path: str) -> str | None:
     """Whose module a canonical path is: "clip", "t5", or None for neither's.
 
