@@ -51,11 +51,11 @@ def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_merges_are_made_together_and_kept(tmp_path: Path, sweeps: list[int]) -> None:
     """A few at a time; each is that of its own; what a run holds is not made again."""
-    config, failures = config_of([*MERGES, {"method": "dare", "seed": [1, 2, 3]}]), Failures()
+    config, failures = config_of([*MERGES, {"method": "dare"}]), Failures()
     found = run(config, tmp_path, failures)
-    assert sweeps == [4, 3] and not failures.rows
+    assert sweeps == [4] and not failures.rows
     merged = [name for name in found if name.startswith("merge:")]
-    assert merged[:2] == ["merge:svd rank=4", "merge:svd rank=8"] and merged[-1] == "merge:switch" and len(merged) == 8
+    assert merged[:2] == ["merge:svd rank=4", "merge:svd rank=8"] and merged[-1] == "merge:switch" and len(merged) == 6
     loras, weights = [lora.path for lora in config.loras], [lora.weight for lora in config.loras]
     (adapter,) = found["merge:ties rank=4 density=0.5"].adapters.values()
     alone = ml.merge(loras, weights, "ties", rank=4, density=0.5).save(tmp_path / "alone.safetensors")
@@ -64,8 +64,8 @@ def test_merges_are_made_together_and_kept(tmp_path: Path, sweeps: list[int]) ->
     assert adapter.metadata["mergelab"] == again.metadata["mergelab"]
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "adapters").iterdir()}
     (tmp_path / "adapters" / "svd-rank-4.json").unlink()
-    run(config_of([*MERGES, {"method": "dare", "seed": [1, 2, 3]}, {"method": "cat"}]), tmp_path, failures)
-    assert sweeps == [4, 3, 2]
+    run(config_of([*MERGES, {"method": "dare"}, {"method": "cat"}]), tmp_path, failures)
+    assert sweeps == [4, 2]
     changed = {p.name for p, time in kept.items() if p.stat().st_mtime_ns != time}
     assert changed == {"svd-rank-4.json", "svd-rank-4.safetensors"}
 
