@@ -1,7 +1,7 @@
 """This checkout against another, line by line, on one machine: `python -m benchmarks.versions OTHER_CHECKOUT`.
 
-Every line of the table is run in turn with the code of each, in a process of its own, on the same files; the shortest run
-of each counts. Prints a table in Markdown.
+Every line of the table is run in turn with the code of each, in a process of its own, on the same files; the shortest
+run of each counts. Prints a table in Markdown.
 """
 
 from __future__ import annotations
