@@ -20,7 +20,7 @@ _MODULES = [
     f"mergelab.{name}"
     for name in (
         *("linalg.stacks", "linalg.workspace", "linalg.lowrank"),
-        *("engine.blocks", "engine.thresholds", "engine.job", "methods.registry"),
+        *("engine.blocks", "engine.job", "methods.registry"),
     )
 ]
 SHAPES = ((640, 640), (1280, 1280), (3072, 3072))
@@ -54,20 +54,21 @@ def _calls(folder: Path, factors: Sequence[tuple[Tensor, Tensor]]) -> dict[str, 
         del sys.modules[name]
     sys.path.insert(0, str(folder.resolve()))
     try:
-        stacks, workspace, lowrank, blocks, thresholds, job, registry = map(importlib.import_module, _MODULES)
+        stacks, workspace, lowrank, blocks, job, registry = map(importlib.import_module, _MODULES)
     finally:
         sys.path.pop(0)
     count = len(factors)
     stacked = stacks.ChangeStack(tuple(lowrank.Factors(b, a) for b, a in factors), (1.0,) * count)
     own, chance = workspace.Workspace(), job.LayerChance(0, "layer", range(count))
-    found = thresholds.layer_thresholds(0.5, stacked, own)
+    ties = registry.strategy_of("ties", {})
+    found = blocks.sparsifier_states(ties, [stacked], own)[0]
 
     def merged(method: str, prepared: Sequence[float] | None) -> Callable[[], object]:
         strategy = registry.strategy_of(method, {})
         return torch.no_grad()(lambda: blocks.merge_stack(strategy, stacked, chance, prepared, own))
 
     return {
-        "thresholds": lambda: thresholds.layer_thresholds(0.5, stacked, own),
+        "thresholds": lambda: blocks.sparsifier_states(ties, [stacked], own),
         "ties": merged("ties", found),
         "magnitude_prune": merged("magnitude_prune", found),
         "dare": merged("dare", None),

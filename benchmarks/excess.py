@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import mergelab as ml
-from mergelab.engine.batches import Group, batch_of, upload
+from mergelab.engine.batches import Group, batches_of, upload
 from mergelab.engine.blocks import merge_layer
 from mergelab.engine.job import Job
 from mergelab.linalg.lowrank import Factors
@@ -23,7 +23,8 @@ def excess_error(job: Job, merged: ml.Adapter, name: str) -> float:
     (Small negative values are rounding: factors are stored in float32.)
     """
     group = Group((name,), job.adapters(name))
-    (layer,) = batch_of(job, group, upload(job, group), Workspace()).layers(job)
+    ((batch, _),) = batches_of([job], group, upload(job, group), Workspace())
+    (layer,) = batch.layers(job)
     whole = merge_layer(job.strategy, layer.parts, layer.chance)
     stored = merged.matrices(name)
     rank = stored.A.shape[0]

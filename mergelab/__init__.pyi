@@ -10,6 +10,7 @@ from .engine.checkpoint import FusedCheckpoint as FusedCheckpoint
 from .engine.checkpoint import fuse_checkpoint as fuse_checkpoint
 from .engine.composing import compose as compose
 from .engine.merge import merge as merge
+from .engine.merge import merge_many as merge_many
 from .errors import ArchitectureError as ArchitectureError
 from .errors import FormatError as FormatError
 from .errors import LayerError as LayerError

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mergelab as ml
-from mergelab.devices import memory_budget
+from mergelab.devices import CPU, memory_budget
 from mergelab.engine import batches, layers, thresholds
 from mergelab.engine.batches import groups
 from mergelab.engine.job import Input, Job
@@ -50,8 +50,8 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Batches, transfers beside the computing and the device's selection, on the CPU."""
 
-    def found(share: float, stacks: list[ChangeStack], workspace: Workspace) -> list[float]:
-        return thresholds._found(share, stacks).tolist()
+    def found(wanted: list[thresholds.Wanted], stacks: list[ChangeStack], workspace: Workspace) -> list[float]:
+        return thresholds._found(wanted, stacks).tolist()
 
     monkeypatch.setattr(layers, "memory_budget", lambda device, memory: 8 << 30)
     monkeypatch.setattr("mergelab.engine.blocks.layer_thresholds", found)
@@ -78,6 +78,36 @@ def test_a_batch_gives_every_layer_what_it_would_get_alone(
         assert found.energy == pytest.approx(row.energy, rel=1e-5)
         assert found.relative_error == pytest.approx(row.relative_error, abs=1e-4)
         assert found.shares == pytest.approx(row.shares, abs=1e-3)
+
+
+def test_recipes_of_a_sweep_in_batches(as_on_a_gpu: None) -> None:
+    """Each is its own merge, whichever layers are together, and whatever is searched together."""
+    loras = [adapter(1, rank=6, shapes=SHAPES), adapter(2, rank=4, shapes=SHAPES), adapter(3, rank=6, shapes=SHAPES)]
+    weights: list[Any] = [1.0, -0.5, {"unet": 0.7, "*attentions.2*": 0.0}]
+    own: list[dict[str, Any]] = [{"method": method, **options} for method, options in METHODS]
+    recipes = [*own, *({**recipe, "weights": weights} for recipe in own), {"method": "ties", "density": 0.2}]
+    recipes += [{"method": "ties", "rank": 2, "scope": scope, "density": 0.2} for scope in ("layer", "adapter")]
+    for merged, recipe in zip(ml.merge_many(loras, recipes), recipes):
+        alone = ml.merge(loras, **recipe)
+        assert merged.ranks == alone.ranks and difference(merged, alone) < 1e-5, recipe
+
+
+@pytest.mark.parametrize("held", [1 << 28, 2500, 100])
+def test_thresholds_of_a_device(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several of a matrix and none of another; all matrices held at once, some, or the blocks of one."""
+    monkeypatch.setattr(thresholds, "HELD", held)
+    monkeypatch.setattr(ChangeStack, "blocks", lambda self: [slice(0, 25), slice(25, 40)])
+    stacks = [ChangeStack((torch.randn(40, 30), torch.randn(40, 30)), (1.0, 1.0)) for _ in range(2)]
+    wanted = [(3, 0.5), (0, 0.25), (0, 0.5), (3, 1.0), (1, 0.1), (3, 0.1)]
+    expected = thresholds.layer_thresholds(wanted, stacks, Workspace())
+    with monkeypatch.context() as there:
+        there.setattr(ChangeStack, "device", torch.device("meta"))
+        there.setattr(thresholds, "RadixSearch", lambda counts, sizes, _: RadixSearch(counts, sizes, CPU))
+        there.setattr(torch, "empty", lambda *size, device, dtype: torch.zeros(size, dtype=dtype))
+        there.setattr(host, "sent", lambda x, device: x)
+        assert thresholds.layer_thresholds(wanted, stacks, Workspace()) == expected
+    for (i, share), threshold in zip(wanted, expected):
+        assert int((stacks[i // 2].matrices[i % 2].abs() >= threshold).sum()) == int(share * 1200)  # type: ignore
 
 
 class Waits(TorchDispatchMode):
@@ -136,7 +166,7 @@ def test_nothing_waits_within_blocks(as_on_a_gpu: None) -> None:
             for i in range(2):
                 seen_rows(strategy, stacked, i, slice(0, 40), states[i], chance, out=memory[i])
             strategy.rule(memory, torch.ones(2))
-        thresholds._found(0.5, [stacked])
+        thresholds._found([(0, 0.5), (0, 0.7), (1, 0.5)], [stacked])
     assert waits.found == {}
 
 
@@ -167,6 +197,6 @@ def test_memory_sets_the_size_of_a_batch() -> None:
     inputs = tuple(Input(a.name, a, dict.fromkeys(shapes, 1.0)) for a in loras)
     job = Job(strategy_of("ties", {}), 4, inputs, 0, torch.device("cpu"))
     present = dict.fromkeys(shapes, (0, 1))
-    sizes = [[len(g.names) for g in groups(job, present, budget)] for budget in (0, 1, 1 << 28, 8 << 30)]
+    sizes = [[len(g.names) for g in groups([job], [present], budget)] for budget in (0, 1, 1 << 28, 8 << 30)]
     assert sizes[0] == sizes[1] == [1] * 41
     assert sizes[3] == [40, 1] and 1 < sizes[2][0] < 40 and sum(sizes[2]) == 41

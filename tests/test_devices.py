@@ -139,8 +139,8 @@ def test_what_is_worth_a_gpu(
 ) -> None:
     """Counted by hand, for two adapters; one at weight 0 is no work."""
 
-    def begin(job: Any, *_: Any) -> Any:
-        raise Chosen(job.device)
+    def begin(jobs: Any, *_: Any) -> Any:
+        raise Chosen(jobs[0].device)
 
     monkeypatch.setattr(merging, "merge_layers", begin)
     loras = [stand_in(layers, rank), stand_in(layers, rank)]

@@ -125,7 +125,7 @@ def test_a_sampled_threshold_is_exact(density: float, monkeypatch: pytest.Monkey
         for kept in (1 << 22, 1000):
             monkeypatch.setattr(selection, "MAX_CANDIDATES", kept)
             monkeypatch.setattr(thresholds, "sampled_bracket", lambda *_, bracket=bracket: bracket)
-            assert layer_thresholds(density, [stacked], Workspace()) == [exact]
+            assert layer_thresholds([(0, density)], [stacked], Workspace()) == [exact]
 
 
 MEMORY = """

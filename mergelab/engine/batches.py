@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mergelab.engine.blocks import OneLayer
 from mergelab.engine.job import Job, LayerChance, hashes_of
+from mergelab.engine.thresholds import Known
 from mergelab.errors import LayerError
 from mergelab.layer import LARGEST_ENTRY, Layer
 from mergelab.linalg import host
 from mergelab.linalg.draws import Hashes
 from mergelab.linalg.lowrank import Factors, stack
-from mergelab.linalg.span import Span, signature
+from mergelab.linalg.span import Combination, Span, signature, weighted_sum_of
 from mergelab.linalg.workspace import Workspace
 from mergelab.methods.method import Level, Part
 
@@ -33,30 +34,38 @@ class Group(NamedTuple):
     Attributes:
         names: of the layers.
         present: adapters that take part, in the order given.
+        jobs: in which they do, by their numbers.
     """
 
     names: tuple[str, ...]
     present: tuple[int, ...]
+    jobs: tuple[int, ...] = (0,)
 
 
-def groups(job: Job, present: Mapping[str, tuple[int, ...]], budget: int) -> list[Group]:
-    """Layers by what they have in common: shape, adapters, their ranks and dtypes; cut to what memory holds.
+def groups(jobs: Sequence[Job], present: Sequence[Mapping[str, tuple[int, ...]]], budget: int) -> list[Group]:
+    """Layers by what they have in common: shape, adapters, their ranks and dtypes, jobs; cut to what memory holds.
 
     Args:
-        job: what is to be done.
-        present: layer name -> the adapters that have it, at a weight that is not zero; at least one.
+        jobs: what is to be done with the same adapters.
+        present: for each, layer name -> the adapters that have it, at a weight that is not zero.
         budget: bytes of a GPU that may be used; 0 on a CPU.
     """
-    alike: dict[object, list[str]] = {}
-    for name, own in present.items():
-        layers = [job.inputs[i].adapter.layers[name] for i in own]
-        kind = (_matrix(job.shape(name)), own, tuple((x.rank, x.lora_A.dtype, x.lora_B.dtype) for x in layers))
-        alike.setdefault(kind, []).append(name)
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for name in present[0]:
+        takers: dict[tuple[int, ...], list[int]] = {}
+        for number, own in enumerate(given[name] for given in present):
+            takers.setdefault(own, []).append(number)
+        for own, numbers in takers.items():
+            layers = [jobs[0].inputs[i].adapter.layers[name] for i in own]
+            matrix, kinds = _matrix(jobs[0].shape(name)), ((x.rank, x.lora_A.dtype, x.lora_B.dtype) for x in layers)
+            if layers:
+                alike.setdefault((own, tuple(numbers), matrix, *kinds), []).append(name)
     found = []
-    for names in alike.values():
-        own = present[names[0]]
-        most = min(MOST_ON_GPU, _fitting(job, names[0], own, budget)) if budget else MOST_ON_CPU
-        found += [Group(tuple(names[i : i + most]), own) for i in range(0, len(names), most)]
+    for (own, numbers, *_), names in alike.items():
+        most = MOST_ON_CPU
+        if budget:
+            most = min(MOST_ON_GPU, *(_fitting(jobs[number], names[0], own, budget) for number in numbers))
+        found += [Group(tuple(names[i : i + most]), own, numbers) for i in range(0, len(names), most)]
     return found
 
 
@@ -86,17 +95,31 @@ class LayerBatch:
         span: of the changes, without their weights, `(layers, out, in)`.
         projections: layer by layer what tells the change of each adapter from those of the others, in the order of the
             stack.
+        thresholds: of its dense changes.
     """
 
     names: tuple[str, ...]
     adapters: tuple[int, ...]
     span: Span
     projections: tuple[tuple[float, ...], ...]
+    thresholds: Known = field(default_factory=Known)
+    _sums: dict[tuple[float, ...], Combination] = field(default_factory=dict, repr=False)
 
     def weights(self, job: Job) -> Tensor:
         """`(layers, n)`, in the order of the stack."""
         rows = [[job.inputs[i].weights[name] for i in self.adapters] for name in self.names]
         return torch.tensor(rows, dtype=torch.float64)
+
+    def weighted_sum(self, job: Job) -> Combination:
+        """Of the changes; one for all jobs of the same weights."""
+        weights = self.weights(job)
+        return self._sums.setdefault(tuple(weights.flatten().tolist()), weighted_sum_of(self.span, weights))
+
+    def only(self, i: int) -> LayerBatch:
+        """One of its layers, as a batch of one."""
+        if len(self.names) == 1:
+            return self
+        return LayerBatch(self.names[i : i + 1], self.adapters, self.span[i][None], self.projections[i : i + 1])
 
     def layers(self, job: Job) -> list[OneLayer]:
         """What a method sees of each layer, one by one."""
@@ -143,12 +166,15 @@ def _stacked(matrices: Sequence[Tensor], device: torch.device) -> Tensor:
     return pinned.to(device, non_blocking=True).float()
 
 
-def batch_of(job: Job, group: Group, changes: Sequence[Factors], workspace: Workspace) -> LayerBatch:
-    """Look at the values, put the changes in an order of their own, and side by side.
+def batches_of(
+    jobs: Sequence[Job], group: Group, changes: Sequence[Factors], workspace: Workspace
+) -> list[tuple[LayerBatch, list[int]]]:
+    """Look at the values, put the changes in an order of their own, and side by side; with the numbers of the jobs.
 
     The changes are sorted by one fixed random projection of each, `u.T delta v`, so that the sums of floating point do
     not depend on how the adapters were listed, nor on how a file factors a change. (Of a batch, those of its first
-    layer: elsewhere the order is the same, and sums may differ by rounding.)
+    layer: elsewhere the order is the same, and sums may differ by rounding.) Only where projections are equal do the
+    weights decide: jobs that then want another order get a batch of their own.
 
     Raises:
         LayerError: a value is NaN, infinite, or far beyond those of any adapter.
@@ -157,20 +183,27 @@ def batch_of(job: Job, group: Group, changes: Sequence[Factors], workspace: Work
     for index, own in zip(group.present, found):
         for name, (largest_b, largest_a, _) in zip(group.names, own.tolist()):
             if not (largest_b * largest_a <= LARGEST_ENTRY and max(largest_b, largest_a) <= LARGEST_ENTRY**1.5):
-                job.inputs[index].adapter.matrices(name)  # says what is wrong
-                raise LayerError(
-                    f"{job.inputs[index].adapter.source}: layer {name}: values out of the range of float32"
-                )
+                adapter = jobs[0].inputs[index].adapter
+                adapter.matrices(name)  # says what is wrong
+                raise LayerError(f"{adapter.source}: layer {name}: values out of the range of float32")
     projected = found[..., 2].T.tolist()
-    weights = [job.inputs[i].weights[group.names[0]] for i in group.present]
-    order = sorted(range(len(weights)), key=lambda i: (projected[0][i], weights[i]))
-    stacked = stack([changes[i] for i in order])
-    return LayerBatch(
-        group.names,
-        tuple(group.present[i] for i in order),
-        Span(*stacked, tuple(changes[i].A.shape[-2] for i in order), workspace),
-        tuple(tuple(row[i] for i in order) for row in projected),
-    )
+    orders: dict[tuple[int, ...], list[int]] = {}
+    for number in group.jobs:
+        weights = [jobs[number].inputs[i].weights[group.names[0]] for i in group.present]
+        order = sorted(range(len(weights)), key=lambda i: (projected[0][i], weights[i]))
+        orders.setdefault(tuple(order), []).append(number)
+    return [
+        (
+            LayerBatch(
+                group.names,
+                tuple(group.present[i] for i in order),
+                Span(*stack([changes[i] for i in order]), tuple(changes[i].A.shape[-2] for i in order), workspace),
+                tuple(tuple(row[i] for i in order) for row in projected),
+            ),
+            numbers,
+        )
+        for order, numbers in orders.items()
+    ]
 
 
 def _looked_at(change: Factors) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mergelab.engine.job import LayerChance
 from mergelab.engine.returned import as_merged, check_seen, errors_told, unexpected
-from mergelab.engine.thresholds import layer_thresholds
+from mergelab.engine.thresholds import Known, layer_thresholds
 from mergelab.errors import OptionError
 from mergelab.linalg import host
 from mergelab.linalg.lowrank import Core, Factors
@@ -29,6 +29,10 @@ class OneLayer(NamedTuple):
     parts: Sequence[Part]
     span: Span
     chance: LayerChance
+
+    def seen(self, method: MatrixWise) -> list[Hashable]:
+        """What tells its dense matrices, as a method sees them, from those that others see."""
+        return [(self.chance.layer, x.adapter, x.weight if method.weights_before_rule else 1.0) for x in self.parts]
 
 
 def merge_layer(
@@ -68,6 +72,7 @@ def merge_together(
     span: Span,
     prepared: Sequence[Sequence[Any]] | None,
     workspace: Workspace,
+    known: Known | None = None,
 ) -> list[Merged] | Combination | Tensor:
     """Merge each of several layers of one shape.
 
@@ -76,6 +81,7 @@ def merge_together(
         layers: what there is of each.
         span: of the changes of all of them, with a leading dimension.
         prepared: as of `merge_layer`, of each layer.
+        known: thresholds of dense changes, for several methods.
 
     Returns:
         A combination or dense changes, with the leading dimension; or what a method of layers, or one that acts on the
@@ -98,7 +104,8 @@ def merge_together(
     stacks = [together.item(i, seen_weights(row, method.weights_before_rule)) for i, row in enumerate(weights)]
     # The threads take the blocks of one layer; of several, each has a thread already, or the GPU.
     inner = workspace if len(layers) == 1 and together.device.type == "cpu" else Workspace()
-    states = prepared or sparsifier_states(method, stacks, inner, layers[0].chance.layer)
+    keys = [x for layer in layers for x in layer.seen(method)] if known and method.acts_in.is_dense else None
+    states = prepared or sparsifier_states(method, stacks, inner, layers[0].chance.layer, known, keys)
     shape = len(stacks), *together.shape
     if method.acts_in.is_dense:
         result = workspace.dense(*shape, device=together.device)
@@ -213,15 +220,31 @@ def _ruled(method: MatrixWise, chance: LayerChance, weights: Sequence[float], ch
     return merged
 
 
+def expect_thresholds(strategy: Strategy, layers: Sequence[OneLayer], known: Known) -> None:
+    """Say which thresholds of dense changes a method will ask for."""
+    sparsifier = strategy.sparsifier
+    if sparsifier is not None and sparsifier.scope == "layer" and strategy.acts_in.is_dense:
+        known.expect((key for layer in layers for key in layer.seen(cast(MatrixWise, strategy))), sparsifier.shares)
+
+
 def sparsifier_states(
-    method: MatrixWise, stacks: Sequence[ChangeStack], workspace: Workspace, layer: str = ""
+    method: MatrixWise,
+    stacks: Sequence[ChangeStack],
+    workspace: Workspace,
+    layer: str = "",
+    known: Known | None = None,
+    keys: Sequence[Hashable] | None = None,
 ) -> list[Sequence[Any]]:
-    """What the sparsifier must know of each matrix of each stack, found together."""
-    count = len(stacks[0].matrices)
-    found = None
+    """What the sparsifier must know of each matrix of each stack, found together; by its key it may be known."""
+    count, found = len(stacks[0].matrices), None
     if method.sparsifier is not None:
+        thresholds = partial(
+            (known if known and keys else Known()).of,
+            keys=keys or range(count * len(stacks)),
+            find=lambda wanted: layer_thresholds(wanted, stacks, workspace),
+        )
         with errors_told(method, layer):
-            found = method.sparsifier.prepare(lambda share: layer_thresholds(share, stacks, workspace))
+            found = method.sparsifier.prepare(thresholds)
     if found is None:
         return [[None] * count for _ in stacks]
     if len(found) != count * len(stacks):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
 
 from mergelab.adapter import Adapter
+from mergelab.errors import MergelabError
 from mergelab.linalg.draws import EntryDraws, Hashes, key_of
 from mergelab.linalg.lowrank import Factors
 from mergelab.methods.method import Part, Strategy
@@ -41,6 +43,7 @@ class Job:
         seed: of every random draw.
         device: that computes; the result is on the CPU wherever the inputs are.
         memory: most bytes of a GPU that are used at a time; None: as `memory_budget` says.
+        recipe: which of several it is, for messages; "" for the only one.
     """
 
     strategy: Strategy
@@ -49,6 +52,13 @@ class Job:
     seed: int
     device: torch.device
     memory: int | None = None
+    recipe: str = ""
+
+    def is_like(self, other: Job) -> bool:
+        """Whether another merges changes in the same way: it is the same but for weights and rank."""
+        with suppress(Exception):  # values of a method of the user's own, whose comparison may be anything
+            return self.seed == other.seed and bool(self.strategy == other.strategy)
+        return False
 
     def shape(self, layer: str) -> tuple[int, ...]:
         """Of the weight that a layer changes, `(out, in[, kh, kw])`.
@@ -76,6 +86,17 @@ class Job:
             factors = Factors(stored.lora_B.flatten(1).to(change.B), change.A)
             parts.append(Part(factors, given.weights[layer] * stored.scaling, index, place))
         return parts
+
+
+@contextmanager
+def said_of(recipe: str) -> Iterator[None]:
+    """Whatever is wrong, the recipe is named: "recipe 3"; "" for none to name."""
+    try:
+        yield
+    except MergelabError as error:
+        if not recipe:
+            raise
+        raise type(error)(f"{recipe}: {error}") from error
 
 
 def hashes_of(seed: int, layers: Sequence[str], count: int) -> Hashes:

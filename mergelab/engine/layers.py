@@ -1,106 +1,175 @@
-"""The layers of a merge: batch after batch, each merged, decomposed, and cut to its rank."""
+"""The layers of one or several merges: batch after batch, each read once, merged, decomposed, and cut to its rank."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, cast
 
+import torch
+
 from mergelab.devices import memory_budget
-from mergelab.engine.batches import Group, LayerBatch, batch_of, groups, upload
-from mergelab.engine.blocks import coordinates_of
-from mergelab.engine.job import Job
+from mergelab.engine.batches import Group, LayerBatch, batches_of, groups, upload
+from mergelab.engine.blocks import coordinates_of, expect_thresholds
+from mergelab.engine.job import Job, said_of
 from mergelab.engine.results import MergedLayer
 from mergelab.engine.returned import errors_told
 from mergelab.engine.storing import merged_batch
-from mergelab.engine.thresholds import Owned, adapter_thresholds
+from mergelab.engine.thresholds import Known, Owned, Wanted, adapter_thresholds
 from mergelab.linalg.streams import Beside
 from mergelab.linalg.workspace import Workspace, threads, trim_heap
-from mergelab.methods.method import Level, MatrixWise
+from mergelab.methods.method import Level, MatrixWise, Strategy
 
 # Dense changes of more entries than this are computed one after the other, by all threads together.
 LARGE = 1 << 22
+# Results that may wait on a GPU to be written.
+WAITING = 3
+
+# For each job, of each adapter what a sparsifier found out over all of its layers; None where it looks at one alone.
+Prepared = Sequence[Sequence[Any] | None]
+# What brings the layers of one job to the CPU, with its number.
+Finish = tuple[int, Callable[[], list[MergedLayer]]]
 
 
-def merge_layers(job: Job, present: Mapping[str, tuple[int, ...]], done: Callable[[int], object]) -> list[MergedLayer]:
-    """Every layer, in the order of the names.
+def merge_layers(
+    jobs: Sequence[Job], present: Sequence[Mapping[str, tuple[int, ...]]], done: Callable[[int], object]
+) -> list[list[MergedLayer]]:
+    """Every layer of every job, in the order of the names.
 
     Args:
-        job: what is to be done.
-        present: layer name -> the adapters that have it, at a weight that is not zero.
-        done: called after each batch with the number of its layers.
+        jobs: what is to be done with the same adapters, on one device.
+        present: for each job, layer name -> the adapters that have it, at a weight that is not zero.
+        done: called with numbers of layers, whenever some of a job are done.
     """
-    merged = {name: MergedLayer(name, job.shape(name)) for name, own in present.items() if not own}
-    done(len(merged))
-    budget = memory_budget(job.device, job.memory)
-    batches = groups(job, {name: own for name, own in present.items() if own}, budget)
+    first = jobs[0]
+    merged = [{name: MergedLayer(name, first.shape(name)) for name, own in x.items() if not own} for x in present]
+    done(sum(map(len, merged)))
+    budget = memory_budget(first.device, first.memory)
+    batches = groups(jobs, present, budget)
     with threads() as pool:
         workspace = Workspace(pool)
-        prepared = _prepare_adapters(job, batches, workspace)
+        prepared = _prepare_adapters(jobs, batches, workspace)
         each = _on_gpu if budget else _on_cpu
-        for number, layers in enumerate(each(job, batches, prepared, workspace)):
-            merged |= {layer.name: layer for layer in layers}
+        for count, (number, layers) in enumerate(each(jobs, batches, prepared, workspace)):
+            merged[number] |= {layer.name: layer for layer in layers}
             done(len(layers))
-            if number % 32 == 31:
+            if count % 32 == 31:
                 trim_heap()
-    return [merged[name] for name in present]
+    return [[own[name] for name in names] for own, names in zip(merged, present)]
 
 
 def _on_cpu(
-    job: Job, batches: Sequence[Group], prepared: Sequence[Any] | None, workspace: Workspace
-) -> Iterator[list[MergedLayer]]:
+    jobs: Sequence[Job], batches: Sequence[Group], prepared: Prepared, workspace: Workspace
+) -> Iterator[tuple[int, list[MergedLayer]]]:
     """Small layers beside each other, each in a thread; then large ones, each by all threads."""
     alone = Workspace()
 
-    def merge(group: Group, own: Workspace) -> list[MergedLayer]:
-        batch = batch_of(job, group, upload(job, group), own)
-        return merged_batch(job, batch, prepared, own)()
+    def merge(group: Group, own: Workspace) -> list[tuple[int, list[MergedLayer]]]:
+        found = batches_of(jobs, group, upload(jobs[0], group), own)
+        return [(i, finish()) for batch, users in found for i, finish in _merged(jobs, users, batch, prepared, own)]
 
-    large = [group for group in batches if _is_large(job, group)]
-    small = [group for group in batches if not _is_large(job, group)]
-    yield from workspace.map(lambda group: merge(group, alone), small)
-    yield from (merge(group, workspace) for group in large)
+    large = [group for group in batches if _is_large(jobs, group)]
+    small = [group for group in batches if not _is_large(jobs, group)]
+    for found in workspace.map(lambda group: merge(group, alone), small):
+        yield from found
+    for group in large:
+        yield from merge(group, workspace)
 
 
 def _on_gpu(
-    job: Job, batches: Sequence[Group], prepared: Sequence[Any] | None, workspace: Workspace
-) -> Iterator[list[MergedLayer]]:
+    jobs: Sequence[Job], batches: Sequence[Group], prepared: Prepared, workspace: Workspace
+) -> Iterator[tuple[int, list[MergedLayer]]]:
     """One batch after the other; the next is read, and the one before is written, meanwhile."""
-    waiting: list[Future[list[MergedLayer]]] = []
-    with Beside(job.device) as writer:
-        for batch in _in_turn(job, batches, workspace):
-            waiting.append(writer.behind(merged_batch(job, batch, prepared, workspace)))
-            yield from (waiting.pop(0).result() for _ in range(len(waiting) - 1) if waiting[0].done())
-        yield from (future.result() for future in waiting)
+    waiting: list[tuple[int, Future[list[MergedLayer]]]] = []
+    with Beside(jobs[0].device) as writer:
+        for batch, users in _in_turn(jobs, batches, workspace):
+            for number, finish in _merged(jobs, users, batch, prepared, workspace):
+                waiting.append((number, writer.behind(finish)))
+                while len(waiting) > WAITING or (len(waiting) > 1 and waiting[0][1].done()):
+                    written, future = waiting.pop(0)
+                    yield written, future.result()
+        yield from ((number, future.result()) for number, future in waiting)
 
 
-def _in_turn(job: Job, batches: Iterable[Group], workspace: Workspace) -> Iterator[LayerBatch]:
-    """One batch after the other, each read while the one before is in use."""
-    with Beside(job.device) as reader:
-        for group, changes in reader.ahead(lambda group: upload(job, group), batches):
-            yield batch_of(job, group, changes, workspace)
+def _in_turn(
+    jobs: Sequence[Job], batches: Iterable[Group], workspace: Workspace
+) -> Iterator[tuple[LayerBatch, list[int]]]:
+    """One batch after the other, each read while the one before is in use; with the numbers of its jobs."""
+    with Beside(jobs[0].device) as reader:
+        for group, changes in reader.ahead(lambda group: upload(jobs[0], group), batches):
+            yield from batches_of(jobs, group, changes, workspace)
 
 
-def _is_large(job: Job, group: Group) -> bool:
-    strategy = job.strategy
-    is_dense = strategy.level is not Level.LAYER and not strategy.is_exact_sum and strategy.acts_in.is_dense
-    return is_dense and math.prod(job.shape(group.names[0])) > LARGE
+def _merged(
+    jobs: Sequence[Job], users: Sequence[int], batch: LayerBatch, prepared: Prepared, workspace: Workspace
+) -> Iterator[Finish]:
+    """The merges of a batch, one for jobs that differ in the rank alone, cut for each of them."""
+
+    def alike(i: int, j: int) -> bool:
+        same = prepared[i] is prepared[j] and jobs[i].is_like(jobs[j])
+        return same and torch.equal(batch.weights(jobs[i]), batch.weights(jobs[j]))
+
+    kinds = _grouped(users, alike)
+    for own in kinds:
+        if prepared[own[0]] is None:
+            expect_thresholds(jobs[own[0]].strategy, batch.layers(jobs[own[0]]), batch.thresholds)
+    for own in kinds:
+        yield from zip(own, merged_batch([jobs[i] for i in own], batch, prepared[own[0]], workspace))
 
 
-def _prepare_adapters(job: Job, batches: Sequence[Group], workspace: Workspace) -> Sequence[Any] | None:
-    """What a sparsifier must know of whole adapters, one for each; None where it looks at one layer at a time."""
-    sparsifier = job.strategy.sparsifier
-    if sparsifier is None or sparsifier.scope == "layer":
-        return None
+def _grouped(numbers: Iterable[int], alike: Callable[[int, int], bool]) -> list[list[int]]:
+    """Numbers that are alike, together."""
+    found: list[list[int]] = []
+    for number in numbers:
+        own = next((own for own in found if alike(own[0], number)), None)
+        if own is None:
+            found.append([number])
+        else:
+            own.append(number)
+    return found
+
+
+def _is_large(jobs: Sequence[Job], group: Group) -> bool:
+    def is_dense(strategy: Strategy) -> bool:
+        return strategy.level is not Level.LAYER and not strategy.is_exact_sum and strategy.acts_in.is_dense
+
+    return math.prod(jobs[0].shape(group.names[0])) > LARGE and any(is_dense(jobs[i].strategy) for i in group.jobs)
+
+
+def _prepare_adapters(jobs: Sequence[Job], batches: Sequence[Group], workspace: Workspace) -> Prepared:
+    """What sparsifiers must know of whole adapters; jobs that see the same changes look at them together."""
+    prepared: list[Sequence[Any] | None] = [None] * len(jobs)
+    sparsifiers = {i: job.strategy.sparsifier for i, job in enumerate(jobs)}
+    asking = {i: own for i, own in sparsifiers.items() if own is not None and own.scope != "layer"}
+    for view in _grouped(asking, lambda i, j: _sees(jobs[i]) == _sees(jobs[j])):
+        known, adapters = Known(), range(len(jobs[0].inputs))
+        known.expect(adapters, [share for i in view for share in asking[i].shares])
+        search = partial(_searched, jobs[view[0]], [group for group in batches if view[0] in group.jobs], workspace)
+        thresholds = partial(known.of, keys=adapters, find=search)
+        for own in _grouped(view, lambda i, j: jobs[i].is_like(jobs[j])):
+            with said_of(jobs[own[0]].recipe), errors_told(jobs[own[0]].strategy):
+                states = asking[own[0]].prepare(thresholds)
+            for i in own:
+                prepared[i] = states
+    return prepared
+
+
+def _sees(job: Job) -> tuple[Any, ...]:
+    """What decides how the rule of a job sees the changes."""
     method = cast(MatrixWise, job.strategy)
+    return method.space, method.basis, method.weights_before_rule, [given.weights for given in job.inputs]
+
+
+def _searched(job: Job, batches: Sequence[Group], workspace: Workspace, wanted: Sequence[Wanted]) -> list[float]:
+    """Thresholds of adapters, over all layers of a job."""
+    alone = [group._replace(jobs=(0,)) for group in batches]
 
     def stacks() -> Iterable[Owned]:
-        for batch in _in_turn(job, batches, workspace):
+        for batch, _ in _in_turn([job], alone, workspace):
             for one in batch.layers(job):
-                (stacked,) = coordinates_of(method, one.parts, one.span).stacks
+                (stacked,) = coordinates_of(cast(MatrixWise, job.strategy), one.parts, one.span).stacks
                 yield batch.adapters, stacked
 
-    blocks = workspace if job.device.type == "cpu" else Workspace()
-    with errors_told(method):
-        return sparsifier.prepare(lambda share: adapter_thresholds(share, stacks, len(job.inputs), blocks))
+    return adapter_thresholds(wanted, stacks, workspace if job.device.type == "cpu" else Workspace())

@@ -1,32 +1,30 @@
-"""Align the layers of several adapters, apply a strategy to each, and report."""
+"""Merge adapters: align their layers, apply one recipe or several to each, and report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from numbers import Integral
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from mergelab.adapter import Adapter, Source
-from mergelab.devices import AUTO, CPU, Device, chosen_device, layer_work, parsed_memory
-from mergelab.engine.aligning import aligned_layers, load_all, unique_names, with_one_input
-from mergelab.engine.extras import bias_only, merge_extras, replacing
-from mergelab.engine.job import Input, Job
+from mergelab.checks import short_repr
+from mergelab.devices import AUTO, Device, parsed_memory
+from mergelab.engine.aligning import load_all
+from mergelab.engine.asking import Asked, Inputs, jobs_of
 from mergelab.engine.layers import merge_layers
-from mergelab.engine.provenance import Recipe, input_record, merged_metadata
-from mergelab.engine.results import store
-from mergelab.engine.weights import Weight, resolve, weight_record
+from mergelab.engine.outcome import outcome_of
+from mergelab.engine.results import MergedLayer
+from mergelab.engine.weights import Weight
 from mergelab.errors import OptionError
 from mergelab.formats import hashing
-from mergelab.layer import common_dialect
 from mergelab.linalg.precision import full_precision
-from mergelab.methods.method import Level, Strategy
-from mergelab.methods.registry import name_of, options_record, strategy_of
-from mergelab.ranks import Rank, budget_note, check_rank, rank_record
-from mergelab.report import LayerReport, Report, carried
+from mergelab.methods.method import Strategy
+from mergelab.methods.registry import name_of
+from mergelab.ranks import Rank
+
+# What a recipe cannot have, since there is one for all of them.
+_OF_ALL = ("loras", "device", "memory", "progress")
 
 
 @full_precision()
@@ -81,86 +79,97 @@ def merge(
         >>> merge([style, subject], weights=[0.7, 1.0], method="ties", density=0.5, rank=6).ranks
         {'unet.mid_block.attentions.0.proj_in': 6}
     """
-    strategy = strategy_of(method, options)
-    rank = strategy.checked_rank(check_rank(strategy.default_rank if rank is None else rank))
-    if not isinstance(seed, Integral) or isinstance(seed, bool):
-        raise OptionError(f"seed={seed!r}: expected an integer")
-    memory = parsed_memory(memory)
-    adapters = load_all(loras)
-    names = unique_names([a.name for a in adapters])
-    adapters, padded = with_one_input(adapters, names)
-    weights = list(weights) if isinstance(weights, Iterable) and not isinstance(weights, (str, Mapping)) else weights
-    layers_of, others = [[*a.layers, *bias_only(a)] for a in adapters], [replacing(a) for a in adapters]
-    table = resolve(weights, layers_of, names, [a.architecture for a in adapters], others)
-    aligned = {
-        name: tuple(i for i in present if table[i][name] != 0)
-        for name, present in aligned_layers(adapters, names).items()
-    }
-    inputs = tuple(Input(*given) for given in zip(names, adapters, table))
-    job = Job(strategy, rank, inputs, int(seed), _device(device, strategy, adapters, aligned), memory)
+    asked = Asked("", weights, method, rank, seed, options)
+    return _merge_all(loras, [asked], device, memory, progress)[0]
+
+
+@full_precision()
+def merge_many(
+    loras: Sequence[Adapter | Source],
+    recipes: Sequence[Mapping[str, Any]],
+    *,
+    device: Device = AUTO,
+    memory: int | str | None = None,
+    progress: bool | None = None,
+) -> list[Adapter]:
+    """Merge the same adapters by several recipes, at less than the cost of so many merges.
+
+    The adapters are read, checked, hashed and brought to the device once; Gram matrices, thresholds of a trim and whole
+    merges that differ in the rank alone are computed once for all recipes that need them. Each result is, byte for byte
+    on a CPU, that of `merge(loras, **recipe)`. All of them are in memory at the end.
+
+    Args:
+        loras: adapters, or anything that `load` takes.
+        recipes: keyword arguments of `merge`, for each result a mapping of them: method, weights, rank, seed, options.
+        device: where to compute, as for `merge`: one place for all, except that PEFT's arithmetic on factors is always
+            done on the CPU.
+        memory: as for `merge`.
+        progress: show one bar for all; by default on a terminal only.
+
+    Returns:
+        The merged adapters, in the order of the recipes.
+
+    Raises:
+        MergelabError: as `merge`; what is wrong in a recipe is said with its number, "recipe 3" for the third, and, as
+            far as its words can tell, before anything is computed.
+
+    Example:
+        >>> recipes = [{"method": "svd", "rank": 8}, *({"method": "ties", "density": d} for d in (0.3, 0.5))]
+        >>> merges = merge_many(["miniature/sdxl/ghost", "miniature/sdxl/day"], recipes)
+        >>> [merged.report.retained_energy < 1 for merged in merges]
+        [True, True, True]
+    """
+    if isinstance(recipes, (str, Mapping)) or not isinstance(recipes, Iterable):
+        raise OptionError(
+            f"recipes={short_repr(recipes)}: expected a list of mappings, as in [{{'method': 'svd', 'rank': 16}}]"
+        )
+    return _merge_all(loras, [_asked(i, recipe) for i, recipe in enumerate(recipes, 1)], device, memory, progress)
+
+
+def _asked(number: int, recipe: Mapping[str, Any]) -> Asked:
+    """A recipe, told from others by its number."""
+    name = f"recipe {number}"
+    if not isinstance(recipe, Mapping):
+        raise OptionError(f"{name}: expected a mapping as {{'method': 'svd', 'rank': 16}}, found {short_repr(recipe)}")
+    for key in recipe:
+        if not isinstance(key, str):
+            raise OptionError(f"{name}: {short_repr(key)}: expected the name of an argument of merge")
+        if key in _OF_ALL:
+            raise OptionError(f"{name}: {key!r} is one for all recipes: expected merge_many(loras, recipes, {key}=...)")
+    options = dict(recipe)
+    own = {key: options.pop(key) for key in ("weights", "method", "rank", "seed") if key in options}
+    return Asked(name, options=options, **own)
+
+
+def _merge_all(
+    loras: Sequence[Adapter | Source],
+    recipes: Sequence[Asked],
+    device: Device,
+    memory: int | str | None,
+    progress: bool | None,
+) -> list[Adapter]:
+    choices = [asked.checked() for asked in recipes]
+    most = parsed_memory(memory)
+    inputs = Inputs.of(load_all(loras))
+    jobs = jobs_of(recipes, choices, inputs, device, most)
+    present = [inputs.present(job) for job in jobs]
+    merged: dict[int, list[MergedLayer]] = {}
     bar = tqdm(
-        total=len(aligned),
-        desc=f"merging ({name_of(strategy)}, {strategy.space})",
+        total=sum(map(len, present)),
+        desc=f"merging ({_summed_up([strategy for strategy, _ in choices])})",
         unit="layer",
         disable=None if progress is None else not progress,
     )
-    with hashing(a.inputs[0] for a in adapters if a.is_file) as digest_of:  # beside the computing
+    with hashing(a.inputs[0] for a in inputs.adapters if a.is_file) as digest_of:  # beside the computing
         with bar:
-            merged = merge_layers(job, aligned, bar.update)
-        layers, rows = store(job, merged)
-        records = _input_records(inputs, weights, digest_of)
-    if not layers:
-        raise OptionError("the merge is empty: every weight is 0, so no adapter is left")
-    extras, notes = merge_extras(job)
-    taking_part = [given.adapter for given in inputs if any(given.weights.values())]
-    recipe = Recipe(
-        method=method if isinstance(method, str) else name_of(strategy),
-        options={**options_record(strategy), "rank": rank_record(rank), "seed": job.seed},
-        inputs=records,
-    )
-    dialect, spelling = common_dialect(taking_part)
-    return Adapter(
-        layers=layers,
-        extras=extras,
-        architecture=next((a.architecture for a in adapters if a.architecture), None),
-        metadata=merged_metadata(recipe, taking_part),
-        source="merge of " + ", ".join(names),
-        report=Report(tuple(names), tuple(rows), (*_budget_notes(job, rows), *notes, *padded, *_reading_notes(job))),
-        inputs=tuple(path for a in adapters for path in a.inputs),
-        dialect=dialect,
-        spelling=spelling,
-    )
+            for where in dict.fromkeys(job.device for job in jobs):
+                own = [i for i, job in enumerate(jobs) if job.device == where]
+                merged |= zip(own, merge_layers([jobs[i] for i in own], [present[i] for i in own], bar.update))
+        return [outcome_of(*one, merged.pop(i), inputs, digest_of) for i, one in enumerate(zip(jobs, recipes))]
 
 
-def _device(
-    device: Device, strategy: Strategy, adapters: Sequence[Adapter], aligned: Mapping[str, Sequence[int]]
-) -> torch.device:
-    """Where to compute: what there is to do decides, and PEFT's arithmetic on the factors is that of a CPU."""
-    if strategy.acts_in.acts_on_factors:
-        chosen_device(device, 0.0)  # raises where there is none
-        return CPU
-    dense = strategy.level is not Level.LAYER and strategy.acts_in.is_dense and not strategy.is_exact_sum
-    layers = ([adapters[i].layers[name] for i in present] for name, present in aligned.items() if present)
-    return chosen_device(device, sum(layer_work(own[0].shape, [layer.rank for layer in own], dense) for own in layers))
-
-
-def _budget_notes(job: Job, rows: Sequence[LayerReport]) -> Iterator[str]:
-    """Where the layers could not spend a budget."""
-    taking_part = [row.rank for row in rows if any(norm is not None for norm in row.norms)]
-    if note := budget_note(job.rank, taking_part):
-        yield note
-
-
-def _reading_notes(job: Job) -> Iterator[str]:
-    """How the files of those that take part were understood."""
-    for given in job.inputs:
-        if any(given.weights.values()):
-            yield from (f"{given.name}: {note}" for note in carried(given.adapter.notes))
-
-
-def _input_records(
-    inputs: Sequence[Input], weights: Sequence[Weight] | None, digest_of: Callable[[Path], str]
-) -> list[dict[str, Any]]:
-    """What the recipe says of each input."""
-    records = [weight_record(w, given.weights) for w, given in zip(weights or [1.0] * len(inputs), inputs)]
-    return [input_record(given.adapter, record, digest_of) for given, record in zip(inputs, records)]
+def _summed_up(strategies: Sequence[Strategy]) -> str:
+    """What a progress bar calls the merges."""
+    if len(strategies) != 1:
+        return f"{len(strategies)} recipes"
+    return f"{name_of(strategies[0])}, {strategies[0].space}"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from mergelab.engine.batches import LayerBatch
 from mergelab.engine.blocks import OneLayer, merge_together
-from mergelab.engine.job import Job
+from mergelab.engine.job import Job, said_of
 from mergelab.engine.remains import why_nothing_remains
 from mergelab.engine.results import MergedLayer, check_finite, finished
 from mergelab.layer import full_rank
@@ -26,38 +27,89 @@ from mergelab.spaces import Merged
 EXTRA_DIRECTIONS = 8
 
 
+class Whole(NamedTuple):
+    """Merged layers of one shape, before they are cut.
+
+    Attributes:
+        change: of all of them, `(layers, out, in)`.
+        batch, layers: that were merged.
+        states: of the sparsifier, for each layer, if they were found over whole adapters.
+        energy: squared norms of dense changes.
+    """
+
+    change: Factors | Combination | Tensor
+    batch: LayerBatch
+    layers: Sequence[OneLayer]
+    states: Sequence[Sequence[Any]] | None
+    energy: Tensor | None = None
+
+    def measured(self, workspace: Workspace) -> Whole:
+        """With the energy, for whatever it is cut to."""
+        whole = self.change
+        return self._replace(energy=squared_norms(whole, workspace)) if isinstance(whole, Tensor) else self
+
+    def apart(self) -> Whole:
+        """The same, for another job: factors that may be stored as they are, in memory of their own."""
+        if isinstance(self.change, Factors):
+            return self._replace(change=Factors(*(x.clone() for x in self.change)))
+        return self
+
+
 def merged_batch(
-    job: Job, batch: LayerBatch, prepared: Sequence[Any] | None, workspace: Workspace
-) -> Callable[[], list[MergedLayer]]:
-    """Merge the layers of a batch.
+    jobs: Sequence[Job], batch: LayerBatch, prepared: Sequence[Any] | None, workspace: Workspace
+) -> list[Callable[[], list[MergedLayer]]]:
+    """Merge the layers of a batch, and cut them to the rank of each job.
 
     Args:
-        job, batch: what is merged.
+        jobs: that differ in the rank alone.
+        batch: what is merged.
         prepared: of each adapter, what the sparsifier found out over all of its layers.
         workspace: threads and memory.
 
     Returns:
-        What brings the results to the CPU.
+        For each job what brings its results to the CPU.
 
     Raises:
         LayerError: the merge has values that float32 cannot hold.
     """
-    layers, strategy = batch.layers(job), job.strategy
+    layers, strategy = batch.layers(jobs[0]), jobs[0].strategy
     states = None if prepared is None else [[prepared[p.adapter] for p in one.parts] for one in layers]
-    merged = merge_together(strategy, layers, batch.span, states, workspace)
-    wholes: list[tuple[Any, list[OneLayer]]] = [(merged, layers)]
-    if isinstance(merged, list):
-        wholes = _in_batches(merged, layers)
-    parts = [_stored(job, batch, whole, own, states, workspace) for whole, own in wholes]
-    return lambda: [layer for part in parts for layer in part()]
+    with said_of(jobs[0].recipe):
+        merged: list[Merged] | Combination | Tensor
+        if strategy.is_exact_sum and not strategy.stores_factors:
+            merged = batch.weighted_sum(jobs[0])
+        else:
+            merged = merge_together(strategy, layers, batch.span, states, workspace, batch.thresholds)
+        if isinstance(merged, list):
+            wholes = _in_batches(merged, batch, layers, states)
+        else:
+            wholes = [Whole(merged, batch, layers, states)]
+        wholes = [whole.measured(workspace) for whole in wholes]
+    found: list[Callable[[], list[MergedLayer]]] = []
+    for number, job in enumerate(jobs):
+        with said_of(job.recipe):
+            own = wholes if number == 0 else [whole.apart() for whole in wholes]
+            found.append(partial(_joined, [_stored(job, whole, workspace) for whole in own]))
+    return found
 
 
-def _in_batches(merged: Sequence[Merged], layers: list[OneLayer]) -> list[tuple[Any, list[OneLayer]]]:
+def _joined(parts: Sequence[Callable[[], list[MergedLayer]]]) -> list[MergedLayer]:
+    return [layer for part in parts for layer in part()]
+
+
+def _in_batches(
+    merged: Sequence[Merged],
+    batch: LayerBatch,
+    layers: Sequence[OneLayer],
+    states: Sequence[Sequence[Any]] | None,
+) -> list[Whole]:
     """Factors of one rank as one batch; what else methods make of layers each by itself, as a batch of one."""
     factors = [m for m in merged if isinstance(m, Factors)]
     if len(factors) == len(merged) and len({m.A.shape for m in factors}) == 1:
-        return [(Factors(torch.stack([m.B for m in factors]), torch.stack([m.A for m in factors])), layers)]
-    return [(_as_batch(m), [layer]) for m, layer in zip(merged, layers)]
+        joined = Factors(torch.stack([m.B for m in factors]), torch.stack([m.A for m in factors]))
+        return [Whole(joined, batch, layers, states)]
+    alone = [None] * len(layers) if states is None else [[own] for own in states]
+    return [Whole(_as_batch(m), batch.only(i), [layers[i]], alone[i]) for i, m in enumerate(merged)]
 
 
 def _as_batch(merged: Merged) -> Any:
@@ -71,15 +123,9 @@ def _as_batch(merged: Merged) -> Any:
     return Factors(merged.B[None], merged.A[None])
 
 
-def _stored(
-    job: Job,
-    batch: LayerBatch,
-    whole: Factors | Combination | Tensor,
-    layers: Sequence[OneLayer],
-    states: Sequence[Sequence[Any]] | None,
-    workspace: Workspace,
-) -> Callable[[], list[MergedLayer]]:
+def _stored(job: Job, merged: Whole, workspace: Workspace) -> Callable[[], list[MergedLayer]]:
     """Layers of one batch, decomposed and cut; and what brings them to the CPU."""
+    whole, batch, layers, states, _ = merged
     ranks = [part.change.A.shape[-2] for part in layers[0].parts]
     target = target_rank(job.rank, ranks, full_rank(job.shape(layers[0].chance.layer)))
     spectrum, factors, known = None, None, None
@@ -88,7 +134,7 @@ def _stored(
         check_finite(job, layers, energy)
         factors, counts = whole, [whole.A.shape[-2]] * len(layers)
     else:
-        found = _decomposed(job, batch, whole, layers, target, workspace)
+        found = _decomposed(job, merged, target, workspace)
         energy = found.energy
         if isinstance(found, Decomposed):
             counts = list(found.counts)
@@ -105,14 +151,11 @@ def _stored(
         else:
             factors = found.factors()
     span, weights = batch.span, batch.weights(job)
-    if len(layers) < len(batch.names):
-        span, weights = layers[0].span[None], weights[[batch.names.index(layers[0].chance.layer)]]
     known, norms = host.to_host(projections(factors, span) if known is None else known, span.squared_norms)
     known, norms = known * weights, norms * weights.square()
     rows = []
     for i, one in enumerate(layers):
-        own = None if states is None else states[batch.names.index(one.chance.layer)]
-        given = float(norms[i].sum())
+        own, given = None if states is None else states[i], float(norms[i].sum())
         note = why_nothing_remains(job.strategy, one, float(energy[i]), given, own, workspace)
         sizes = dict(zip(batch.adapters, zip(known[i].tolist(), norms[i].tolist())))
         name = one.chance.layer
@@ -137,15 +180,9 @@ def _is_final(job: Job, factors: Factors, target: int | float) -> bool:
     return isinstance(target, int) and not isinstance(job.rank, RankBudget) and target >= factors.A.shape[-2]
 
 
-def _decomposed(
-    job: Job,
-    batch: LayerBatch,
-    whole: Factors | Combination | Tensor,
-    layers: Sequence[OneLayer],
-    target: int | float,
-    workspace: Workspace,
-) -> Decomposed | Spectrum:
+def _decomposed(job: Job, merged: Whole, target: int | float, workspace: Workspace) -> Decomposed | Spectrum:
     """Singular values and vectors of a merged batch: those that are wanted, or more."""
+    whole, batch, layers, _, squares = merged
     if isinstance(whole, Factors):
         span = Span.of([whole], workspace)
         whole = weighted_sum_of(span, torch.ones(len(layers), 1))
@@ -155,7 +192,7 @@ def _decomposed(
         found = decompose(whole, lambda s: min(len(s), rank_reached(target, s)))
         check_finite(job, layers, found.energy)
         return found
-    energy = squared_norms(whole, workspace)
+    energy = cast(Tensor, squares)
     check_finite(job, layers, energy)
     ranks, side = batch.span.ranks, min(whole.shape[-2:])
     if isinstance(job.rank, RankBudget) and side > EXACT_SIDE:
@@ -164,5 +201,5 @@ def _decomposed(
     if side > sum(ranks) and side > EXACT_SIDE:
         # Directions of the weighted sum, which are near those of most merges.
         count = min((target if isinstance(target, int) else 64) + EXTRA_DIRECTIONS, sum(ranks))
-        start = leading_directions(weighted_sum_of(batch.span, batch.weights(job)), count)
+        start = leading_directions(batch.weighted_sum(job), count)
     return svd_dense(whole, target, start, workspace, energy)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,12 +9,11 @@ from typing import Any
 
 from mergelab.adapter import Adapter, load
 from mergelab.engine.merge import merge
-from mergelab.engine.provenance import package_version
 from mergelab.evaluation.config import Config, expanded_merges
 from mergelab.evaluation.failures import Failures
+from mergelab.evaluation.merging import Planned, made_merges, planned_merges
 from mergelab.evaluation.names import BASE, STACK, VariantName
-from mergelab.evaluation.store import Store, file_name, hash_of, to_json, write
-from mergelab.methods.registry import METHODS
+from mergelab.evaluation.store import Store, hash_of
 from mergelab.pipelines.combinations.combination import Combination
 from mergelab.pipelines.combinations.registry import COMBINATIONS, combination_of
 from mergelab.pipelines.fingerprints import adapter_hash
@@ -63,17 +60,19 @@ def make_variants(
     variants += [Variant(VariantName("single", name), {name: one}) for name, one in scaled.items()]
     if len(loras) > 1:
         variants.append(Variant(STACK, scaled))
-    inputs = {name: adapter_hash(adapter) for name, adapter in loras.items()}
-    for label, keywords in expanded_merges(config).items():
-        if keywords["method"] in COMBINATIONS:
+    expanded = expanded_merges(config)
+    merges = {label: keywords for label, keywords in expanded.items() if keywords["method"] not in COMBINATIONS}
+    planned = planned_merges(merges, config, loras, store)
+    made = made_merges(planned, config, loras)
+    for label, keywords in expanded.items():
+        if label not in merges:
             options = {key: value for key, value in keywords.items() if key != "method"}
             combination = combination_of(keywords["method"], options)
             variants.append(Variant(VariantName("merge", label), scaled, combination=combination))
-            continue
-        try:
-            variants.append(_merged(label, keywords, config, loras, inputs, store))
-        except Exception as error:  # out of memory, a rule of the user's own: this merge alone
-            failures.add(error, VariantName("merge", label))
+        elif isinstance(found := made[label], Exception):
+            failures.add(found, VariantName("merge", label))
+        else:
+            variants.append(_merged(label, planned[label], found))
     return variants
 
 
@@ -90,38 +89,12 @@ def at_weights(config: Config, loras: Mapping[str, Adapter]) -> dict[str, Adapte
     return scaled
 
 
-def _merged(
-    label: str,
-    keywords: Mapping[str, Any],
-    config: Config,
-    loras: Mapping[str, Adapter],
-    inputs: Mapping[str, str],
-    store: Store,
-) -> Variant:
-    """Merges once: the file of an earlier run is used again if it was made from the same inputs in the same way."""
-    weights = [lora.weight for lora in config.loras]
-    key = hash_of({"inputs": inputs, "weights": weights, "keywords": keywords, "version": package_version()})
-    path = store.adapters / f"{file_name(label)}.safetensors"
-    record = path.with_suffix(".json")
-    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() and path.exists() else {}
-    if known.get("key") != key or keywords["method"] not in METHODS:  # a rule of the user's own may have been edited
-        start = time.perf_counter()
-        merged = merge(list(loras.values()), weights, device=config.device, **keywords)
-        seconds = time.perf_counter() - start
-        record.unlink(missing_ok=True)  # a kill between the two files must not leave the new one under the old record
-        merged.save(path)
-        known = {
-            "key": key,
-            "seconds": seconds,
-            "retained_energy": merged.report.retained_energy,
-            "shares": merged.report.shares,
-            "layers": json.loads(merged.report.to_frame().to_json(orient="records")),
-        }
-        write(record, to_json(known))
-    cost = {"seconds to merge": known["seconds"], "bytes": path.stat().st_size}
+def _merged(label: str, planned: Planned, known: Mapping[str, Any]) -> Variant:
+    """A merge that is kept in the run."""
+    cost = {"seconds to merge": known["seconds"], "bytes": planned.path.stat().st_size}
     return Variant(
         VariantName("merge", label),
-        {label: load(path)},
+        {label: load(planned.path)},
         cost=cost | {"retained energy": known["retained_energy"]},
         layers=known["layers"],
     )

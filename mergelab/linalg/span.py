@@ -111,8 +111,9 @@ class Span:
         return own
 
 
-class Combination(NamedTuple):
-    """A change within the span of others, `B M A`.
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """A change within the span of others, `B M A`; decomposed once, however often it is cut.
 
     Attributes:
         span: of B and A.
@@ -126,6 +127,12 @@ class Combination(NamedTuple):
     def shape(self) -> tuple[int, int]:
         """Of the dense change, `(out, in)`."""
         return self.span.B.shape[-2], self.span.A.shape[-1]
+
+    @cached_property
+    def core(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`x = r_b M r_a.T`; of `x.T x` the eigenvalues, the largest first and on the CPU, and the vectors."""
+        x = self.span.r_b @ self.M @ self.span.r_a.mT
+        return x, *host.eigh(x.mT @ x, self.span.workspace)
 
     def delta(self) -> Tensor:
         """The dense change."""
@@ -209,8 +216,7 @@ def decompose(change: Combination, count: Callable[[Tensor], int] = len) -> Deco
         [3.0, 13.0, 3.0, 6.0]
     """
     span, m = change.span, change.M
-    core = span.r_b @ m @ span.r_a.mT
-    squares, v = host.eigh(core.mT @ core, span.workspace)
+    core, squares, v = change.core
     squares = squares.clamp_min(0)
     s = squares[..., : min(change.shape)].sqrt()
     counts = tuple(count(own) for own in s.reshape(-1, s.shape[-1]))

@@ -53,6 +53,11 @@ class Sparsifier(ABC):
         check_density(self.density)
         check_choice("scope", self.scope, SCOPES)
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """For which `prepare` will ask, as far as that is known: several methods are then served by one look."""
+        return ()
+
     def prepare(self, thresholds: Thresholds) -> Sequence[Any] | None:
         """What `apply` must know, for each matrix (or, in scope "adapter", for each adapter); None: nothing."""
         return None
@@ -85,6 +90,11 @@ class Trim(Sparsifier):
         tensor([[ 0., -3.],
                 [ 2.,  0.]])
     """
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The density."""
+        return (self.density,)
 
     def prepare(self, thresholds: Thresholds) -> Sequence[float]:
         """One threshold for each matrix."""

@@ -100,7 +100,8 @@ COSTS: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
     ("retained energy", "energy", "share of the merge's energy (its squared singular values) that its rank holds",
      "{:.1%}".format),
     ("bytes", "MB", "size of the file", lambda size: f"{size / 1e6:.2f}"),
-    ("seconds to merge", "seconds to merge", "what the merge took", "{:.2f}".format),
+    ("seconds to merge", "seconds to merge", "what the merge took; of several that were made together, an equal share",
+     "{:.2f}".format),
     ("seconds per image", "seconds an image",
      "its share of a batch; adapters are fused into the weights, unless the configuration or a combination at run time "
      "keeps them beside", "{:.2f}".format),

@@ -1,0 +1,116 @@
+"""The merges of a run: those that it holds already are used again, the others made several at a time, and kept."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergelab.adapter import Adapter
+from mergelab.engine.merge import merge, merge_many
+from mergelab.engine.provenance import package_version
+from mergelab.evaluation.config import Config
+from mergelab.evaluation.store import Store, file_name, hash_of, to_json, write
+from mergelab.methods.registry import METHODS
+from mergelab.pipelines.fingerprints import adapter_hash
+
+AT_A_TIME = 4
+"""Merges that are made together, and held until they are written: four of FLUX.1 at rank 32 are 3 GB."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One merge of a run.
+
+    Attributes:
+        keywords: of `merge`, but for weights and device.
+        key: a hash of all that decides the result.
+        path: of its file.
+    """
+
+    keywords: Mapping[str, Any]
+    key: str
+    path: Path
+
+    def record(self) -> dict[str, Any] | None:
+        """What is known of the merge, if its file was made from the same inputs in the same way."""
+        record = self.path.with_suffix(".json")
+        known = json.loads(record.read_text(encoding="utf-8")) if record.exists() and self.path.exists() else {}
+        own = self.keywords["method"] not in METHODS  # a rule of the user's own may have been edited
+        return None if own or known.get("key") != self.key else known
+
+    def keep(self, merged: Adapter, seconds: float) -> dict[str, Any]:
+        """Write the file, and what is known of it."""
+        record = self.path.with_suffix(".json")
+        record.unlink(missing_ok=True)  # a kill between the two files must not leave the new one under the old record
+        merged.save(self.path)
+        known = {
+            "key": self.key,
+            "seconds": seconds,
+            "retained_energy": merged.report.retained_energy,
+            "shares": merged.report.shares,
+            "layers": json.loads(merged.report.to_frame().to_json(orient="records")),
+        }
+        write(record, to_json(known))
+        return known
+
+
+def planned_merges(
+    merges: Mapping[str, Mapping[str, Any]], config: Config, loras: Mapping[str, Adapter], store: Store
+) -> dict[str, Planned]:
+    """Each merge by its label."""
+    inputs = {name: adapter_hash(adapter) for name, adapter in loras.items()}
+    given = {"inputs": inputs, "weights": [lora.weight for lora in config.loras], "version": package_version()}
+    return {
+        label: Planned(
+            keywords, hash_of(given | {"keywords": keywords}), store.adapters / f"{file_name(label)}.safetensors"
+        )
+        for label, keywords in merges.items()
+    }
+
+
+def made_merges(
+    planned: Mapping[str, Planned], config: Config, loras: Mapping[str, Adapter]
+) -> dict[str, dict[str, Any] | Exception]:
+    """The record of each merge by its label; where it failed, why: the others are made all the same."""
+    found: dict[str, dict[str, Any] | Exception] = {}
+    for label, one in planned.items():
+        if (record := one.record()) is not None:
+            found[label] = record
+    missing = [label for label in planned if label not in found]
+    for first in range(0, len(missing), AT_A_TIME):
+        labels = missing[first : first + AT_A_TIME]
+        for label, made in zip(labels, _made([planned[label].keywords for label in labels], config, loras)):
+            try:
+                found[label] = made if isinstance(made, Exception) else planned[label].keep(*made)
+            except Exception as error:  # a full disk
+                found[label] = error
+            del made  # not held any longer than it must be
+    return found
+
+
+def _made(
+    recipes: Sequence[Mapping[str, Any]], config: Config, loras: Mapping[str, Adapter]
+) -> Iterator[tuple[Adapter, float] | Exception]:
+    """Merges and their seconds: all at once, or, where one of them fails, one by one."""
+    weights, adapters, merged = [lora.weight for lora in config.loras], list(loras.values()), list[Adapter]()
+    start = time.perf_counter()
+    if len(recipes) > 1:
+        with suppress(Exception):  # the merges by themselves tell whose it is
+            merged = merge_many(adapters, [{**recipe, "weights": weights} for recipe in recipes], device=config.device)
+    if merged:
+        seconds = (time.perf_counter() - start) / len(recipes)
+        yield from ((merged.pop(0), seconds) for _ in recipes)
+        return
+    for recipe in recipes:
+        start = time.perf_counter()
+        try:
+            made = merge(adapters, weights, device=config.device, **recipe)
+        except Exception as error:  # out of memory, a rule of the user's own: this merge alone
+            yield error
+        else:
+            yield made, time.perf_counter() - start
