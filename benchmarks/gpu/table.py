@@ -48,6 +48,8 @@ def _bold(text: str, loud: bool) -> str:
 
 
 def _told(value: Any) -> str:
+    if isinstance(value, Mapping) and "largest" in value:  # of which layer is in the JSON
+        return _told(value["largest"])
     if isinstance(value, Mapping):
         return "; ".join(f"{key.replace('_', ' ')} {_told(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):

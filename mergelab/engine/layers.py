@@ -83,8 +83,12 @@ def _on_gpu(
 ) -> Iterator[tuple[int, list[MergedLayer]]]:
     """One batch after the other; the next is read, and the one before is written, meanwhile."""
     waiting: list[tuple[int, Future[list[MergedLayer]]]] = []
-    with Beside(jobs[0].device) as writer:
+    device = jobs[0].device
+    most = torch.cuda.memory_reserved(device) + memory_budget(device, jobs[0].memory)
+    with Beside(device) as writer:
         for batch, users in _in_turn(jobs, batches, workspace):
+            if torch.cuda.memory_reserved(device) > most:
+                torch.cuda.empty_cache()  # what torch keeps of batches of other shapes is for others to use
             for number, finish in _merged(jobs, users, batch, prepared, workspace):
                 waiting.append((number, writer.behind(finish)))
                 while len(waiting) > WAITING or (len(waiting) > 1 and waiting[0][1].done()):
