@@ -13,6 +13,8 @@ from mergelab.linalg import host
 
 # How many of the last bits of a magnitude each pass leaves out, and its bins: eleven bits, then ten, then ten.
 _LEVELS = ((20, 1 << 11), (10, 1 << 10), (0, 1 << 10))
+# As far as float32 counts.
+_EXACT = 1 << 24
 
 
 class RadixSearch:
@@ -67,7 +69,7 @@ class RadixSearch:
 
         Args:
             owners: to which vector each belongs; no two to one.
-            magnitudes: `(blocks, entries)`, contiguous, at most 2^24 entries each.
+            magnitudes: `(blocks, entries)`, contiguous.
         """
         shift, bins = _LEVELS[self._level]
         bits, everybody = magnitudes.view(torch.int32), list(owners) == list(range(len(self._low)))
@@ -77,7 +79,7 @@ class RadixSearch:
             places = agreeing.bitwise_right_shift_(shift)
         else:
             places = bits >> shift
-        counted = torch.stack([_histogram(row, bins) for row in places]).long()
+        counted = torch.stack([_histogram(row, bins) for row in places])
         if which is None:
             self._counted += counted
         else:
@@ -97,9 +99,11 @@ class RadixSearch:
 
 def _histogram(places: Tensor, bins: int) -> Tensor:
     """How many are 0, how many 1, ...: all else is left out."""
-    given = places if _counts_integers(places.device) else places.float()
-    # The last bin takes its upper end as well: one more than is wanted.
-    return torch.histc(given, bins + 1, min=0, max=bins + 1)[:bins]
+    if _counts_integers(places.device):
+        # The last bin takes its upper end as well: one more than is wanted.
+        return torch.histc(places, bins + 1, min=0, max=bins + 1)[:bins].long()
+    parts = places.float().split(_EXACT)
+    return torch.stack([torch.histc(part, bins + 1, min=0, max=bins + 1)[:bins].long() for part in parts]).sum(0)
 
 
 @lru_cache(maxsize=8)

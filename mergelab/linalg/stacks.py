@@ -13,7 +13,7 @@ from mergelab.linalg.workspace import panels
 
 # Entries of all changes that are held at a time: on a CPU a block fits the cache next to the processor, where each of a
 # rule's many passes over it costs half as much, but has enough rows to be worth a product; on a GPU it is worth a
-# kernel's launch, and counts of a matrix's entries are exact in float32.
+# kernel's launch.
 BLOCK, FEWEST_ROWS, GPU_BLOCK = 1 << 19, 16, 1 << 26
 
 Matrix = Factors | Tensor
