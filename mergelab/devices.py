@@ -34,7 +34,7 @@ LAYER_BY_LAYER = 0.0
 SHARE, MOST, LEAST = 0.8, 10 << 30, 1 << 30
 
 _LOG = logging.getLogger("mergelab")
-_SIZE = re.compile(r"([\d.]+)\s*([MGT])(i?)B", re.ASCII | re.IGNORECASE)
+_SIZE = re.compile(r"([\d.]+)\s*(?:([MGT])(i?)B)?", re.ASCII | re.IGNORECASE)
 _SMALLEST = 1 << 20  # what is below is a number of gigabytes without its unit
 
 
@@ -74,7 +74,7 @@ def usable_device(device: torch.device | str) -> torch.device:
     try:
         probe = torch.zeros(1, device=torch.device(device))
         probe.sum().item()
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+    except (RuntimeError, AssertionError, ValueError, TypeError, ImportError) as error:  # NotImplementedError, too
         here = [AUTO, "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         if torch.backends.mps.is_available():
             here.append("mps")
@@ -143,8 +143,9 @@ def parsed_memory(memory: object) -> int | None:
     elif isinstance(memory, str) and (parts := _SIZE.fullmatch(memory.strip())):
         number, prefix, binary = parts.groups()
         try:
-            found = int(plain_number(number) * (1024 if binary else 1000) ** ("MGT".index(prefix.upper()) + 2))
-        except ValueError:  # two points
+            factor = (1024 if binary else 1000) ** ("MGT".index(prefix.upper()) + 2) if prefix else 1
+            found = int(plain_number(number) * factor)
+        except (ValueError, OverflowError):  # two points, or more than there are numbers
             found = -1
     if found < _SMALLEST:
         raise OptionError(

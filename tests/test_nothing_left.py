@@ -15,6 +15,9 @@ SMALL = {name: shape for name, shape in SHAPES.items() if "mid_block" in name}
 X, Y = adapter(1, shapes=SMALL), adapter(2, shapes=SMALL)
 NOTHING: dict[str, tuple[list[ml.Adapter], list[float], dict[str, Any], str]] = {
     "cancelled": ([X, X], [1.0, -1.0], {"method": "cat"}, "the inputs cancel"),
+    "cancelled, decomposed": ([X, X], [1.0, -1.0], {"method": "svd"}, "the inputs cancel"),
+    "cancelled, at every rank": ([X, X], [0.3, -0.3], {"rank": "sum"}, "the inputs cancel"),
+    "cancelled in core space": ([X, X], [1.0, -1.0], {"method": "linear", "space": "core"}, "the inputs cancel"),
     "cancelled by a rule": ([X, X], [1.0, -1.0], {"method": "ties"}, "the inputs cancel"),
     "times 0": ([X, Y], [1.0, 1.0], {"method": "ties", "lam": 0}, "multiplied by 0"),
     "nothing kept": ([X, Y], [1.0, 1.0], {"method": "ties", "density": 1e-9}, "no entry was kept"),
@@ -63,3 +66,19 @@ def test_the_share_of_next_to_nothing() -> None:
     assert list(report.shares) == [x, y] and not report.negligible
     rows = (LayerReport("unet.a", 1, 1.0, 1.0, (1.0, 5.0), (1.0, NEGLIGIBLE)),)
     assert Report(("x", "y"), rows).shares == {"x": 1.0}
+
+
+@pytest.mark.parametrize("rank", [4, "max", "sum", 0.9, ml.RankBudget(3)], ids=str)
+@pytest.mark.parametrize("space", ["delta", "core", "knots"])
+def test_what_cancels_leaves_no_noise(space: str, rank: Any) -> None:
+    """Nothing larger than the rounding of the inputs, where they cancel wholly, nearly, or in one layer alone."""
+    name = next(iter(X.layers))
+    opposite = ml.Adapter({n: layer.scaled(-1.0) if n == name else layer for n, layer in X.layers.items()})
+    for loras, weights in (([X, X], [1.0, -1.0]), ([X, X, Y], [1.0, -1.0, 1e-9]), ([X, opposite], [1.0, 1.0])):
+        merged = ml.merge(loras, weights, "linear", space=space, rank=rank)
+        exact = sum((w * a for w, a in zip(weights, loras)), start=0 * X)
+        left = {n: layer for n, layer in merged.layers.items() if (exact.select(n).norm()) < 1e-6 * X.norm()}
+        assert all(float(layer.delta_weight().norm()) < 1e-6 * X.norm() for layer in left.values())
+        assert left
+    for nothing in (X - X, X + opposite.select(name)):
+        assert nothing.select(name).resize(rank if rank != "max" else 2).norm() < 1e-6 * X.norm()

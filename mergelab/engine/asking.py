@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any
 
 from mergelab.adapter import Adapter
+from mergelab.checks import short_repr
 from mergelab.devices import CPU, Device, chosen_device, layer_work
 from mergelab.engine.aligning import aligned_layers, unique_names, with_one_input
 from mergelab.engine.extras import bias_only, replacing
@@ -37,6 +38,9 @@ class Asked:
 
     def __post_init__(self) -> None:
         given = self.weights
+        if isinstance(given, (set, frozenset)):
+            with said_of(self.name):
+                raise OptionError(f"weights={short_repr(given)}: expected a list, whose order is that of the adapters")
         if isinstance(given, Iterable) and not isinstance(given, (str, Mapping)):  # perhaps a generator
             object.__setattr__(self, "weights", list(given))
 

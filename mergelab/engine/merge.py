@@ -135,7 +135,8 @@ def _asked(number: int, recipe: Mapping[str, Any]) -> Asked:
         if not isinstance(key, str):
             raise OptionError(f"{name}: {short_repr(key)}: expected the name of an argument of merge")
         if key in _OF_ALL:
-            raise OptionError(f"{name}: {key!r} is one for all recipes: expected merge_many(loras, recipes, {key}=...)")
+            where = "merge_many(loras, recipes)" if key == "loras" else f"merge_many(loras, recipes, {key}=...)"
+            raise OptionError(f"{name}: {key!r} is one for all recipes: expected {where}")
     options = dict(recipe)
     own = {key: options.pop(key) for key in ("weights", "method", "rank", "seed") if key in options}
     return Asked(name, options=options, **own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,7 @@ from mergelab.layer import LoraLayer, full_rank, layer_of
 from mergelab.linalg import host
 from mergelab.linalg.lowrank import Factors, Spectrum
 from mergelab.linalg.span import Span, projections
+from mergelab.linalg.workspace import threads
 from mergelab.methods.registry import is_own, name_of
 from mergelab.ranks import RankBudget, rank_note
 from mergelab.report import LayerReport
@@ -109,17 +110,23 @@ def store(job: Job, merged: Sequence[MergedLayer]) -> tuple[dict[str, LoraLayer]
     spectra = [layer.spectrum for layer in merged if layer.spectrum is not None]
     counts = iter(job.rank.spend([s.S for s in spectra]) if isinstance(job.rank, RankBudget) and spectra else ())
     layers, rows = {}, []
-    for layer in merged:
-        factors, row = layer.factors, layer.row
-        if layer.spectrum is not None:
-            spectrum = layer.spectrum.truncated(next(counts))
-            factors = spectrum.factors() if len(spectrum.S) else None
-            kept = 0.0 if layer.note else float(spectrum.kept)
-            row = _row(job, layer, len(spectrum.S), kept, _measured_again(job, layer, factors), _known(layer))
-        if factors is not None:
-            layers[layer.name] = layer_of(factors, layer.shape)
-        rows.append(row or _row(job, layer, 0, layer.kept, {}))
+    with threads():  # single-threaded kernels, whose sums do not depend on the number of threads
+        for layer in merged:
+            factors, row = _final(job, layer, counts)
+            if factors is not None:
+                layers[layer.name] = layer_of(factors, layer.shape)
+            rows.append(row)
     return layers, rows
+
+
+def _final(job: Job, layer: MergedLayer, counts: Iterator[int]) -> tuple[Factors | None, LayerReport]:
+    """What is stored of a layer, and its row; of a spectrum so many values as come next."""
+    if layer.spectrum is None:
+        return layer.factors, layer.row or _row(job, layer, 0, layer.kept, {})
+    spectrum = layer.spectrum.truncated(next(counts))
+    factors = spectrum.factors() if len(spectrum.S) else None
+    kept = 0.0 if layer.note else float(spectrum.kept)
+    return factors, _row(job, layer, len(spectrum.S), kept, _measured_again(job, layer, factors), _known(layer))
 
 
 def _measured_again(job: Job, layer: MergedLayer, factors: Factors | None) -> Measured:

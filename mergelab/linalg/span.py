@@ -134,6 +134,13 @@ class Combination:
         x = self.span.r_b @ self.M @ self.span.r_a.mT
         return x, *host.eigh(x.mT @ x, self.span.workspace)
 
+    @cached_property
+    def size_of_terms(self) -> Float64[Tensor, " *batch"]:
+        """Root of the sum of the squared norms of all `B_c M_cd A_d`: what a change is rounded against; on the CPU."""
+        columns, rows = (g.diagonal(dim1=-2, dim2=-1) for g in self.span.grams)
+        squares = columns[..., :, None] * self.M.square() * rows[..., None, :]
+        return host.to_host(squares.sum((-2, -1)).sqrt())[0]
+
     def delta(self) -> Tensor:
         """The dense change."""
         return self.span.B @ (host.like(self.M, self.span.B) @ self.span.A)
@@ -222,9 +229,12 @@ def decompose(change: Combination, count: Callable[[Tensor], int] = len) -> Deco
     counts = tuple(count(own) for own in s.reshape(-1, s.shape[-1]))
     beyond = torch.arange(max(counts)) >= torch.tensor(counts)[:, None]
     s = s[..., : max(counts)].masked_fill(beyond.reshape(*s.shape[:-1], -1), 0.0)
-    # Where a value is only rounding, so would be its vectors.
-    inverse = torch.where(s > (NULL * s[..., :1]).clamp_min(TINY), 1 / s, 0.0)
-    over, v = host.like(inverse, m)[..., None, :], v[..., : s.shape[-1]]
+    # What float32 leaves of zero, where a change is little beside its terms or a value beside the largest: no vector
+    # can be told there, and one divided by such a value would be noise of any size.
+    size = torch.maximum(s[..., :1], change.size_of_terms[..., None]) if s.shape[-1] else s
+    s = torch.where(s > (NULL * size).clamp_min(TINY), s, 0.0)
+    over = torch.where(s > 0, 1 / s, 0.0)
+    over, v = host.like(over, m)[..., None, :], v[..., : s.shape[-1]]
     u = core @ v * over
     inside = ((u.mT @ span.r_b) * (v.mT @ span.r_a) * host.like(s, m)[..., None]).sum(-2)
     return Decomposed(
