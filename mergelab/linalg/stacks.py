@@ -11,10 +11,10 @@ from torch import Tensor
 from mergelab.linalg.lowrank import Factors
 from mergelab.linalg.workspace import panels
 
-# Entries of all changes that are held at a time: on a CPU a block fits the cache next to the processor, where each of a
-# rule's many passes over it costs half as much, but has enough rows to be worth a product; on a GPU it is worth a
-# kernel's launch.
-BLOCK, FEWEST_ROWS, GPU_BLOCK = 1 << 19, 16, 1 << 26
+# Entries of all changes that are held at a time, on a CPU and on a GPU. On a CPU a quarter of it fits the cache next to
+# the processor, where each of a rule's many passes costs half as much: but Python, of which there is one for all
+# threads, sees every block, and two threads wait for each other. Twice as many where a matrix has more than LARGE.
+BLOCK, FEWEST_ROWS, GPU_BLOCK, LARGE = 1 << 20, 16, 1 << 26, 1 << 24
 
 Matrix = Factors | Tensor
 
@@ -55,7 +55,8 @@ class ChangeStack:
     def blocks(self) -> list[slice]:
         """Row blocks that cover the matrices; they depend on the shapes alone."""
         rows, columns = self.shape
-        held, fewest = (BLOCK, FEWEST_ROWS) if self.device.type == "cpu" else (GPU_BLOCK, 1)
+        on_cpu = self.device.type == "cpu"
+        held, fewest = (BLOCK << (rows * columns > LARGE), FEWEST_ROWS) if on_cpu else (GPU_BLOCK, 1)
         return list(panels(rows, max(fewest, held // (max(4, len(self.matrices)) * columns))))
 
     def rows(self, i: int, rows: slice, out: Tensor | None = None) -> Tensor:
