@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -88,16 +87,10 @@ def write_files(session: Session, arch: str) -> Found:
 
 
 def keywords_of(session: Session, line: Line, device: str) -> dict[str, Any]:
-    """As `merge` takes them.
-
-    Raises:
-        NotImplementedError: a limit is asked for that this mergelab does not know.
-    """
+    """As `merge` takes them."""
     rank = {} if line.method == "cat" else {"rank": session.rank}
     given = {"method": line.method, "device": device, **rank, **line.options}
     if line.memory:
-        if "memory" not in inspect.signature(ml.merge).parameters:
-            raise NotImplementedError("merge takes no memory= yet")
         given["memory"] = line.memory
     return given
 

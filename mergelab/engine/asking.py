@@ -15,7 +15,7 @@ from mergelab.engine.extras import bias_only, replacing
 from mergelab.engine.job import Input, Job, said_of
 from mergelab.engine.weights import Weight, resolve
 from mergelab.errors import OptionError
-from mergelab.methods.method import Level, Strategy
+from mergelab.methods.method import Strategy
 from mergelab.methods.registry import strategy_of
 from mergelab.ranks import Rank, check_rank
 
@@ -118,7 +118,6 @@ def _work(job: Job, inputs: Inputs) -> float:
     strategy = job.strategy
     if strategy.acts_in.acts_on_factors:
         return 0.0
-    dense = strategy.level is not Level.LAYER and strategy.acts_in.is_dense and not strategy.is_exact_sum
     present = ((name, own) for name, own in inputs.present(job).items() if own)
     layers = ([inputs.adapters[i].layers[name] for i in own] for name, own in present)
-    return sum(layer_work(own[0].shape, [layer.rank for layer in own], dense) for own in layers)
+    return sum(layer_work(own[0].shape, [layer.rank for layer in own], strategy.forms_changes) for own in layers)

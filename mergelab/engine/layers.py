@@ -20,7 +20,7 @@ from mergelab.engine.storing import merged_batch
 from mergelab.engine.thresholds import Known, Owned, Wanted, adapter_thresholds
 from mergelab.linalg.streams import Beside
 from mergelab.linalg.workspace import Workspace, threads, trim_heap
-from mergelab.methods.method import Level, MatrixWise, Strategy
+from mergelab.methods.method import MatrixWise
 
 # Dense changes of more entries than this are computed one after the other, by all threads together.
 LARGE = 1 << 22
@@ -115,12 +115,12 @@ def _merged(
         same = prepared[i] is prepared[j] and jobs[i].is_like(jobs[j])
         return same and torch.equal(batch.weights(jobs[i]), batch.weights(jobs[j]))
 
-    kinds = _grouped(users, alike)
-    for own in kinds:
+    kinds = [(own, batch.layers(jobs[own[0]])) for own in _grouped(users, alike)]
+    for own, layers in kinds:
         if prepared[own[0]] is None:
-            expect_thresholds(jobs[own[0]].strategy, batch.layers(jobs[own[0]]), batch.thresholds)
-    for own in kinds:
-        yield from zip(own, merged_batch([jobs[i] for i in own], batch, prepared[own[0]], workspace))
+            expect_thresholds(jobs[own[0]].strategy, layers, batch.thresholds)
+    for own, layers in kinds:
+        yield from zip(own, merged_batch([jobs[i] for i in own], batch, layers, prepared[own[0]], workspace))
 
 
 def _grouped(numbers: Iterable[int], alike: Callable[[int, int], bool]) -> list[list[int]]:
@@ -136,10 +136,8 @@ def _grouped(numbers: Iterable[int], alike: Callable[[int, int], bool]) -> list[
 
 
 def _is_large(jobs: Sequence[Job], group: Group) -> bool:
-    def is_dense(strategy: Strategy) -> bool:
-        return strategy.level is not Level.LAYER and not strategy.is_exact_sum and strategy.acts_in.is_dense
-
-    return math.prod(jobs[0].shape(group.names[0])) > LARGE and any(is_dense(jobs[i].strategy) for i in group.jobs)
+    large = math.prod(jobs[0].shape(group.names[0])) > LARGE
+    return large and any(jobs[i].strategy.forms_changes for i in group.jobs)
 
 
 def _prepare_adapters(jobs: Sequence[Job], batches: Sequence[Group], workspace: Workspace) -> Prepared:

@@ -56,13 +56,17 @@ class Whole(NamedTuple):
 
 
 def merged_batch(
-    jobs: Sequence[Job], batch: LayerBatch, prepared: Sequence[Any] | None, workspace: Workspace
+    jobs: Sequence[Job],
+    batch: LayerBatch,
+    layers: Sequence[OneLayer],
+    prepared: Sequence[Any] | None,
+    workspace: Workspace,
 ) -> list[Callable[[], list[MergedLayer]]]:
     """Merge the layers of a batch, and cut them to the rank of each job.
 
     Args:
         jobs: that differ in the rank alone.
-        batch: what is merged.
+        batch, layers: what is merged, together and as a method sees each layer.
         prepared: of each adapter, what the sparsifier found out over all of its layers.
         workspace: threads and memory.
 
@@ -72,7 +76,7 @@ def merged_batch(
     Raises:
         LayerError: the merge has values that float32 cannot hold.
     """
-    layers, strategy = batch.layers(jobs[0]), jobs[0].strategy
+    strategy = jobs[0].strategy
     states = None if prepared is None else [[prepared[p.adapter] for p in one.parts] for one in layers]
     with said_of(jobs[0].recipe):
         merged: list[Merged] | Combination | Tensor

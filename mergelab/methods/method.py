@@ -115,6 +115,11 @@ class Strategy(ABC):
         """Is the result the weighted sum of the changes as they are? Nothing dense need then be formed."""
         return self.is_sum and self.sparsifier is None and self.output_scale == 1 and self.acts_in.keeps_sums
 
+    @property
+    def forms_changes(self) -> bool:
+        """Does its rule see dense changes, as large as the layer? Else all is as small as the ranks, or their rows."""
+        return self.level is not Level.LAYER and not self.is_exact_sum and self.acts_in.is_dense
+
     def checked_rank(self, rank: Rank) -> Rank:
         """The rank, or `OptionError` where the method cannot store a result at it."""
         if self.stores_factors and rank != self.default_rank:
