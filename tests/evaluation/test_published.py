@@ -105,7 +105,7 @@ def opened(request: pytest.FixtureRequest) -> tuple[str, Any]:
 def test_twins_run(opened: tuple[str, Any], tmp_path: Path) -> None:
     """One step, one seed, one prompt and one set of each: the photographs are compared with, no variant fails.
 
-    The one with every method has all its merges and metrics, the others two merges and a metric that looks at photographs.
+    The one with every method has all its merges and metrics, the others two merges and one metric.
     """
     name, pipe = opened
     for path in TWINS:
