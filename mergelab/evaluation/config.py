@@ -24,6 +24,12 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
+def _concept(value: Any) -> Any:
+    if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        raise PydanticCustomError("concept", "expected a prompt, or a list of several")
+    return value
+
+
 class Lora(_Strict):
     """One adapter; a path alone will do.
 
@@ -31,16 +37,24 @@ class Lora(_Strict):
         path: whatever `mergelab.load` takes, or `miniature/sdxl/ghost`.
         name: how tables call it; the file's name where it is left out.
         weight: strength, in the stack and in every merge; a mapping gives one for each component or layer pattern.
-        concept: a prompt of its concept alone, "a photo of sks"; without one nothing is recovered, only compared.
+        concept: a prompt of its concept alone, "a photo of sks", or several, whose scores are averaged; without one
+            nothing is recovered, only compared.
         trigger: words of a prompt that call it; where it is left out, the words of the concept that are in no other
             adapter's concept and are more than articles.
+        references: a folder of photographs of what it shows, which images are compared with.
     """
 
     path: str
     name: str = ""
     weight: float | dict[str, float] = 1.0
-    concept: str = ""
+    concept: Annotated[str | list[str], BeforeValidator(_concept)] = ""
     trigger: str = ""
+    references: str = ""
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """The prompts of its concept; none where it has none."""
+        return tuple(filter(None, [self.concept] if isinstance(self.concept, str) else self.concept))
 
 
 class Clip(_Strict):

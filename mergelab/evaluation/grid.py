@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mergelab.engine.provenance import package_version
 from mergelab.evaluation.config import Config
 from mergelab.evaluation.failures import Failures
-from mergelab.evaluation.metrics.metric import Description, Metric, Picture
+from mergelab.evaluation.metrics.metric import Asked, Description, Metric, Picture
 from mergelab.evaluation.names import at_seed, split_seed
 from mergelab.evaluation.store import Store, hash_of
 from mergelab.evaluation.variants import Variant
@@ -43,6 +43,11 @@ class Grid:
     failures: Failures
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"pipeline": 0.0, "adapters": 0.0, "metrics": 0.0})
+
+    @property
+    def concepts(self) -> dict[str, tuple[str, ...]]:
+        """Adapter -> the prompts of its concept."""
+        return {lora.name: lora.concepts for lora in self.config.loras}
 
     def bar(self, total: int, label: str) -> Any:
         """A progress bar."""
@@ -97,7 +102,10 @@ def _scored(grid: Grid, metric: Metric, key: str, prompt: str, comparisons: Mapp
     description = metric.description
     comparisons = comparisons if description.compares_with == "images" else {}
     request = {"metric": description.name, "settings": dict(metric.settings), "image": key, "prompt": prompt}
-    request_key = hash_of(request | {"references": dict(comparisons), "version": package_version()})
+    request |= {"references": dict(comparisons), "version": package_version()}
+    if description.compares_with == "words":
+        request["concepts"] = grid.concepts
+    request_key = hash_of(request)
     known = grid.store.recall(request_key)
     values = dict(_measured(grid, metric, key, prompt, comparisons) if known is None else known)
     _check(values, description)
@@ -108,9 +116,9 @@ def _scored(grid: Grid, metric: Metric, key: str, prompt: str, comparisons: Mapp
 
 def _measured(grid: Grid, metric: Metric, key: str, prompt: str, comparisons: Mapping[str, str]) -> Mapping[str, float]:
     references = {name: Picture(other, grid.store.load_image(other)) for name, other in comparisons.items()}
-    picture = Picture(key, grid.store.load_image(key))
+    picture, asked = Picture(key, grid.store.load_image(key)), Asked(prompt, references, grid.concepts)
     start = time.perf_counter()
-    values = metric.score(picture, prompt, references)
+    values = metric.score(picture, asked)
     grid.seconds["metrics"] += time.perf_counter() - start
     return values
 
