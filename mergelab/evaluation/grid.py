@@ -146,7 +146,7 @@ def _scored(
     about = description.compares_with
     comparisons = comparisons if about == "images" else {}
     concepts = known.concepts if about == "words" else {}
-    photos = known.photos if about == "images" and metric.sees_photographs else {}
+    photos = known.photos if about == "images" else {}
     request = {"metric": description.name, "settings": dict(metric.settings), "image": key, "prompt": prompt}
     request |= {"references": dict(comparisons), "version": package_version(), "concepts": concepts}
     request |= {"photos": {name: [picture.key for picture in pictures] for name, pictures in photos.items()}}

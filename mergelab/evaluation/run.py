@@ -133,8 +133,7 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     layers = dict.fromkeys(layer for adapter in loras.values() for layer in adapter.layers)
     stage = Stage(pipeline, layers, fused=None if asked is None else asked == "fused")
     keywords = _keywords(config, pipeline)
-    concepts = {lora.name: lora.concept for lora in config.loras}
-    metrics = open_metrics(config, concepts)
+    metrics = open_metrics(config)
     ready = time.perf_counter()
     write(store.folder / CONFIG, _as_yaml(config))
     scaled = at_weights(config, loras)
@@ -150,6 +149,7 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     if not len(frame):
         raise OptionError("no metric has anything to say: give the adapters concepts, or name other metrics")
 
+    concepts = {lora.name: " ".join(lora.concepts) for lora in config.loras}
     triggers = triggers_of(concepts, {lora.name: lora.trigger for lora in config.loras})
     result = _analysed(grid, frame, metrics, loras, calls(config.prompts, triggers))
     with replacing(store.folder / "scores.parquet") as partial:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 
 import pandas as pd
 
-from mergelab.evaluation.names import VariantName, of_photos, renamed
+from mergelab.evaluation.names import Photographs, VariantName, renamed
 from mergelab.evaluation.sets import AdapterSet
 
 Column = tuple[str, str, str]
@@ -52,7 +52,7 @@ class Scores:
     def labels(self, metric: str) -> list[str]:
         """What a user's metric calls its numbers, "" for a bare one: no variant, no photographs, nothing computed."""
         others = self.references(metric) - {reference for _, name, reference in self._added if name == metric}
-        return sorted(one for one in others if VariantName.parse(one) is None and not of_photos(one))
+        return sorted(one for one in others if not (VariantName.parse(one) or Photographs.parse(one)))
 
     def column(self, column: Column) -> pd.Series:
         """One column, over set, prompt and seed; empty where it is not there."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mergelab import miniature
-from mergelab.evaluation.metrics.metric import Description, Metric, Picture, Setup
+from mergelab.evaluation.metrics.metric import Asked, Description, Metric, Picture, Setup
 from mergelab.pipelines.fingerprints import weights_hash
 
 
@@ -45,10 +45,10 @@ class Lpips(Metric):
         return self._settings
 
     @torch.no_grad()
-    def score(self, picture: Picture, prompt: str, references: Mapping[str, Picture]) -> dict[str, float]:
-        """One value for each reference; both images go in as [-1, 1]."""
+    def score(self, picture: Picture, asked: Asked) -> dict[str, float]:
+        """One value for each image; both go in as [-1, 1]. A photograph shows another scene, and has none."""
         mine = picture.pixels.unsqueeze(0).to(self.device)
         return {
             key: float(self.model(mine, other.pixels.unsqueeze(0).to(self.device), normalize=True))
-            for key, other in references.items()
+            for key, other in asked.images.items()
         }

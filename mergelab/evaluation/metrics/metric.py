@@ -25,9 +25,10 @@ class Description:
     Attributes:
         name: in configurations, in tables and in `scores.parquet`.
         compares_with: what an image is held against, and so what the metric's references are.
-            "words": each adapter's concept (`single:<name>`) and the image's own prompt (""); it is asked for recovery,
-            leakage and preservation.
-            "images": other images of the same prompt and seed (`base`, `single:<name>`, `stack`); it is asked for
+            "words": each adapter's concept (`single:<name>`, the mean over its prompts where it has several) and the
+            image's own prompt (""); it is asked for recovery, leakage and preservation.
+            "images": other images of the same prompt and seed (`base`, `single:<name>`, `stack`), and photographs of
+            what an adapter shows (`photos:<name>`, the mean over them) where that makes sense; it is asked for
             likeness or distance.
             "nothing": one number for the image (""); its mean is shown.
         higher_is_better: the direction: False for a distance or a fault.
@@ -67,14 +68,30 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What one image is held against; a metric takes of it what it compares with.
+
+    Attributes:
+        prompt: the image's own.
+        images: reference -> image; empty unless the metric compares with "images".
+        concepts: adapter -> its concept prompts, of the adapters at hand; none where it was given no concept.
+        photos: adapter -> its reference photographs, of the adapters that have some.
+    """
+
+    prompt: str
+    images: Mapping[str, Picture] = field(default_factory=dict)
+    concepts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    photos: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Setup:
-    """What a metric may need to open: the configuration, each adapter's concept, the device.
+    """What a metric may need to open: the configuration and the device.
 
     Several metrics may want the same model: what they open by `shared` is opened once for all of them.
     """
 
     config: Config
-    concepts: Mapping[str, str]
     device: str
     _opened: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -110,5 +127,5 @@ class Metric(ABC):
         return self.description
 
     @abstractmethod
-    def score(self, picture: Picture, prompt: str, references: Mapping[str, Picture]) -> Mapping[str, float]:
-        """Reference -> value, as the description says; `references` is empty unless it compares images."""
+    def score(self, picture: Picture, asked: Asked) -> Mapping[str, float]:
+        """Reference -> value, as the description says."""
