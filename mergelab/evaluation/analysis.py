@@ -19,7 +19,6 @@ from mergelab.evaluation.quantities import (
     described,
     units_of,
 )
-from mergelab.evaluation.ranges import MetricRange
 from mergelab.evaluation.scores import Scores
 from mergelab.evaluation.statistics import Interval, is_blind, recovery_interval, sign_flip
 
@@ -57,7 +56,6 @@ def findings(
     metrics: Sequence[Description],
     variants: Sequence[VariantName],
     weights: Mapping[str, bool],
-    ranges: Sequence[MetricRange],
 ) -> list[Finding]:
     """Every quantity that the metrics can answer, of every variant.
 
@@ -66,9 +64,7 @@ def findings(
         metrics: what the scores are of.
         variants: of which something is said.
         weights: role -> whether its weight is above zero.
-        ranges: of the metrics; what is blind for an adapter says nothing of its recovery.
     """
-    blind = {(one.metric, one.reference) for one in ranges if one.blind}
     found = list[Finding]()
     for variant in variants:
         for role in (*weights, None):
@@ -77,8 +73,7 @@ def findings(
                     if role is not None and (quantity.name == SUPPRESSION.name) == weights[role] and quantity.is_effect:
                         continue
                     for about in quantity.references(role, metric, scores):
-                        if not (quantity.name == RECOVERY.name and (metric.name, about) in blind):
-                            found += _finding(scores, quantity, variant, metric, about, role)
+                        found += _finding(scores, quantity, variant, metric, about, role)
                 if role is not None and metric.compares_with == "images" and weights[role]:
                     found += _image_recovery(scores, variant, metric, role)
     return found
@@ -90,7 +85,7 @@ def _finding(
     """One estimate, with the p value of its own test against the stack; none where a column is missing."""
     columns, keys = quantity.of(str(variant), metric.name, about, role), quantity.keys(scores, role)
     table = scores.aligned(columns, keys)
-    if not len(table):
+    if not len(table) or (quantity.name == RECOVERY.name and _sees_nothing(table, metric)):
         return []
     p = None
     if quantity.contrast and variant.kind == "merge":
@@ -101,6 +96,12 @@ def _finding(
     return [Finding(quantity.name, str(variant), metric.name, about, quantity.prompts, interval, p)]
 
 
+def _sees_nothing(table: pd.DataFrame, metric: Description) -> bool:
+    """Whether the adapter alone (third column) is within the noise of the base model (second), on these prompts."""
+    span = (table.iloc[:, 2] - table.iloc[:, 1]).to_numpy(float) * metric.sign
+    return is_blind(span, units_of(table))
+
+
 def _image_recovery(scores: Scores, variant: VariantName, metric: Description, role: str) -> list[Finding]:
     """Of the likeness to the image of an adapter alone, whose own other seeds are the ceiling."""
     name, keys = single(role), scores.keys(counts("alone", role))
@@ -109,9 +110,8 @@ def _image_recovery(scores: Scores, variant: VariantName, metric: Description, r
     if not len(table) or not len(ceiling):
         return []
     table = pd.concat([table, ceiling.rename("ceiling")], axis=1, join="inner")
-    mine, floor, best = (table.iloc[:, i].to_numpy(float) for i in range(3))
-    units = units_of(table)
-    if is_blind((best - floor) * metric.sign, units):
+    if _sees_nothing(table, metric):
         return []
-    interval = recovery_interval(mine, floor, best, units, metric.range)
+    mine, floor, best = (table.iloc[:, i].to_numpy(float) for i in range(3))
+    interval = recovery_interval(mine, floor, best, units_of(table), metric.range)
     return [Finding(IMAGE_RECOVERY, str(variant), metric.name, name, "alone", interval)]

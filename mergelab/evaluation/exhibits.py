@@ -6,11 +6,12 @@ It stands in summary.json under "exhibits", and whoever publishes a merge needs 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mergelab.evaluation.report.tables import columns, heads, row_of
 from mergelab.evaluation.result import Result
-from mergelab.evaluation.store import Store, file_name
+from mergelab.evaluation.store import Store
 from mergelab.evaluation.variants import Variant
 from mergelab.tables import counted
 
@@ -32,7 +33,7 @@ def exhibits(result: Result, variants: Sequence[Variant]) -> dict[str, Any]:
         "merges": [
             {
                 "row": variant.name.display,
-                "file": f"{store.adapters.name}/{file_name(variant.name.label)}.safetensors",
+                "file": _file(variant, result.folder),
                 "pictures": _pictures(result, variant, store),
             }
             for variant in variants
@@ -41,10 +42,16 @@ def exhibits(result: Result, variants: Sequence[Variant]) -> dict[str, Any]:
     }
 
 
+def _file(variant: Variant, folder: Path) -> str:
+    """Of the merge, from the run folder."""
+    (path,) = (path for path in variant.adapters.values() if isinstance(path, Path))
+    return path.relative_to(folder).as_posix()
+
+
 def _pictures(result: Result, variant: Variant, store: Store) -> list[dict[str, Any]]:
     """One for each prompt, of the first seed that was drawn."""
     found = []
-    for prompt in result.config.prompts:
+    for prompt in dict.fromkeys(prompt for prompt, _ in variant.requests):
         paths = ((seed, store.image_path(variant.requests[prompt, seed])) for seed in result.config.seeds)
         for seed, path in [(seed, path) for seed, path in paths if path.exists()][:1]:
             found.append({"prompt": prompt, "seed": seed, "image": f"{store.images.name}/{path.name}"})

@@ -17,7 +17,6 @@ from mergelab.evaluation.config import Config
 from mergelab.evaluation.failures import Failures
 from mergelab.evaluation.metrics.metric import Asked, Description, Metric, Picture
 from mergelab.evaluation.names import at_seed, single, split_seed
-from mergelab.evaluation.photographs import photographs
 from mergelab.evaluation.sets import AdapterSet, Called
 from mergelab.evaluation.store import Store, hash_of
 from mergelab.evaluation.variants import Variant
@@ -36,6 +35,7 @@ class Grid:
         config, store: what is run, and where.
         sets: the sets of adapters, with their prompts.
         variants: the columns of every set.
+        photos: adapter -> reference photographs.
         progress: a progress bar; None shows one on a terminal.
         failures: cells that failed, as they come.
         notes: what a pipeline did not load.
@@ -46,6 +46,7 @@ class Grid:
     store: Store
     sets: list[AdapterSet]
     variants: list[Variant]
+    photos: Mapping[str, tuple[Picture, ...]]
     progress: bool | None
     failures: Failures
     notes: list[str] = field(default_factory=list)
@@ -57,21 +58,24 @@ class Grid:
 
     def bar(self, total: int, label: str) -> Any:
         """A progress bar."""
-        hidden = None if self.progress is None else not self.progress
-        return tqdm(total=total, desc=label, unit=label.removesuffix("s"), smoothing=0.1, disable=hidden)
+        return progress_bar(total, label, self.progress)
+
+
+def progress_bar(total: int, label: str, shown: bool | None) -> Any:
+    """A progress bar with the time that is left; None shows one on a terminal."""
+    return tqdm(total=total, desc=label, smoothing=0.1, disable=None if shown is None else not shown)
 
 
 def score_all(grid: Grid, metrics: list[Metric]) -> pd.DataFrame:
     """Scores every image that is there with every metric, in a fixed order."""
     rows: list[dict[str, Any]] = []
-    photos = {lora.name: photographs(lora.references) for lora in grid.config.loras if lora.references}
     total = sum(len(one.prompts) * len(grid.config.seeds) * len(grid.of(one)) for one in grid.sets)
     with grid.bar(total, "scores") as bar:
         for one in grid.sets:
             own = grid.of(one)
             known = _Known(
                 {lora.name: lora.concepts for lora in one.adapters.values() if lora.concepts},
-                {name: pictures for name, pictures in photos.items() if name in one.names},
+                {name: pictures for name, pictures in grid.photos.items() if name in one.names},
             )
             for prompt, seed in product(one.prompts, grid.config.seeds):
                 for variant in own:

@@ -47,6 +47,7 @@ class Planned:
     def keep(self, merged: Adapter, seconds: float) -> dict[str, Any]:
         """Write the file, and what is known of it."""
         record = self.path.with_suffix(".json")
+        record.parent.mkdir(parents=True, exist_ok=True)
         record.unlink(missing_ok=True)  # a kill between the two files must not leave the new one under the old record
         merged.save(self.path)
         known = {

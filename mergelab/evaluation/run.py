@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import yaml
 
 from mergelab import miniature
-from mergelab.adapter import Adapter, load
-from mergelab.comparing import compare
+from mergelab.adapter import load
+from mergelab.comparing import Comparison, compare
 from mergelab.errors import OptionError, OutputError
-from mergelab.evaluation.analysis import findings, metric_ranges
+from mergelab.evaluation.analysing import analysed
 from mergelab.evaluation.config import Config, Memory
+from mergelab.evaluation.design import design_of
 from mergelab.evaluation.drawing import generate_missing
 from mergelab.evaluation.exhibits import exhibits
 from mergelab.evaluation.failures import Failures, summed_up
-from mergelab.evaluation.grid import Grid, score_all
-from mergelab.evaluation.metrics.metric import Metric
-from mergelab.evaluation.metrics.registry import check_metrics, open_metrics, table_order
+from mergelab.evaluation.grid import Grid, progress_bar, score_all
+from mergelab.evaluation.metrics.registry import check_metrics, open_metrics
+from mergelab.evaluation.photographs import photographs
 from mergelab.evaluation.reading import read_config
 from mergelab.evaluation.report.page import render
-from mergelab.evaluation.report.tables import plain_table
-from mergelab.evaluation.report.verdict import sentences
 from mergelab.evaluation.result import Result
-from mergelab.evaluation.scores import Scores
+from mergelab.evaluation.sets import AdapterSet, adapter_sets
 from mergelab.evaluation.store import Store, to_json, write
 from mergelab.evaluation.summary import summary_of
-from mergelab.evaluation.triggers import calls, triggers_of
-from mergelab.evaluation.variants import at_weights, make_variants
+from mergelab.evaluation.variants import Pool, Variant, make_variants
 from mergelab.formats.base_models import check_base_models
 from mergelab.formats.files import replacing
 from mergelab.pipelines.adapters import check_adapters, check_bare
 from mergelab.pipelines.fingerprints import fingerprint
 from mergelab.pipelines.opening import Pipeline, ignores_guidance, name_of, open_pipeline, usual_device
 from mergelab.pipelines.staging import Stage, at_home
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 """In the run folder: the configuration as it was resolved; its addresses are whole, to be run again."""
@@ -125,6 +124,9 @@ def _check_not_replaced(given: Path, target: Path, config: Config) -> None:
 def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | None) -> Result:
     start = time.perf_counter()
     # What cannot work is found before anything is written, and before hours of merging and drawing.
+    sets = adapter_sets(config)
+    if warning := design_of(config, sets).warning():
+        log.warning("%s", warning)
     loras = {lora.name: load(lora.path) for lora in config.loras}
     check_base_models(list(loras.values()), list(loras))
     pipeline, model = (given, _identity(given)) if given is not None else _opened(config)
@@ -134,12 +136,13 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     stage = Stage(pipeline, layers, fused=None if asked is None else asked == "fused")
     keywords = _keywords(config, pipeline)
     metrics = open_metrics(config)
+    photos = {lora.name: photographs(lora.references) for lora in config.loras if lora.references}
     ready = time.perf_counter()
     write(store.folder / CONFIG, _as_yaml(config))
-    scaled = at_weights(config, loras)
-    comparison = compare(list(scaled.values()), device=config.device) if len(scaled) > 1 else None
-    failures = Failures()
-    grid = Grid(config, store, make_variants(config, loras, scaled, store, failures), progress, failures)
+    failures, pool = Failures(), Pool(loras, config.device)
+    comparison = _compared(sets, pool) if len(sets) == 1 else None
+    variants = _made(config, sets, pool, store, failures, progress)
+    grid = Grid(config, store, sets, variants, photos, progress, failures)
     merged = time.perf_counter()
     with _threads_for(config):
         generate_missing(grid, stage, model, keywords)
@@ -149,19 +152,35 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     if not len(frame):
         raise OptionError("no metric has anything to say: give the adapters concepts, or name other metrics")
 
-    concepts = {lora.name: " ".join(lora.concepts) for lora in config.loras}
-    triggers = triggers_of(concepts, {lora.name: lora.trigger for lora in config.loras})
-    result = _analysed(grid, frame, metrics, loras, calls(config.prompts, triggers))
+    result = analysed(grid, frame, metrics)
     with replacing(store.folder / "scores.parquet") as partial:
         frame.to_parquet(partial, index=False)
     end = time.perf_counter()
     seconds = {"loading": ready - start, "merging and comparing": merged - ready} | grid.seconds
     seconds["everything else"] = end - start - sum(seconds.values())
-    summary = summary_of(result, grid, metrics, triggers, model, seconds)
+    summary = summary_of(result, grid, metrics, model, seconds)
     summary |= {"exhibits": exhibits(result, grid.variants)}
     write(store.folder / "summary.json", to_json(summary))
     write(store.folder / "report.html", render(result, grid.variants, comparison, summary))
     return result
+
+
+def _compared(sets: Sequence[AdapterSet], pool: Pool) -> Comparison | None:
+    """The adapters before any merge."""
+    adapters = [pool.scaled(lora.name, lora.strength)[0] for lora in sets[0].adapters.values()]
+    return compare(adapters, device=pool.device) if len(adapters) > 1 else None
+
+
+def _made(
+    config: Config, sets: Sequence[AdapterSet], pool: Pool, store: Store, failures: Failures, progress: bool | None
+) -> list[Variant]:
+    """The variants of all sets, merged set by set."""
+    variants = list[Variant]()
+    with progress_bar(len(sets), "sets merged", progress if len(sets) > 1 else False) as bar:
+        for one in sets:
+            variants += make_variants(config, one, pool, store, failures)
+            bar.update()
+    return variants
 
 
 def _identity(pipeline: Pipeline) -> str:
@@ -202,25 +221,3 @@ def _threads_for(config: Config) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _analysed(
-    grid: Grid,
-    frame: pd.DataFrame,
-    metrics: Iterable[Metric],
-    loras: Mapping[str, Adapter],
-    calling: Mapping[str, set[str]],
-) -> Result:
-    """The findings, and what they say in words."""
-    scores, adapters = Scores(frame), list(loras)
-    described = table_order(metric.described(frame[frame["metric"] == metric.description.name]) for metric in metrics)
-    result = Result(
-        grid.store.folder,
-        grid.config,
-        described,
-        frame,
-        findings(scores, described, [variant.name for variant in grid.variants], adapters, calling),
-        metric_ranges(scores, described, adapters, calling),
-        grid.failures.rows,
-    )
-    return replace(result, verdict=sentences(result, calling), table=plain_table(result))

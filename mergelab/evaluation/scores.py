@@ -25,6 +25,7 @@ class Scores:
         sets: the sets of adapters, whose roles stand for the names of the adapters.
 
     Attributes:
+        variants: in the order of the frame.
         calling: set and prompt -> the roles that are called.
     """
 
@@ -35,6 +36,7 @@ class Scores:
             (str(variant), str(metric), str(reference)): part.set_index(INDEX)["value"]
             for (variant, metric, reference), part in frame[same_seed].groupby(["variant", "metric", "reference"])
         }
+        self.variants: list[str] = list(dict.fromkeys(frame["variant"]))
         self._added = set[Column]()
         self._other_seeds = frame[~same_seed]
         self.calling: Mapping[Key, frozenset[str]] = {

@@ -139,3 +139,61 @@ def win_rate(first: Array, second: Array, *, higher_is_better: bool = True) -> f
     """
     gain = np.sign(first - second) * (1 if higher_is_better else -1)
     return float((gain > 0).mean() + 0.5 * (gain == 0).mean())
+
+
+# SHIM until the branch `stat` is joined.
+class Units:
+    def __init__(self, prompts, sets) -> None:
+        self._prompts, self._sets = list(prompts), list(sets)
+        many = len(set(self._sets))
+        self.kind = "prompts" if many == 1 else "sets" if many >= 5 else "prompts of these sets"
+        self.count = many if many >= 5 else len(set(zip(self._sets, self._prompts)))
+
+    def means(self, values):
+        sets = self._sets if self.kind == "sets" else ["" for _ in self._sets]
+        prompts = self._prompts if self.kind == "sets" else list(zip(self._sets, self._prompts))
+        return cluster_means(np.asarray(values, dtype=float), prompts, sets)
+
+
+def _t(means):
+    n, est = len(means), float(np.mean(means))
+    if n < 5:
+        return Interval(est, float("nan"), float("nan"))
+    reach = float(student.ppf(0.975, n - 1)) * float(means.std(ddof=1)) / n**0.5
+    return Interval(est, est - reach, est + reach)
+
+
+def mean_interval(values, units, range):
+    return _t(units.means(values))
+
+
+def difference_interval(first, second, units, range):
+    return _t(units.means(first - second))
+
+
+def recovery_interval(variant, base, single, units, range):
+    span = units.means(single - base).mean()
+    gain = units.means(variant - base).mean()
+    if abs(span) < 1e-12:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    r = gain / span
+    e = _t(units.means((variant - single) - (r - 1) * (single - base)) / span)
+    return Interval(r, r + e.low, r + e.high)
+
+
+def is_blind(difference, units):
+    means = units.means(difference)
+    sample = means if len(means) >= 5 else difference
+    if len(sample) < 2:
+        return bool(sample.mean() <= 1e-3)
+    reach = float(student.ppf(0.975, len(sample) - 1)) * sample.std(ddof=1) / len(sample) ** 0.5
+    return bool(sample.mean() <= max(reach, 1e-3))
+
+
+def least_p(count):
+    return min(1.0, 2.0 / 2**count) if count <= 12 else 1e-4
+
+
+def resolvable(means):
+    n = len(means)
+    return float("nan") if n < 2 else float((student.ppf(0.975, n - 1) + student.ppf(0.8, n - 1)) * means.std(ddof=1) / n**0.5)

@@ -37,7 +37,7 @@ def scatters(result: Result, metric: Description | None) -> list[str]:
         return []
     kept = {name.display: recoveries(result, str(name), metric) for name in variants_of(result)}
     figures = []
-    for first, second in combinations([lora.name for lora in result.config.loras], 2):
+    for first, second in combinations(result.roles, 2):
         points = {name: {first: rows[first].interval.estimate, second: rows[second].interval.estimate}
                   for name, rows in kept.items() if first in rows and second in rows}  # fmt: skip
         if points:

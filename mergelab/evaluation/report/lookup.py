@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from mergelab.evaluation.analysis import Finding
 from mergelab.evaluation.metrics.metric import ComparesWith, Description
-from mergelab.evaluation.names import VariantName, single
-from mergelab.evaluation.quantities import RECOVERY
+from mergelab.evaluation.names import VariantName
+from mergelab.evaluation.quantities import RECOVERY, concept_reference
 from mergelab.evaluation.result import Result
 
 
@@ -18,13 +18,9 @@ def metrics_with(result: Result, compares_with: ComparesWith) -> list[Descriptio
 
 
 def main_metric(result: Result) -> Description | None:
-    """The metric of concepts that sees most of the adapters; of equals the sharper. None where none sees any."""
-    seen = {
-        metric: sum(known.metric == metric.name and not known.blind for known in result.anchors)
-        for metric in metrics_with(result, "words")
-    }
-    best = max(seen, key=lambda metric: seen[metric], default=None)
-    return best if best is not None and seen[best] else None
+    """The metric of the primary score; None where no metric sees an adapter."""
+    name = result.primary.metric if result.primary else None
+    return next((metric for metric in result.metrics if metric.name == name), None)
 
 
 def finding(result: Result, quantity: str, variant: str, metric: str, reference: str) -> Finding | None:
@@ -43,12 +39,13 @@ def first_finding(
 
 def recoveries(result: Result, variant: str, metric: Description) -> dict[str, Finding]:
     """Adapter -> its recovery in a variant, for the adapters with a concept."""
-    names = [lora.name for lora in result.config.loras]
-    rows = {name: first_finding(result, RECOVERY.name, variant, [metric], single(name)) for name in names}
+    rows = {
+        role: first_finding(result, RECOVERY.name, variant, [metric], concept_reference(metric, role))
+        for role in result.roles
+    }
     return {name: row for name, row in rows.items() if row is not None}
 
 
 def variants_of(result: Result) -> list[VariantName]:
     """Stack and merges that have scores, in order."""
-    names = (VariantName.parse(name) for name in result.scores["variant"].unique())
-    return [name for name in names if name and name.kind in ("stack", "merge")]
+    return result.variants

@@ -10,7 +10,7 @@ from typing import Any
 from mergelab.evaluation.analysis import Finding
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.names import display_name, single
-from mergelab.evaluation.quantities import QUANTITIES, Quantity
+from mergelab.evaluation.quantities import JOINT, QUANTITIES, Quantity, concept_reference
 from mergelab.evaluation.report.lookup import first_finding, main_metric, variants_of
 from mergelab.evaluation.report.numbers import decimal, percent, percent_with_interval
 from mergelab.evaluation.result import Result
@@ -38,13 +38,13 @@ class Column:
 
 def columns(result: Result) -> list[Column]:
     """The quantities that tables show, in the order of their own table."""
-    adapters = [lora.name for lora in result.config.loras]
+    adapters = result.roles
     return [
         _column(quantity, metrics, adapter)
         for quantity in QUANTITIES
         if quantity.shown
         for metrics in _shown_by(result, quantity)
-        for adapter in (adapters if quantity.about == "adapters" else [""])
+        for adapter in (adapters if quantity.of_adapters else [""])
     ]
 
 
@@ -52,7 +52,7 @@ def _shown_by(result: Result, quantity: Quantity) -> list[list[Description]]:
     """For each of its columns the metrics that may fill it."""
     asked = [m for m in result.metrics if m.compares_with in quantity.asks and m.name not in result.silent]
     main = main_metric(result)
-    if quantity.shown == "share":
+    if quantity.shown == "share" or quantity.about in ("concepts", "joint"):
         return [[main] if main else []]  # what is blind says nothing of a share
     if quantity.shown == "change":
         return [[main, *asked] if main else asked]  # the sharpest that is there
@@ -71,7 +71,13 @@ def _column(quantity: Quantity, metrics: list[Description], adapter: str) -> Col
         "direction": "" if higher else "; lower is better",
     }
     head, help = (text.format_map(words) for text in (quantity.head, quantity.help))
-    return Column(quantity, metrics, single(adapter) if adapter else "", head, help)
+    reference = ""
+    if adapter:
+        main = metrics[0] if metrics else None
+        reference = concept_reference(main, adapter) if main and quantity.about == "concepts" else single(adapter)
+    elif quantity.about == "joint":
+        reference = JOINT
+    return Column(quantity, metrics, reference, head, help)
 
 
 def plain_table(result: Result) -> str:

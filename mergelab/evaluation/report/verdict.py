@@ -15,10 +15,11 @@ from mergelab.evaluation.report.numbers import decimal, percent_with_interval
 from mergelab.evaluation.result import Result
 
 
-def sentences(result: Result, calling: Mapping[str, set[str]]) -> list[str]:
+def sentences(result: Result) -> list[str]:
     """What one would tell a colleague: which merge keeps most of each, what is lost, what cannot be said."""
     metric = main_metric(result)
-    prompts = {lora.name: sum(lora.name in called for called in calling.values()) for lora in result.config.loras}
+    calling = result.calling
+    prompts = {role: sum(role in called for called in calling.values()) for role in result.roles}
     if metric is None:
         lines = [_nothing_seen(result, any(prompts.values()))]
     else:
