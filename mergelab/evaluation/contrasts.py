@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -40,6 +41,7 @@ class Contrast:
         resolvable: the difference that a design of this size would have told from zero in 80 % of runs; NaN where one
             cluster cannot tell.
         clusters: how many there are.
+        deviation: of the difference between clusters.
         by_set: the difference in each set of adapters, over its prompts; where there are several.
     """
 
@@ -55,6 +57,7 @@ class Contrast:
     wins: float
     resolvable: float
     clusters: int
+    deviation: float
     by_set: dict[str, Interval] = field(default_factory=dict)
 
     @property
@@ -154,6 +157,7 @@ def _estimated(pair: pd.DataFrame, metric: Description, *, by_set: bool) -> dict
     first, second = (pair.iloc[:, i].to_numpy(float) * metric.sign for i in (0, 1))
     low, high = sorted(end * metric.sign for end in metric.range)
     means = units.means(first - second)
+    deviation = float(means.std(ddof=1)) if len(means) > 1 else math.nan
     sets = pair.index.get_level_values("set")
     each = {}
     if by_set and sets.nunique() > 1:
@@ -165,8 +169,9 @@ def _estimated(pair: pd.DataFrame, metric: Description, *, by_set: bool) -> dict
         "p": sign_flip(means),
         "corrected": None,
         "wins": win_rate(first, second),
-        "resolvable": resolvable(means),
+        "resolvable": resolvable(deviation, len(means)),
         "clusters": len(means),
+        "deviation": deviation,
         "by_set": each,
     }
 

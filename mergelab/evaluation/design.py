@@ -43,7 +43,7 @@ class Design:
         if self.family and self.least_p > 0.05:
             return (
                 f"no difference from the stack can be significant: {counted(self.clusters, 'cluster')} ({self.unit}) and "
-                f"{counted(self.family, 'test')} reach p = {self.least_p:.2g} at best; more prompts that call several "
+                f"{counted(self.family, 'test')} reach p = {self.least_p:.2g} at best; more {self._more()}, or "
                 "adapters, or fewer merges, would"
             )
         return None

@@ -194,6 +194,9 @@ def least_p(count):
     return min(1.0, 2.0 / 2**count) if count <= 12 else 1e-4
 
 
-def resolvable(means):
-    n = len(means)
-    return float("nan") if n < 2 else float((student.ppf(0.975, n - 1) + student.ppf(0.8, n - 1)) * means.std(ddof=1) / n**0.5)
+LEAST_CLUSTERS = 5
+
+
+def resolvable(deviation, count):
+    n = count
+    return float("nan") if n < 2 else float((student.ppf(0.975, n - 1) + student.ppf(0.8, n - 1)) * deviation / n**0.5)

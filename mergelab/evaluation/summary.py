@@ -12,6 +12,10 @@ from mergelab.evaluation.metrics.metric import Metric
 from mergelab.evaluation.result import Result
 
 
+SUMMARY = "summary.json"
+"""In the run folder."""
+
+
 def summary_of(
     result: Result,
     grid: Grid,
