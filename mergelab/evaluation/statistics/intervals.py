@@ -1,0 +1,220 @@
+"""95 % intervals of a mean, of a paired difference and of a recovery, over what is drawn at random.
+
+Every interval holds Student's. It is widened where Student's is known to promise too much: towards the longer tail of
+skewed scores (Hall's transformation), and by what was not seen where scores sit at an end of their range (`bounded`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+from mergelab.evaluation.statistics import bounded
+from mergelab.evaluation.statistics.units import ENOUGH, Array, Units
+
+_NEAR, _SHARE, _FEW = 0.01, 0.25, 3.0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval; NaN bounds where there are too few clusters to tell."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a score can be.
+
+    Attributes:
+        low, high: by definition.
+        least, most: over all variants of the run, where that says more: a cosine can be -1, but that of two images of a
+            run never is. What has not been seen yet is thought to lie between them.
+
+    Example:
+        >>> Range(-1, 1, least=0.6, most=1.0).span
+        0.4
+    """
+
+    low: float = -np.inf
+    high: float = np.inf
+    least: float = -np.inf
+    most: float = np.inf
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Between which the scores lie."""
+        return max(self.low, self.least), min(self.high, self.most)
+
+    @property
+    def span(self) -> float:
+        """The most by which two scores differ."""
+        return self.ends[1] - self.ends[0]
+
+    def saturated(self, *values: Array) -> bool:
+        """Whether a quarter of the images sit at an end of the range: within a hundredth of the span.
+
+        Example:
+            >>> Range(0, 1).saturated(np.array([1.0, 0.999, 0.4])), Range(0, 1).saturated(np.array([0.9, 0.8, 0.4]))
+            (True, False)
+        """
+        every = np.concatenate(values)
+        near = _NEAR * self.span
+        if not np.isfinite(near):
+            return False
+        return bool(np.mean((every <= self.low + near) | (every >= self.high - near)) >= _SHARE)
+
+
+def mean_interval(values: Array, units: Units, range: Range = Range()) -> Interval:
+    """Of the mean score of a variant.
+
+    Student's and Hall's intervals over the clusters, the wider end of each; for saturated scores also the bounds of
+    `bounded.plausible`.
+
+    Args:
+        values: (n,), one for each image.
+        units: of the images.
+        range: of the score; bounds outside of it are cut off.
+
+    Example:
+        >>> print(mean_interval(np.array([0.2, 0.5, 0.9, 0.4, 0.7]), Units("abcde"), Range(0, 1)))
+        0.540 [0.205, 0.907]
+        >>> print(mean_interval(np.ones(12), Units("abcdefghijkl"), Range(0, 1)))
+        1.000 [0.73..., 1.000]
+    """
+    means, weights = units.means(values), units.weights
+    estimate = float(weights @ means)
+    if units.count < ENOUGH:
+        return Interval(estimate, float("nan"), float("nan"))
+    low, high = spread(means, units)
+    if range.saturated(values):
+        below, above = bounded.plausible(means, weights, *range.ends)
+        low, high = min(low, below), max(high, above)
+    return Interval(estimate, max(low, range.low), min(high, range.high))
+
+
+def difference_interval(first: Array, second: Array, units: Units, range: Range = Range()) -> Interval:
+    """Of the mean of `first - second`, paired.
+
+    Student's and Hall's intervals over the differences of the clusters, the wider end of each. Of saturated scores
+    most pairs are equal and a few differ by much: where the differences weigh no more than three that are alike, the
+    interval also holds `bounded.difference`.
+
+    Args:
+        first, second: (n,), the scores of two variants, image by image.
+        units: of the images.
+        range: of the score.
+
+    Example:
+        >>> print(difference_interval(np.array([0.5, 0.7, 0.6, 0.9, 0.8]), np.array([0.4, 0.5, 0.5, 0.6, 0.6]),
+        ...                           Units("abcde"), Range(0, 1)))
+        0.180 [0.076, 0.323]
+    """
+    differences = units.means(first - second)
+    estimate = float(units.weights @ differences)
+    if units.count < ENOUGH:
+        return Interval(estimate, float("nan"), float("nan"))
+    return Interval(estimate, *_of_differences(differences, units, range, range.saturated(first, second)))
+
+
+def recovery_interval(variant: Array, base: Array, single: Array, units: Units, range: Range = Range()) -> Interval:
+    """Of the recovery (variant - base) / (single - base), a ratio of means.
+
+    The interval is that of the mean of the linearised ratio, `(variant - base - R (single - base)) / mean(single -
+    base)`; for saturated scores it also holds what `difference_interval` says of what was lost against the single and
+    of what was won against the base, in units of that mean.
+
+    Args:
+        variant, base, single: (n,), scores, image by image.
+        units: of the images.
+        range: of the score.
+
+    Returns:
+        NaN where single and base are the same on average.
+
+    Example:
+        >>> single, base = np.array([0.9, 0.8, 1.0, 0.9, 0.8]), np.full(5, 0.1)
+        >>> print(recovery_interval(np.array([0.6, 0.4, 0.7, 0.5, 0.4]), base, single, Units("abcde"), Range(0, 1)))
+        0.538 [0.399, 0.743]
+    """
+    won, whole = units.means(variant - base), units.means(single - base)
+    size = float(units.weights @ whole)
+    if abs(size) < 1e-12:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    ratio = float(units.weights @ won) / size
+    if units.count < ENOUGH:
+        return Interval(ratio, float("nan"), float("nan"))
+    low, high = spread((won - ratio * whole) / size, units)
+    bounds = [ratio + low, ratio + high]
+    if range.saturated(variant, single):
+        for differences, offset in ((won - whole, 1.0), (won, 0.0)):
+            if _few(differences, units.weights):
+                bounds += [
+                    offset + bound / size for bound in bounded.difference(differences, units.weights, range.span)
+                ]
+    return Interval(ratio, min(bounds), max(bounds))
+
+
+def spread(means: Array, units: Units) -> tuple[float, float]:
+    """The wider of Student's and Hall's bounds of a weighted mean of clusters.
+
+    With several sets the variance is the sum of the variances within the sets, with the degrees of freedom of Welch and
+    Satterthwaite. Hall's transformation of the studentised mean is a cubic whose inverse is exact (Hall, Journal of the
+    Royal Statistical Society B 54, 1992).
+
+    Args:
+        means: of the clusters.
+        units: of the images.
+    """
+    error, df, skew = moments(means, units)
+    centre = float(units.weights @ means)
+    reach = float(student.ppf(0.975, df))
+    low, high = -reach, reach
+    if abs(skew) > 1e-9:
+        below, above = (float(3 / skew * (np.cbrt(1 + skew * (x - skew / 6)) - 1)) for x in (-reach, reach))
+        low, high = min(low, -above), max(high, -below)
+    return centre + low * error, centre + high * error
+
+
+def moments(means: Array, units: Units) -> tuple[float, float, float]:
+    """Standard error of the weighted mean of clusters, its degrees of freedom, and its skewness.
+
+    A set with one prompt says nothing about its own variance; all prompts then vary around their common mean, which
+    makes the error larger, not smaller.
+    """
+    sizes = np.bincount(units.strata)
+    strata = units.strata if sizes.min() > 1 else np.zeros_like(units.strata)
+    sizes = np.bincount(strata)
+    centres = np.bincount(strata, weights=means) / sizes
+    rest = (means - centres[strata]) * units.weights
+    n = sizes.astype(float)
+    parts = np.bincount(strata, weights=rest**2) * n / (n - 1)
+    variance = float(parts.sum())
+    if variance <= (1e-12 * float(np.abs(means).max())) ** 2:
+        return 0.0, float((n - 1).sum()), 0.0
+    df = variance**2 / float((parts**2 / (n - 1)).sum())
+    thirds = np.bincount(strata, weights=rest**3) * np.divide(
+        n**2, (n - 1) * (n - 2), out=np.zeros_like(n), where=n > 2
+    )
+    return float(np.sqrt(variance)), df, float(thirds.sum()) / variance**1.5
+
+
+def _of_differences(differences: Array, units: Units, range: Range, saturated: bool) -> tuple[float, float]:
+    low, high = spread(differences, units)
+    if saturated and _few(differences, units.weights):
+        below, above = bounded.difference(differences, units.weights, range.span)
+        low, high = min(low, below), max(high, above)
+    return low, high
+
+
+def _few(differences: Array, weights: Array) -> bool:
+    """Whether the differences weigh no more than three that are alike, or are none at all."""
+    parts = np.abs(differences) * weights
+    return bool(parts.sum() ** 2 <= _FEW * (1 + 1e-9) * np.square(parts).sum())
