@@ -23,7 +23,8 @@ def evaluate(
         typer.Option("--set", help="KEY=VALUE: seeds=4, clip.model=RN50; as often as needed."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it takes and what it can tell; one image is drawn, nothing written.")
+        bool,
+        typer.Option("--dry-run", help="Say what it takes and can tell: one image is drawn, nothing is written."),
     ] = False,
     plugins: Import = None,
 ) -> str:
@@ -37,7 +38,8 @@ def evaluate(
         return str(plan(config, output, overrides=overrides or ()))
     with interruptible(output):
         result = evaluate_config(config, output, overrides=overrides or ())
-    if wrong := [*summed_up(row for row in result.failures if row["metric"] not in result.silent), *result.silent.values()]:
+    others = (row for row in result.failures if row["metric"] not in result.silent)
+    if wrong := [*summed_up(others), *result.silent.values()]:
         streams.show(str(result))
         raise OutputError(f"{output}: the run is done, but {'; '.join(wrong)}")
     return str(result)

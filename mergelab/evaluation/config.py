@@ -26,8 +26,8 @@ class Lora(_Strict):
     Attributes:
         path: whatever `mergelab.load` takes, or `miniature/sdxl/ghost`.
         name: how tables call it; the file's name where it is left out.
-        weight: strength, alone, in the stack and in every merge; a mapping gives one for each component or layer pattern.
-            A list is an axis of every merge; alone and in the stack the adapter has the first.
+        weight: strength, alone, in the stack and in every merge; a mapping gives one for each component or layer
+            pattern. A list is an axis of every merge; alone and in the stack the adapter has the first.
         concept: a prompt of its concept alone, "a photo of sks", or several; without one nothing is recovered, only
             compared.
         trigger: words of a prompt that call it; where it is left out, the words of the concept that are in no other

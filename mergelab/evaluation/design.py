@@ -43,8 +43,9 @@ class Design:
         if self.family and self.least_p > 0.05:
             more = "sets" if self.unit == "sets" else "prompts that call several adapters"
             return (
-                f"no difference from the stack can be significant: {counted(self.clusters, 'cluster')} ({self.unit}) and "
-                f"{counted(self.family, 'test')} reach p = {self.least_p:.2g} at best; more {more}, or fewer merges, would"
+                f"no difference from the stack can be significant: {counted(self.clusters, 'cluster')} ({self.unit}) "
+                f"and {counted(self.family, 'test')} reach p = {self.least_p:.2g} at best; more {more}, or fewer merges, "
+                "would"
             )
         return None
 

@@ -1,1 +1,2 @@
-def photographs(folder): raise NotImplementedError
+def photographs(folder):
+    raise NotImplementedError

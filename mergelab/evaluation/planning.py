@@ -20,7 +20,7 @@ from mergelab.evaluation.opening import opened, pipeline_keywords, threads_for
 from mergelab.evaluation.reading import read_config
 from mergelab.evaluation.recipes import recipes
 from mergelab.evaluation.sets import AdapterSet, adapter_sets
-from mergelab.evaluation.statistics import LEAST_CLUSTERS, resolvable
+from mergelab.evaluation.statistics import resolvable_with
 from mergelab.evaluation.store import known_seconds
 from mergelab.evaluation.summary import SUMMARY
 from mergelab.pipelines.combinations.registry import COMBINATIONS
@@ -64,7 +64,8 @@ class Plan:
         kinds = ", ".join(f"{number} {kind}" for kind, number in self.images.items() if number)
         drawing = f"{counted(total, 'image')}: {kinds}"
         if math.isfinite(self.seconds):
-            drawing += f"\nabout {_duration(total * self.seconds)} of drawing, at {self.seconds:.3g} s an image ({self.measured})"
+            each = f"{self.seconds:.3g} s an image ({self.measured})"
+            drawing += f"\nabout {_duration(total * self.seconds)} of drawing, at {each}"
         else:
             drawing += f"\nhow long an image takes was not measured: {self.measured}"
         said = ", ".join(f"{number} {kind}" for kind, number in self.prompts.items() if number)
@@ -77,8 +78,8 @@ class Plan:
         if math.isfinite(self.resolvable):
             deviation, source = self.deviation
             lines.append(
-                f"a difference of {self.resolvable:.2g} between two merges would be told from zero in 80 % of runs, where "
-                f"it deviates by {deviation:.2g} between clusters ({source})"
+                f"a difference of {self.resolvable:.2g} between two merges would be told from zero in 80 % of runs, "
+                f"where it deviates by {deviation:.2g} between clusters ({source})"
             )
         else:
             lines.append("below five clusters there are no intervals: raw values only")
@@ -129,7 +130,7 @@ def plan(
         measured,
         design,
         deviation,
-        resolvable(deviation[0], design.clusters) if design.clusters >= LEAST_CLUSTERS else math.nan,
+        resolvable_with(deviation[0], design.clusters),
     )
 
 
@@ -152,7 +153,11 @@ def _images(config: Config, sets: Sequence[AdapterSet]) -> dict[str, int]:
 
 
 def _seconds(
-    config: Config, out: str | os.PathLike[str] | None, given: Pipeline | None, sets: Sequence[AdapterSet], measure: bool
+    config: Config,
+    out: str | os.PathLike[str] | None,
+    given: Pipeline | None,
+    sets: Sequence[AdapterSet],
+    measure: bool,
 ) -> tuple[float, str]:
     """Of an image, and how that is known."""
     if out is not None and (known := known_seconds(Path(out))):
@@ -179,7 +184,7 @@ def _deviation(out: str | os.PathLike[str] | None) -> tuple[float, str]:
         ]
         if own:
             return median(own), f"the median of {counted(len(own), 'contrast')} of this run"
-    return USUAL_DEVIATION, "assumed, as between pairs of the miniature models; an earlier run of the folder would tell"
+    return USUAL_DEVIATION, "assumed, as between pairs of the miniature models; an earlier run would tell"
 
 
 def _duration(seconds: float) -> str:

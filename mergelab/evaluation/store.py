@@ -170,7 +170,6 @@ class Store:
     def _journal(self) -> Path:
         return self.folder / _JOURNAL
 
-
     def recall(self, key: str) -> Any:
         """What was kept under this key, or None."""
         return self._remembered.get(key)

@@ -11,7 +11,6 @@ from mergelab.evaluation.grid import Grid
 from mergelab.evaluation.metrics.metric import Metric
 from mergelab.evaluation.result import Result
 
-
 SUMMARY = "summary.json"
 """In the run folder."""
 
@@ -45,7 +44,8 @@ def summary_of(
         "failures": result.failures,
         "notes": list(dict.fromkeys(grid.notes)),
         "sets": [
-            {"name": one.name, "adapters": {role: lora.name for role, lora in one.adapters.items()}} for one in result.sets
+            {"name": one.name, "adapters": {role: lora.name for role, lora in one.adapters.items()}}
+            for one in result.sets
         ],
         "triggers": {
             lora.name: one.triggers[role] for one in result.sets for role, lora in one.adapters.items()
