@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import product
 from numbers import Integral
+from types import NoneType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -111,6 +112,12 @@ class Memory(_Strict):
     compile: bool = False
 
 
+def _scheduler(value: Any) -> Any:
+    if not isinstance(value, (str, dict, NoneType)) or (isinstance(value, dict) and "class" not in value):
+        raise PydanticCustomError("scheduler", "expected a class of diffusers, or a mapping {class: ..., its options}")
+    return value
+
+
 def _lora(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
@@ -124,7 +131,8 @@ def _seeds(value: Any) -> Any:
 class Config(_Strict):
     """One evaluation, as its YAML file holds it; `expanded_merges` is the grid that its axes span.
 
-    The pipeline may be left out where a loaded one is handed to `evaluate`.
+    The pipeline may be left out where a loaded one is handed to `evaluate`. A scheduler is a class of diffusers,
+    EulerDiscreteScheduler, or {class: ..., and any of its options}; None: the pipeline's own.
     """
 
     pipeline: str = ""
@@ -136,6 +144,7 @@ class Config(_Strict):
     clip: Clip | None = None
     lpips: Literal["alex", "vgg", "squeeze", "miniature"] | None = None
     dino: str = "facebook/dinov2-base"
+    scheduler: Annotated[str | dict[str, Any] | None, BeforeValidator(_scheduler)] = None
     generation: Generation = Generation()
     memory: Memory = Memory()
     dtype: Literal["float32", "float16", "bfloat16"] | None = None

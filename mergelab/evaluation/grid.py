@@ -10,13 +10,13 @@ from itertools import product
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from mergelab.engine.provenance import package_version
 from mergelab.evaluation.config import Config
 from mergelab.evaluation.failures import Failures
 from mergelab.evaluation.metrics.metric import Asked, Description, Metric, Picture
 from mergelab.evaluation.names import at_seed, split_seed
+from mergelab.evaluation.progress import bar
 from mergelab.evaluation.store import Store, hash_of
 from mergelab.evaluation.variants import Variant
 
@@ -32,6 +32,7 @@ class Grid:
         config, store, variants: what is run, where, and its columns.
         progress: a progress bar; None shows one on a terminal.
         failures: cells that failed, as they come.
+        photos: adapter -> its reference photographs.
         notes: what a pipeline did not load.
         seconds: spent in the pipeline, on adapters that come and go in it, and in the metrics.
     """
@@ -41,6 +42,7 @@ class Grid:
     variants: list[Variant]
     progress: bool | None
     failures: Failures
+    photos: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"pipeline": 0.0, "adapters": 0.0, "metrics": 0.0})
 
@@ -51,7 +53,7 @@ class Grid:
 
     def bar(self, total: int, label: str) -> Any:
         """A progress bar."""
-        return tqdm(total=total, desc=label, disable=None if self.progress is None else not self.progress)
+        return bar(total, label, self.progress)
 
 
 def score_all(grid: Grid, metrics: list[Metric]) -> pd.DataFrame:
@@ -105,6 +107,8 @@ def _scored(grid: Grid, metric: Metric, key: str, prompt: str, comparisons: Mapp
     request |= {"references": dict(comparisons), "version": package_version()}
     if description.compares_with == "words":
         request["concepts"] = grid.concepts
+    if description.photographs and grid.photos:
+        request["photos"] = {name: sorted(photo.key for photo in photos) for name, photos in grid.photos.items()}
     request_key = hash_of(request)
     known = grid.store.recall(request_key)
     values = dict(_measured(grid, metric, key, prompt, comparisons) if known is None else known)
@@ -116,7 +120,8 @@ def _scored(grid: Grid, metric: Metric, key: str, prompt: str, comparisons: Mapp
 
 def _measured(grid: Grid, metric: Metric, key: str, prompt: str, comparisons: Mapping[str, str]) -> Mapping[str, float]:
     references = {name: Picture(other, grid.store.load_image(other)) for name, other in comparisons.items()}
-    picture, asked = Picture(key, grid.store.load_image(key)), Asked(prompt, references, grid.concepts)
+    picture = Picture(key, grid.store.load_image(key))
+    asked = Asked(prompt, references, grid.concepts, grid.photos if metric.description.photographs else {})
     start = time.perf_counter()
     values = metric.score(picture, asked)
     grid.seconds["metrics"] += time.perf_counter() - start

@@ -26,6 +26,7 @@ from mergelab.evaluation.failures import Failures, summed_up
 from mergelab.evaluation.grid import Grid, score_all
 from mergelab.evaluation.metrics.metric import Metric
 from mergelab.evaluation.metrics.registry import check_metrics, open_metrics, table_order
+from mergelab.evaluation.photographs import photographs
 from mergelab.evaluation.reading import read_config
 from mergelab.evaluation.report.page import render
 from mergelab.evaluation.report.tables import plain_table
@@ -41,6 +42,7 @@ from mergelab.formats.files import replacing
 from mergelab.pipelines.adapters import check_adapters, check_bare
 from mergelab.pipelines.fingerprints import fingerprint
 from mergelab.pipelines.opening import Pipeline, ignores_guidance, name_of, open_pipeline, usual_device
+from mergelab.pipelines.schedulers import scheduled
 from mergelab.pipelines.staging import Stage, at_home
 
 CONFIG = "config.yaml"
@@ -103,7 +105,7 @@ def evaluate(
         raise OptionError("dtype and memory say how a pipeline is loaded; the one handed in is used as it is")
     check_metrics(settings)
     usual_device(settings.device)  # raises where it is none
-    with Store(Path(out)).open() as store:
+    with Store(Path(out)).open() as store, scheduled(pipeline, settings.scheduler if pipeline is not None else None):
         if isinstance(config, (str, os.PathLike)):
             _check_not_replaced(Path(config), store.folder / CONFIG, settings)
         return _run(settings, store, pipeline, progress)
@@ -134,12 +136,13 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     stage = Stage(pipeline, layers, fused=None if asked is None else asked == "fused")
     keywords = _keywords(config, pipeline)
     metrics = open_metrics(config)
+    photos = {lora.name: photographs(Path(lora.references), lora.name) for lora in config.loras if lora.references}
     ready = time.perf_counter()
     write(store.folder / CONFIG, _as_yaml(config))
     scaled = at_weights(config, loras)
     comparison = compare(list(scaled.values()), device=config.device) if len(scaled) > 1 else None
     failures = Failures()
-    grid = Grid(config, store, make_variants(config, loras, scaled, store, failures), progress, failures)
+    grid = Grid(config, store, make_variants(config, loras, scaled, store, failures), progress, failures, photos)
     merged = time.perf_counter()
     with _threads_for(config):
         generate_missing(grid, stage, model, keywords)
@@ -175,7 +178,7 @@ def _opened(config: Config) -> tuple[Pipeline, str]:
     memory, device = config.memory, usual_device(config.device)
     return open_pipeline(
         config.pipeline, dtype=config.dtype, device=device, offload=memory.offload, vae_tiling=memory.vae_tiling,
-        compile=memory.compile,
+        compile=memory.compile, scheduler=config.scheduler,
     )  # fmt: skip
 
 
