@@ -6,7 +6,9 @@ From the bottom up:
 
     names, config, reading, store   what variants are called, what is asked, the run folder
     metrics/                        what an image is scored by: one file a metric, one table
+    photographs                     what an adapter shows, as its owner photographed it
     variants, grid, drawing         what is drawn and scored
+    progress                        how far it is
     triggers, scores, statistics, quantities, analysis   from scores to findings
     result, report/, exhibits       what was found, how people see it, and what a model card shows of it
     run, demo                       all of it
