@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -162,6 +163,12 @@ class Select(_Strict):
     each_set: bool = False
 
 
+def _scheduler(value: Any) -> Any:
+    if not isinstance(value, (str, dict, NoneType)) or (isinstance(value, dict) and "class" not in value):
+        raise PydanticCustomError("scheduler", "expected a class of diffusers, or a mapping {class: ..., its options}")
+    return value
+
+
 def _lora(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
@@ -211,8 +218,8 @@ class Config(_Strict):
     clip: Clip | None = None
     lpips: Literal["alex", "vgg", "squeeze", "miniature"] | None = None
     dino: str = "facebook/dinov2-base"
+    scheduler: Annotated[str | dict[str, Any] | None, BeforeValidator(_scheduler)] = None
     generation: Generation = Generation()
-    scheduler: str | dict[str, Any] | None = None
     memory: Memory = Memory()
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device: str | None = None

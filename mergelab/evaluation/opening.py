@@ -13,6 +13,7 @@ from mergelab.errors import OptionError
 from mergelab.evaluation.config import Config
 from mergelab.pipelines.fingerprints import fingerprint
 from mergelab.pipelines.opening import Pipeline, ignores_guidance, open_pipeline, usual_device
+from mergelab.pipelines.schedulers import scheduled
 from mergelab.pipelines.staging import at_home
 
 
@@ -20,14 +21,15 @@ from mergelab.pipelines.staging import at_home
 def opened(config: Config, given: Pipeline | None) -> Iterator[tuple[Pipeline, str]]:
     """The pipeline that is handed in, or that the configuration names; and its fingerprint."""
     if given is not None:
-        with at_home(given):  # its weights may be offloaded
-            known = fingerprint(given)
-        yield given, known
+        with scheduled(given, config.scheduler):
+            with at_home(given):  # its weights may be offloaded
+                known = fingerprint(given)
+            yield given, known
         return
     memory, device = config.memory, usual_device(config.device)
     yield open_pipeline(
         config.pipeline, dtype=config.dtype, device=device, offload=memory.offload, vae_tiling=memory.vae_tiling,
-        compile=memory.compile,
+        compile=memory.compile, scheduler=config.scheduler,
     )  # fmt: skip
 
 

@@ -20,10 +20,11 @@ from mergelab.evaluation.design import design_of
 from mergelab.evaluation.drawing import generate_missing
 from mergelab.evaluation.exhibits import exhibits
 from mergelab.evaluation.failures import Failures, summed_up
-from mergelab.evaluation.grid import Grid, progress_bar, score_all
+from mergelab.evaluation.grid import Grid, score_all
 from mergelab.evaluation.metrics.registry import check_metrics, open_metrics
 from mergelab.evaluation.opening import opened, pipeline_keywords, threads_for
 from mergelab.evaluation.photographs import photographs
+from mergelab.evaluation.progress import bar
 from mergelab.evaluation.reading import read_config
 from mergelab.evaluation.report.page import render
 from mergelab.evaluation.result import Result
@@ -133,7 +134,7 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
         stage = Stage(pipeline, layers, fused=None if asked is None else asked == "fused")
         keywords = pipeline_keywords(config, pipeline)
         metrics = open_metrics(config)
-        photos = {lora.name: photographs(lora.references) for lora in config.loras if lora.references}
+        photos = {lora.name: photographs(Path(lora.references), lora.name) for lora in config.loras if lora.references}
         ready = time.perf_counter()
         write(store.folder / CONFIG, _as_yaml(config))
         failures, pool = Failures(), Pool(loras, config.device)
@@ -173,8 +174,8 @@ def _made(
 ) -> list[Variant]:
     """The variants of all sets, merged set by set."""
     variants = list[Variant]()
-    with progress_bar(len(sets), "sets merged", progress if len(sets) > 1 else False) as bar:
+    with bar(len(sets), "sets merged", progress if len(sets) > 1 else False) as told:
         for one in sets:
             variants += make_variants(config, one, pool, store, failures)
-            bar.update()
+            told.update()
     return variants

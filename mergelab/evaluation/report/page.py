@@ -48,7 +48,10 @@ def render(
         between_images=[known.name for known in metrics_with(result, "images")],
         columns=heads(result, chosen),
         rows=[row_of(result, chosen, variant) for variant in variants if variant.name.kind != "base"],
-        prompts=[rows_of_images(result, [v for v in variants if v.set == result.sets[0].name], prompt.text) for prompt in result.sets[0].prompts],
+        prompts=[
+            rows_of_images(result, [v for v in variants if v.set == result.sets[0].name], prompt.text)
+            for prompt in result.sets[0].prompts
+        ],
         variants=[variant.name.display for variant in variants],
         pixelated=are_small(result, variants),
         scatters=scatters(result, metric),
