@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from mergelab.evaluation.statistics import bounded
 from mergelab.evaluation.statistics.units import ENOUGH, Array, Units
@@ -87,7 +87,7 @@ def mean_interval(values: Array, units: Units, range: Range = Range()) -> Interv
         >>> print(mean_interval(np.array([0.2, 0.5, 0.9, 0.4, 0.7]), Units("abcde"), Range(0, 1)))
         0.540 [0.205, 0.907]
         >>> print(mean_interval(np.ones(12), Units("abcdefghijkl"), Range(0, 1)))
-        1.000 [0.73..., 1.000]
+        1.000 [0.735, 1.000]
     """
     means, weights = units.means(values), units.weights
     estimate = float(weights @ means)
@@ -175,7 +175,7 @@ def spread(means: Array, units: Units) -> tuple[float, float]:
     """
     error, df, skew = moments(means, units)
     centre = float(units.weights @ means)
-    reach = float(student.ppf(0.975, df))
+    reach = float(stdtrit(df, 0.975))
     low, high = -reach, reach
     if abs(skew) > 1e-9:
         below, above = (float(3 / skew * (np.cbrt(1 + skew * (x - skew / 6)) - 1)) for x in (-reach, reach))
