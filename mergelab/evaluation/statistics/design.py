@@ -9,7 +9,7 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit
 from scipy.stats import nct
 
-from mergelab.evaluation.statistics.intervals import moments
+from mergelab.evaluation.statistics.moments import moments
 from mergelab.evaluation.statistics.tests import EXACT, FLIPS
 from mergelab.evaluation.statistics.units import ENOUGH, Array, Units
 
