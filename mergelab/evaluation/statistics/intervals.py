@@ -60,7 +60,7 @@ class Range:
         return self.ends[1] - self.ends[0]
 
     def saturated(self, *values: Array) -> bool:
-        """Whether a quarter of the images sit at an end of the range: within a hundredth of the span.
+        """Whether a quarter of the clusters sit at an end of the range: within a hundredth of the span.
 
         Example:
             >>> Range(0, 1).saturated(np.array([1.0, 0.999, 0.4])), Range(0, 1).saturated(np.array([0.9, 0.8, 0.4]))
@@ -98,7 +98,7 @@ def mean_interval(values: Array, units: Units, range: Range = _ANY) -> Interval:
     if units.count < ENOUGH:
         return Interval(estimate, float("nan"), float("nan"))
     low, high = spread(means, units)
-    if range.saturated(values):
+    if range.saturated(means):
         below, above = bounded.plausible(means, weights, *range.ends)
         low, high = min(low, below), max(high, above)
     return Interval(estimate, max(low, range.low), min(high, range.high))
@@ -125,7 +125,7 @@ def difference_interval(first: Array, second: Array, units: Units, range: Range 
     estimate = float(units.weights @ differences)
     if units.count < ENOUGH:
         return Interval(estimate, float("nan"), float("nan"))
-    return Interval(estimate, *_of_differences(differences, units, range, range.saturated(first, second)))
+    return Interval(estimate, *_of_differences(differences, units, range, range.saturated(units.means(first), units.means(second))))
 
 
 def recovery_interval(variant: Array, base: Array, single: Array, units: Units, range: Range = _ANY) -> Interval:
@@ -158,7 +158,7 @@ def recovery_interval(variant: Array, base: Array, single: Array, units: Units, 
     if bounds is None:
         return Interval(ratio, float("nan"), float("nan"))
     ends = [*bounds, *(ratio + end for end in spread((won - ratio * whole) / size, units))]
-    if range.saturated(variant, single):
+    if range.saturated(units.means(variant), units.means(single)):
         for differences, offset in ((won - whole, 1.0), (won, 0.0)):
             if _few(differences, weights):
                 ends += [offset + end / size for end in bounded.difference(differences, weights, range.span)]
