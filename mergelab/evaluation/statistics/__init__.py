@@ -2,6 +2,7 @@
 
     units       what is drawn at random: sets of LoRAs, or prompts; means over each, and their weights
     intervals   of a mean, of a paired difference, of a recovery
+    moments     the standard error and the skewness that intervals follow from
     bounded     what has not been seen yet of scores that sit at an end of their range
     tests       sign flips, Holm's correction, win rates
     design      what a design can tell before and after it was drawn: least p, resolvable differences, blind metrics

@@ -17,8 +17,8 @@ import numpy as np
 
 from mergelab.evaluation.statistics.units import Array
 
-DRAWS = 10_000
-_TAIL = 0.025
+DRAWS = 4_000
+_TAIL = DRAWS // 40  # 2.5 %
 
 
 def plausible(means: Array, weights: Array, low: float, high: float) -> tuple[float, float]:
@@ -30,15 +30,20 @@ def plausible(means: Array, weights: Array, low: float, high: float) -> tuple[fl
         low, high: least and most that the variable can be.
 
     Example:
-        >>> [round(bound, 1) for bound in plausible(np.ones(12), np.full(12, 1 / 12), 0.0, 1.0)]
-        [0.7, 1.0]
+        >>> [round(bound, 3) for bound in plausible(np.ones(12), np.full(12, 1 / 12), 0.0, 1.0)]
+        [0.735, 1.0]
     """
     order = np.argsort(means, kind="stable")
     draws = _dirichlet(tuple(weights[order].tolist()))
     inner, outer = draws[:, :-1] @ means[order], draws[:, -1]
-    below = float(np.quantile(inner + outer * low, _TAIL)) if np.isfinite(low) else low
-    above = float(np.quantile(inner + outer * high, 1 - _TAIL)) if np.isfinite(high) else high
+    below = _between(inner + outer * low, _TAIL) if np.isfinite(low) else low
+    above = _between(inner + outer * high, DRAWS - _TAIL) if np.isfinite(high) else high
     return below, above
+
+
+def _between(draws: Array, rank: int) -> float:
+    """A quantile: half way between the draws before and after."""
+    return float(np.partition(draws, (rank - 1, rank))[rank - 1 : rank + 1].mean())
 
 
 def difference(means: Array, weights: Array, span: float) -> tuple[float, float]:
@@ -63,8 +68,14 @@ def difference(means: Array, weights: Array, span: float) -> tuple[float, float]
 
 @lru_cache(maxsize=64)
 def _dirichlet(weights: tuple[float, ...]) -> Array:
-    """Weights of the clusters, and of one more in the last column; a cluster that counts twice as much is drawn so."""
+    """Weights of the clusters, and of one more in the last column; a cluster that counts twice as much is drawn so.
+
+    The last column runs evenly through its quantiles, which makes bounds exact where all clusters are equal.
+    """
     counts = np.array(weights)
     alphas = counts / np.square(counts).sum()
-    draws = np.random.default_rng(0).gamma(np.append(alphas, 1.0), size=(DRAWS, len(counts) + 1))
-    return np.asarray(draws / draws.sum(1, keepdims=True), dtype=float)
+    random = np.random.default_rng(0)
+    inner = random.gamma(alphas, size=(DRAWS, len(counts)))
+    levels = (random.permutation(DRAWS) + 0.5) / DRAWS
+    outer = 1 - levels ** (1 / alphas.sum())
+    return np.column_stack([inner / inner.sum(1, keepdims=True) * (1 - outer)[:, None], outer])

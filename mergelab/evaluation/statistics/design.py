@@ -6,10 +6,10 @@ from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import brentq
+from scipy.special import stdtrit
 from scipy.stats import nct
-from scipy.stats import t as student
 
-from mergelab.evaluation.statistics.intervals import moments
+from mergelab.evaluation.statistics.moments import moments
 from mergelab.evaluation.statistics.tests import EXACT, FLIPS
 from mergelab.evaluation.statistics.units import ENOUGH, Array, Units
 
@@ -63,7 +63,7 @@ def resolvable_with(deviation: float, count: int, power: float = 0.8) -> float:
 @lru_cache(maxsize=512)
 def _noncentrality(df: float, power: float) -> float:
     """How many standard errors a difference has to be, by the noncentral t distribution."""
-    reach = float(student.ppf(0.975, df))
+    reach = float(stdtrit(df, 0.975))
     return float(brentq(lambda shift: nct.sf(reach, df, shift) - power, 0.0, 3 * reach + 10))
 
 
@@ -89,4 +89,4 @@ def is_blind(floor: Array, ceiling: Array, units: Units, *, higher_is_better: bo
     if units.count == 1:
         return mean <= 0
     error, df, _ = moments(units.means(gains), units)
-    return not mean > float(student.ppf(0.975, df)) * error
+    return not mean > float(stdtrit(df, 0.975)) * error

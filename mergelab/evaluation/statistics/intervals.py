@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from mergelab.evaluation.statistics import bounded
+from mergelab.evaluation.statistics.moments import moments, spread
 from mergelab.evaluation.statistics.units import ENOUGH, Array, Units
 
 _NEAR, _SHARE, _FEW = 0.01, 0.25, 3.0
@@ -59,7 +60,7 @@ class Range:
         return self.ends[1] - self.ends[0]
 
     def saturated(self, *values: Array) -> bool:
-        """Whether a quarter of the images sit at an end of the range: within a hundredth of the span.
+        """Whether a quarter of the clusters sit at an end of the range: within a hundredth of the span.
 
         Example:
             >>> Range(0, 1).saturated(np.array([1.0, 0.999, 0.4])), Range(0, 1).saturated(np.array([0.9, 0.8, 0.4]))
@@ -72,7 +73,10 @@ class Range:
         return bool(np.mean((every <= self.low + near) | (every >= self.high - near)) >= _SHARE)
 
 
-def mean_interval(values: Array, units: Units, range: Range = Range()) -> Interval:
+_ANY = Range()
+
+
+def mean_interval(values: Array, units: Units, range: Range = _ANY) -> Interval:
     """Of the mean score of a variant.
 
     Student's and Hall's intervals over the clusters, the wider end of each; for saturated scores also the bounds of
@@ -87,20 +91,20 @@ def mean_interval(values: Array, units: Units, range: Range = Range()) -> Interv
         >>> print(mean_interval(np.array([0.2, 0.5, 0.9, 0.4, 0.7]), Units("abcde"), Range(0, 1)))
         0.540 [0.205, 0.907]
         >>> print(mean_interval(np.ones(12), Units("abcdefghijkl"), Range(0, 1)))
-        1.000 [0.73..., 1.000]
+        1.000 [0.735, 1.000]
     """
     means, weights = units.means(values), units.weights
     estimate = float(weights @ means)
     if units.count < ENOUGH:
         return Interval(estimate, float("nan"), float("nan"))
     low, high = spread(means, units)
-    if range.saturated(values):
+    if range.saturated(means):
         below, above = bounded.plausible(means, weights, *range.ends)
         low, high = min(low, below), max(high, above)
     return Interval(estimate, max(low, range.low), min(high, range.high))
 
 
-def difference_interval(first: Array, second: Array, units: Units, range: Range = Range()) -> Interval:
+def difference_interval(first: Array, second: Array, units: Units, range: Range = _ANY) -> Interval:
     """Of the mean of `first - second`, paired.
 
     Student's and Hall's intervals over the differences of the clusters, the wider end of each. Of saturated scores
@@ -121,15 +125,16 @@ def difference_interval(first: Array, second: Array, units: Units, range: Range 
     estimate = float(units.weights @ differences)
     if units.count < ENOUGH:
         return Interval(estimate, float("nan"), float("nan"))
-    return Interval(estimate, *_of_differences(differences, units, range, range.saturated(first, second)))
+    return Interval(estimate, *_of_differences(differences, units, range, range.saturated(units.means(first), units.means(second))))
 
 
-def recovery_interval(variant: Array, base: Array, single: Array, units: Units, range: Range = Range()) -> Interval:
+def recovery_interval(variant: Array, base: Array, single: Array, units: Units, range: Range = _ANY) -> Interval:
     """Of the recovery (variant - base) / (single - base), a ratio of means.
 
-    The interval is that of the mean of the linearised ratio, `(variant - base - R (single - base)) / mean(single -
-    base)`; for saturated scores it also holds what `difference_interval` says of what was lost against the single and
-    of what was won against the base, in units of that mean.
+    Fieller's interval, and that of the mean of the linearised ratio, `(variant - base - R (single - base)) /
+    mean(single - base)`, which knows skewness where Fieller's does not: the wider end of each. For saturated scores it
+    also holds what `difference_interval` says of what was lost against the single and of what was won against the base,
+    in units of that mean.
 
     Args:
         variant, base, single: (n,), scores, image by image.
@@ -137,73 +142,46 @@ def recovery_interval(variant: Array, base: Array, single: Array, units: Units, 
         range: of the score.
 
     Returns:
-        NaN where single and base are the same on average.
+        No bounds where single and base cannot be told apart (`is_blind`), as they could then be anything.
 
     Example:
         >>> single, base = np.array([0.9, 0.8, 1.0, 0.9, 0.8]), np.full(5, 0.1)
         >>> print(recovery_interval(np.array([0.6, 0.4, 0.7, 0.5, 0.4]), base, single, Units("abcde"), Range(0, 1)))
-        0.538 [0.399, 0.743]
+        0.538 [0.379, 0.743]
     """
-    won, whole = units.means(variant - base), units.means(single - base)
-    size = float(units.weights @ whole)
+    won, whole, weights = units.means(variant - base), units.means(single - base), units.weights
+    size = float(weights @ whole)
     if abs(size) < 1e-12:
         return Interval(float("nan"), float("nan"), float("nan"))
-    ratio = float(units.weights @ won) / size
-    if units.count < ENOUGH:
+    ratio = float(weights @ won) / size
+    bounds = _fieller(won, whole, units) if units.count >= ENOUGH else None
+    if bounds is None:
         return Interval(ratio, float("nan"), float("nan"))
-    low, high = spread((won - ratio * whole) / size, units)
-    bounds = [ratio + low, ratio + high]
-    if range.saturated(variant, single):
+    ends = [*bounds, *(ratio + end for end in spread((won - ratio * whole) / size, units))]
+    if range.saturated(units.means(variant), units.means(single)):
         for differences, offset in ((won - whole, 1.0), (won, 0.0)):
-            if _few(differences, units.weights):
-                bounds += [
-                    offset + bound / size for bound in bounded.difference(differences, units.weights, range.span)
-                ]
-    return Interval(ratio, min(bounds), max(bounds))
+            if _few(differences, weights):
+                ends += [offset + end / size for end in bounded.difference(differences, weights, range.span)]
+    return Interval(ratio, min(ends), max(ends))
 
 
-def spread(means: Array, units: Units) -> tuple[float, float]:
-    """The wider of Student's and Hall's bounds of a weighted mean of clusters.
-
-    With several sets the variance is the sum of the variances within the sets, with the degrees of freedom of Welch and
-    Satterthwaite. Hall's transformation of the studentised mean is a cubic whose inverse is exact (Hall, Journal of the
-    Royal Statistical Society B 54, 1992).
-
-    Args:
-        means: of the clusters.
-        units: of the images.
-    """
-    error, df, skew = moments(means, units)
-    centre = float(units.weights @ means)
-    reach = float(student.ppf(0.975, df))
-    low, high = -reach, reach
-    if abs(skew) > 1e-9:
-        below, above = (float(3 / skew * (np.cbrt(1 + skew * (x - skew / 6)) - 1)) for x in (-reach, reach))
-        low, high = min(low, -above), max(high, -below)
-    return centre + low * error, centre + high * error
-
-
-def moments(means: Array, units: Units) -> tuple[float, float, float]:
-    """Standard error of the weighted mean of clusters, its degrees of freedom, and its skewness.
-
-    A set with one prompt says nothing about its own variance; all prompts then vary around their common mean, which
-    makes the error larger, not smaller.
-    """
-    sizes = np.bincount(units.strata)
-    strata = units.strata if sizes.min() > 1 else np.zeros_like(units.strata)
-    sizes = np.bincount(strata)
-    centres = np.bincount(strata, weights=means) / sizes
-    rest = (means - centres[strata]) * units.weights
-    n = sizes.astype(float)
-    parts = np.bincount(strata, weights=rest**2) * n / (n - 1)
-    variance = float(parts.sum())
-    if variance <= (1e-12 * float(np.abs(means).max())) ** 2:
-        return 0.0, float((n - 1).sum()), 0.0
-    df = variance**2 / float((parts**2 / (n - 1)).sum())
-    thirds = np.bincount(strata, weights=rest**3) * np.divide(
-        n**2, (n - 1) * (n - 2), out=np.zeros_like(n), where=n > 2
-    )
-    return float(np.sqrt(variance)), df, float(thirds.sum()) / variance**1.5
+def _fieller(above: Array, below: Array, units: Units) -> tuple[float, float] | None:
+    """Bounds of a ratio of means (Fieller, 1954); None where the denominator may be zero."""
+    size = float(units.weights @ below)
+    ratio = float(units.weights @ above) / size
+    rest, df, _ = moments(above - ratio * below, units)
+    reach = float(stdtrit(df, 0.975))
+    first, second, apart = (moments(means, units)[0] ** 2 for means in (above, below, above - below))
+    doubt = reach**2 * second / size**2
+    if doubt >= 1:
+        return None
+    if second == 0:
+        return ratio - reach * rest / abs(size), ratio + reach * rest / abs(size)
+    both = (first + second - apart) / 2
+    inner = first - 2 * ratio * both + ratio**2 * second - doubt * (first - both**2 / second)
+    width = reach / abs(size) * np.sqrt(max(0.0, inner))
+    centre = ratio - doubt * both / second
+    return (centre - width) / (1 - doubt), (centre + width) / (1 - doubt)
 
 
 def _of_differences(differences: Array, units: Units, range: Range, saturated: bool) -> tuple[float, float]:

@@ -1,32 +1,14 @@
-"""Intervals, tests and win rates over prompts and seeds: pure functions of arrays.
-
-The unit of every score is (set of LoRAs, prompt, seed). Seeds of one prompt are alike, so they are averaged first; what
-is then drawn at random, the cluster, is the prompt, or the whole set of LoRAs where there are several.
-"""
+"""Means over prompts or sets, and the bootstrap interval of a statistic of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import t as student
 
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its confidence interval; NaN bounds where one cluster alone cannot tell."""
-
-    estimate: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+from mergelab.evaluation.statistics.intervals import Interval
+from mergelab.evaluation.statistics.units import Array
 
 
 def cluster_means(values: Array, prompts: Sequence[Hashable], sets: Sequence[Hashable] | None = None) -> Array:
@@ -85,57 +67,3 @@ def interval(
     error = float(draws.std(ddof=1)) * float(np.sqrt(count / (count - 1))) if len(draws) > 1 else float("nan")
     reach = float(student.ppf(0.5 + confidence / 2, count - 1)) * error
     return Interval(estimate, estimate - reach, estimate + reach)
-
-
-def sign_flip(differences: Array, *, flips: int = 10000, seed: int = 0) -> float:
-    """p value of the paired test that differences are symmetric around zero: how often random signs reach as far.
-
-    All sign patterns are tried where there are at most 2^12; the smallest p value of n clusters is 2 / 2^n.
-
-    Args:
-        differences: (n,), one for each cluster.
-        flips: random patterns tried where there are more clusters.
-        seed: of the patterns.
-
-    Example:
-        >>> sign_flip(np.array([1.0, 2.0, 0.5]))
-        0.25
-    """
-    count = len(differences)
-    if not np.isfinite(differences).all():
-        return 1.0
-    if not count or not np.any(differences):
-        return 1.0
-    exact = count <= 12
-    if exact:
-        signs = np.array(list(product((1.0, -1.0), repeat=count)))
-    else:
-        signs = np.random.default_rng(seed).choice([1.0, -1.0], size=(flips, count))
-    reached = np.abs(signs @ differences) >= abs(differences.sum()) * (1 - 1e-12)
-    return float(reached.mean()) if exact else float((reached.sum() + 1) / (flips + 1))
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """p values corrected for the number of tests (Holm, 1979).
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03])
-        [0.03, 0.06, 0.06]
-    """
-    corrected = [1.0] * len(p)
-    largest = 0.0
-    for rank, index in enumerate(np.argsort(p)):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
-        corrected[index] = largest
-    return corrected
-
-
-def win_rate(first: Array, second: Array, *, higher_is_better: bool = True) -> float:
-    """Share of the paired images in which the first is better; a tie counts half.
-
-    Example:
-        >>> win_rate(np.array([1.0, 2.0]), np.array([0.0, 2.0]))
-        0.75
-    """
-    gain = np.sign(first - second) * (1 if higher_is_better else -1)
-    return float((gain > 0).mean() + 0.5 * (gain == 0).mean())
