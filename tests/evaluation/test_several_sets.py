@@ -110,11 +110,8 @@ def test_a_failed_merge_is_told_by_the_exit_code(tmp_path: Path, capsys: pytest.
     """The rest is done, and shown."""
 
     @ml.register_method("fails")
-    class Fails(ml.Strategy):
-        """Always."""
-
-        def combine(self, *arguments: Any, **keywords: Any) -> Any:
-            raise RuntimeError("out of luck")
+    def fails(changes: Any, weights: Any) -> Any:
+        raise RuntimeError("out of luck")
 
     small = SETS | {"pairs": None, "loras": ["miniature/sdxl/fish", "miniature/sdxl/stripes"]}
     small |= {"merges": [{"method": "fails"}, {"method": "cat"}], "prompts": ["a qrv in vtx style"]}
