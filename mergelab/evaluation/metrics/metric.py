@@ -35,6 +35,7 @@ class Description:
         range: lowest and highest value that it can take. Of a metric between images the better end is the value of
             an image with itself; where that is infinite, it has no ceiling.
         miniature_only: it reads images of the miniature world alone.
+        title: what tables call it, where that says more than the name: by which network.
     """
 
     name: str
@@ -42,6 +43,12 @@ class Description:
     higher_is_better: bool = True
     range: Range = (-math.inf, math.inf)
     miniature_only: bool = False
+    title: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What tables call it."""
+        return self.title or self.name
 
     @property
     def sign(self) -> int:
