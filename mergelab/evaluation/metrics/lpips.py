@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
 import torch
 
 from mergelab import miniature
@@ -43,6 +44,10 @@ class Lpips(Metric):
     def settings(self) -> Mapping[str, Any]:
         """The trunk."""
         return self._settings
+
+    def described(self, scores: pd.DataFrame) -> Description:
+        """With the trunk in its title, where that is not one of the usual."""
+        return replace(self.description, title="lpips (miniature)") if self.net == "miniature" else self.description
 
     @torch.no_grad()
     def score(self, picture: Picture, asked: Asked) -> dict[str, float]:

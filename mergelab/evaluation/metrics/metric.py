@@ -36,6 +36,7 @@ class Description:
         miniature_only: it reads images of the miniature world alone.
         photographs: of a metric between images: it also gives `photos:<name>`, against photographs of what an adapter
             shows. One that asks for the same scene, pixel by pixel, does not.
+        title: what tables call it, where that says more than the name: by which network.
     """
 
     name: str
@@ -44,6 +45,12 @@ class Description:
     range: Range = (-math.inf, math.inf)
     miniature_only: bool = False
     photographs: bool = False
+    title: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What tables call it."""
+        return self.title or self.name
 
     @property
     def sign(self) -> int:
