@@ -15,6 +15,7 @@ from mergelab.evaluation.statistics import bounded
 from mergelab.evaluation.statistics.moments import moments, spread
 from mergelab.evaluation.statistics.units import ENOUGH, Array, Units
 
+_ALIKE = 1e-5
 _NEAR, _SHARE, _FEW = 0.01, 0.25, 3.0
 
 
@@ -68,9 +69,22 @@ class Range:
         """
         every = np.concatenate(values)
         near = _NEAR * self.span
-        if not np.isfinite(near):
+        if not np.isfinite(self.high - self.low):
             return False
         return bool(np.mean((every <= self.low + near) | (every >= self.high - near)) >= _SHARE)
+
+
+    def same(self, first: Array, second: Array) -> bool:
+        """Whether two variants are scored alike in every image, three of which at least sit at no end of the range.
+
+        Example:
+            >>> soft = np.array([0.3, 0.62, 0.87, 1.0])
+            >>> Range(0, 1).same(soft, soft), Range(0, 1).same(np.ones(4), np.ones(4))
+            (True, False)
+        """
+        near = _NEAR * self.span
+        inside = (first > self.low + near) & (first < self.high - near)
+        return bool(np.allclose(first, second, rtol=0, atol=_ALIKE * self.span) and inside.sum() >= _FEW)
 
 
 _ANY = Range()
@@ -79,8 +93,8 @@ _ANY = Range()
 def mean_interval(values: Array, units: Units, range: Range = _ANY) -> Interval:
     """Of the mean score of a variant.
 
-    Student's and Hall's intervals over the clusters, the wider end of each; for saturated scores also the bounds of
-    `bounded.plausible`.
+    Student's interval over the clusters and, the wider end of each, Hall's; for saturated scores in its place the bounds
+    of `bounded.plausible`.
 
     Args:
         values: (n,), one for each image.
@@ -97,8 +111,9 @@ def mean_interval(values: Array, units: Units, range: Range = _ANY) -> Interval:
     estimate = float(weights @ means)
     if units.count < ENOUGH:
         return Interval(estimate, float("nan"), float("nan"))
-    low, high = spread(means, units)
-    if range.saturated(means):
+    saturated = range.saturated(means)
+    low, high = spread(means, units, skewed=not saturated)
+    if saturated:
         below, above = bounded.plausible(means, weights, *range.ends)
         low, high = min(low, below), max(high, above)
     return Interval(estimate, max(low, range.low), min(high, range.high))
@@ -107,9 +122,10 @@ def mean_interval(values: Array, units: Units, range: Range = _ANY) -> Interval:
 def difference_interval(first: Array, second: Array, units: Units, range: Range = _ANY) -> Interval:
     """Of the mean of `first - second`, paired.
 
-    Student's and Hall's intervals over the differences of the clusters, the wider end of each. Of saturated scores
-    most pairs are equal and a few differ by much: where the differences weigh no more than three that are alike, the
-    interval also holds `bounded.difference`.
+    Student's interval over the differences of the clusters and, the wider end of each, Hall's. Of saturated scores most
+    pairs are equal and a few differ by much: where the differences weigh no more than three that are alike, the
+    interval holds `bounded.difference` in place of Hall's. Unless the two are the same: every image is scored alike, and
+    some are at no end of the range, where that is no coincidence.
 
     Args:
         first, second: (n,), the scores of two variants, image by image.
@@ -125,8 +141,9 @@ def difference_interval(first: Array, second: Array, units: Units, range: Range 
     estimate = float(units.weights @ differences)
     if units.count < ENOUGH:
         return Interval(estimate, float("nan"), float("nan"))
-    low, high = spread(differences, units)
-    if range.saturated(units.means(first), units.means(second)) and _few(differences, units.weights):
+    saturated = range.saturated(units.means(first), units.means(second))
+    low, high = spread(differences, units, skewed=not saturated)
+    if saturated and _few(differences, units.weights) and not range.same(first, second):
         below, above = bounded.difference(differences, units.weights, range.span)
         low, high = min(low, below), max(high, above)
     return Interval(estimate, low, high)
@@ -161,8 +178,9 @@ def recovery_interval(variant: Array, base: Array, single: Array, units: Units, 
     bounds = _fieller(won, whole, units) if units.count >= ENOUGH else None
     if bounds is None:
         return Interval(ratio, float("nan"), float("nan"))
-    ends = [*bounds, *(ratio + end for end in spread((won - ratio * whole) / size, units))]
-    if range.saturated(units.means(variant), units.means(single)):
+    saturated = range.saturated(units.means(variant), units.means(single))
+    ends = [*bounds, *(ratio + end for end in spread((won - ratio * whole) / size, units, skewed=not saturated))]
+    if saturated and not range.same(variant, single):
         for differences, offset in ((won - whole, 1.0), (won, 0.0)):
             if _few(differences, weights):
                 ends += [offset + end / size for end in bounded.difference(differences, weights, range.span)]

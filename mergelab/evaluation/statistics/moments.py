@@ -8,7 +8,7 @@ from scipy.special import stdtrit
 from mergelab.evaluation.statistics.units import Array, Units
 
 
-def spread(means: Array, units: Units) -> tuple[float, float]:
+def spread(means: Array, units: Units, *, skewed: bool = True) -> tuple[float, float]:
     """The wider of Student's and Hall's bounds of a weighted mean of clusters.
 
     With several sets the variance is the sum of the variances within the sets, with the degrees of freedom of Welch and
@@ -18,12 +18,13 @@ def spread(means: Array, units: Units) -> tuple[float, float]:
     Args:
         means: of the clusters.
         units: of the images.
+        skewed: False leaves out Hall's, which have no end where few clusters are very skewed.
     """
     error, df, skew = moments(means, units)
     centre = float(units.weights @ means)
     reach = float(stdtrit(df, 0.975))
     low, high = -reach, reach
-    if abs(skew) > 1e-9:
+    if skewed and abs(skew) > 1e-9:
         below, above = (float(3 / skew * (np.cbrt(1 + skew * (x - skew / 6)) - 1)) for x in (-reach, reach))
         low, high = min(low, -above), max(high, -below)
     return centre + low * error, centre + high * error
