@@ -137,7 +137,7 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
         photos = {lora.name: photographs(Path(lora.references), lora.name) for lora in config.loras if lora.references}
         ready = time.perf_counter()
         write(store.folder / CONFIG, _as_yaml(config))
-        failures, pool = Failures(), Pool(loras, config.device)
+        failures, pool = Failures(), Pool(loras, config.device, progress if len(sets) == 1 else False)
         comparison = _compared(sets, pool) if len(sets) == 1 else None
         variants = _made(config, sets, pool, store, failures, progress)
         grid = Grid(config, store, sets, variants, photos, progress, failures)

@@ -73,7 +73,6 @@ class Range:
             return False
         return bool(np.mean((every <= self.low + near) | (every >= self.high - near)) >= _SHARE)
 
-
     def same(self, first: Array, second: Array) -> bool:
         """Whether two variants are scored alike in every image, three of which at least sit at no end of the range.
 
