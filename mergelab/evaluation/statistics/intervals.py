@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from mergelab.evaluation.statistics import bounded
-from mergelab.evaluation.statistics.moments import moments, spread
+from mergelab.evaluation.statistics.moments import hall, moments, student
 from mergelab.evaluation.statistics.units import ENOUGH, Array, Units
 
 _ALIKE = 1e-5
@@ -92,8 +92,8 @@ _ANY = Range()
 def mean_interval(values: Array, units: Units, range: Range = _ANY) -> Interval:
     """Of the mean score of a variant.
 
-    Student's interval over the clusters and, the wider end of each, Hall's; for saturated scores in its place the bounds
-    of `bounded.plausible`.
+    Student's interval over the clusters, and the wider end of each `bounded.plausible` where scores are saturated; else
+    Hall's, as far as that lies within what is plausible.
 
     Args:
         values: (n,), one for each image.
@@ -110,21 +110,18 @@ def mean_interval(values: Array, units: Units, range: Range = _ANY) -> Interval:
     estimate = float(weights @ means)
     if units.count < ENOUGH:
         return Interval(estimate, float("nan"), float("nan"))
-    saturated = range.saturated(means)
-    low, high = spread(means, units, skewed=not saturated)
-    if saturated:
-        below, above = bounded.plausible(means, weights, *range.ends)
-        low, high = min(low, below), max(high, above)
+    plausible = bounded.plausible(means, weights, *range.ends)
+    low, high = _wider(student(means, units), plausible if range.saturated(means) else _within(hall(means, units), plausible))
     return Interval(estimate, max(low, range.low), min(high, range.high))
 
 
 def difference_interval(first: Array, second: Array, units: Units, range: Range = _ANY) -> Interval:
     """Of the mean of `first - second`, paired.
 
-    Student's interval over the differences of the clusters and, the wider end of each, Hall's. Of saturated scores most
-    pairs are equal and a few differ by much: where the differences weigh no more than three that are alike, the
-    interval holds `bounded.difference` in place of Hall's. Unless the two are the same: every image is scored alike, and
-    some are at no end of the range, where that is no coincidence.
+    Student's interval over the differences of the clusters, and the wider end of each Hall's, as far as that lies within
+    `bounded.difference`. Of saturated scores most pairs are equal and a few differ by much: where the differences weigh
+    no more than three that are alike, the interval holds `bounded.difference` in place of Hall's. Unless the two are
+    the same: every image is scored alike, and some are at no end of the range, where that is no coincidence.
 
     Args:
         first, second: (n,), the scores of two variants, image by image.
@@ -140,12 +137,13 @@ def difference_interval(first: Array, second: Array, units: Units, range: Range 
     estimate = float(units.weights @ differences)
     if units.count < ENOUGH:
         return Interval(estimate, float("nan"), float("nan"))
-    saturated = range.saturated(units.means(first), units.means(second))
-    low, high = spread(differences, units, skewed=not saturated)
-    if saturated and _few(differences, units.weights) and not range.same(first, second):
-        below, above = bounded.difference(differences, units.weights, range.span)
-        low, high = min(low, below), max(high, above)
-    return Interval(estimate, low, high)
+    ends = student(differences, units)
+    plausible = bounded.difference(differences, units.weights, range.span)
+    if not range.saturated(units.means(first), units.means(second)):
+        ends = _wider(ends, _within(hall(differences, units), plausible))
+    elif _few(differences, units.weights) and not range.same(first, second):
+        ends = _wider(ends, plausible)
+    return Interval(estimate, *ends)
 
 
 def recovery_interval(variant: Array, base: Array, single: Array, units: Units, range: Range = _ANY) -> Interval:
@@ -177,13 +175,29 @@ def recovery_interval(variant: Array, base: Array, single: Array, units: Units, 
     bounds = _fieller(won, whole, units) if units.count >= ENOUGH else None
     if bounds is None:
         return Interval(ratio, float("nan"), float("nan"))
-    saturated = range.saturated(units.means(variant), units.means(single))
-    ends = [*bounds, *(ratio + end for end in spread((won - ratio * whole) / size, units, skewed=not saturated))]
-    if saturated and not range.same(variant, single):
-        for differences, offset in ((won - whole, 1.0), (won, 0.0)):
-            if _few(differences, weights):
-                ends += [offset + end / size for end in bounded.difference(differences, weights, range.span)]
-    return Interval(ratio, min(ends), max(ends))
+    ends = _wider(bounds, _shifted(ratio, student((won - ratio * whole) / size, units)))
+    changes = [(won - whole, 1.0), (won, 0.0)]  # against the single, whose recovery is 1, and against the base
+    plausible = [_shifted(at, bounded.difference(one / size, weights, range.span / abs(size))) for one, at in changes]
+    if not range.saturated(units.means(variant), units.means(single)):
+        skewed = _shifted(ratio, hall((won - ratio * whole) / size, units))
+        ends = _wider(ends, _within(skewed, _wider(*plausible)))
+    elif not range.same(variant, single):
+        ends = _wider(ends, *(one for (change, _), one in zip(changes, plausible) if _few(change, weights)))
+    return Interval(ratio, *ends)
+
+
+def _wider(*bounds: tuple[float, float]) -> tuple[float, float]:
+    """The lowest and the highest."""
+    return min(low for low, _ in bounds), max(high for _, high in bounds)
+
+
+def _within(bounds: tuple[float, float], others: tuple[float, float]) -> tuple[float, float]:
+    """No further out than others."""
+    return max(bounds[0], others[0]), min(bounds[1], others[1])
+
+
+def _shifted(by: float, bounds: tuple[float, float]) -> tuple[float, float]:
+    return by + bounds[0], by + bounds[1]
 
 
 def _fieller(above: Array, below: Array, units: Units) -> tuple[float, float] | None:
