@@ -111,7 +111,9 @@ def mean_interval(values: Array, units: Units, range: Range = _ANY) -> Interval:
     if units.count < ENOUGH:
         return Interval(estimate, float("nan"), float("nan"))
     plausible = bounded.plausible(means, weights, *range.ends)
-    low, high = _wider(student(means, units), plausible if range.saturated(means) else _within(hall(means, units), plausible))
+    low, high = _wider(
+        student(means, units), plausible if range.saturated(means) else _within(hall(means, units), plausible)
+    )
     return Interval(estimate, max(low, range.low), min(high, range.high))
 
 
