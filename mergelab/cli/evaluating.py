@@ -12,6 +12,7 @@ import typer
 from mergelab.cli import streams
 from mergelab.cli.arguments import Import, check_plain, import_plugins
 from mergelab.errors import OutputError
+from mergelab.evaluation.failures import summed_up
 
 
 def evaluate(
@@ -21,18 +22,26 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE: seeds=4, clip.model=RN50; as often as needed."),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what it takes and can tell: one image is drawn, nothing is written."),
+    ] = False,
     plugins: Import = None,
 ) -> str:
     """Generate with a model, its adapters and their merges, score them, and write a report."""
     from mergelab.evaluation import evaluate as evaluate_config
+    from mergelab.evaluation.planning import plan
 
     check_plain(overrides or ())
     import_plugins(plugins)
+    if dry_run:
+        return str(plan(config, output, overrides=overrides or ()))
     with interruptible(output):
         result = evaluate_config(config, output, overrides=overrides or ())
-    if result.silent:
+    others = (row for row in result.failures if row["metric"] not in result.silent)
+    if wrong := [*summed_up(others), *result.silent.values()]:
         streams.show(str(result))
-        raise OutputError(f"{output}: the run is done, but {'; '.join(result.silent.values())}")
+        raise OutputError(f"{output}: the run is done, but {'; '.join(wrong)}")
     return str(result)
 
 

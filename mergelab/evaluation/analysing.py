@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 import pandas as pd
@@ -104,7 +104,7 @@ def _selected(
     on, report = parts_of(select, grid.sets, grid.config)
     units = list(zip(frame["set"], frame["prompt"]))
     first = _only(grid.sets, on)
-    scores, ranges, variants = _prepared(frame[[unit in on for unit in units]], metrics, first)
+    scores, ranges, _ = _prepared(frame[[unit in on for unit in units]], metrics, first)
     primary = primary_of(scores, metrics, ranges, _roles(first))
     families = {str(v.name): v.recipe.family for v in grid.variants if v.recipe is not None}
     means: dict[str, Mapping[str, float]] = {}
@@ -112,9 +112,11 @@ def _selected(
         metric = next(one for one in metrics if one.name == primary.metric)
         sign = (described(JOINT_SCORE, metric) if primary.quantity == JOINT_SCORE.contrast else metric).sign
         for one in first:
-            columns = {name: scores.column((name, primary.metric, primary.reference)) for name in families}
-            own = {name: part[part.index.get_level_values("set") == one.name] for name, part in columns.items() if len(part)}
-            means[one.name] = {name: sign * float(part.mean()) for name, part in own.items() if len(part)}
+            keys = {(one.name, prompt.text) for prompt in one.prompts}
+            columns = {name: scores.aligned([(name, primary.metric, primary.reference)], keys) for name in families}
+            means[one.name] = {
+                name: sign * float(part.to_numpy().mean()) for name, part in columns.items() if len(part)
+            }
     kept, choices = chosen(families, means, select.each_set)
     rows = frame[[unit in report for unit in units]]
     names = [kept.get(one, {} if select.each_set else next(iter(kept.values()), {})) for one in rows["set"]]
@@ -123,7 +125,7 @@ def _selected(
     return rows.assign(variant=called)[shown], _only(grid.sets, report), choices
 
 
-def _only(sets: Sequence[AdapterSet], keys: set[tuple[str, str]]) -> list[AdapterSet]:
+def _only(sets: Sequence[AdapterSet], keys: Set[tuple[str, str]]) -> list[AdapterSet]:
     """The sets with those of their prompts that count."""
     parts = [replace(one, prompts=tuple(p for p in one.prompts if (one.name, p.text) in keys)) for one in sets]
     return [one for one in parts if one.prompts]

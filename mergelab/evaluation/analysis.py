@@ -28,8 +28,8 @@ class Finding:
     """One estimate: of what, for which variant and adapter, by which metric, on which prompts.
 
     Attributes:
-        quantity: "joint" (of the concepts that are called, the one that is seen least), "recovery" (0 as the base model,
-            1 as the adapter alone), "image recovery" (the same of the likeness to the adapter's own images),
+        quantity: "joint" (of the concepts that are called, the one that is seen least), "recovery" (0 as the base
+            model, 1 as the adapter alone), "image recovery" (the same of the likeness to the adapter's own images),
             "suppression" (how far below the base model, where the weight is not above zero), "harmonic mean" (of the
             concepts), "similarity" (to an image), "leakage" (change of an adapter's score where it is not called),
             "preservation" (change of the prompt's own score, or distance from the base model's image, where no adapter
@@ -91,15 +91,15 @@ def _finding(
     if quantity.contrast and variant.kind == "merge":
         pair = scores.aligned([(name, metric.name, about) for name in (str(variant), str(STACK))], keys)
         if len(pair):
-            p = sign_flip(units_of(pair).means(pair.iloc[:, 0].to_numpy(float) - pair.iloc[:, 1].to_numpy(float)))
-    interval = quantity.statistic(table, units_of(table), described(quantity, metric))
+            p = sign_flip((pair.iloc[:, 0] - pair.iloc[:, 1]).to_numpy(float), units_of(pair))
+    interval = quantity.statistic(table, units_of(table), scores.range(described(quantity, metric), about))
     return [Finding(quantity.name, str(variant), metric.name, about, quantity.prompts, interval, p)]
 
 
 def _sees_nothing(table: pd.DataFrame, metric: Description) -> bool:
     """Whether the adapter alone (third column) is within the noise of the base model (second), on these prompts."""
-    span = (table.iloc[:, 2] - table.iloc[:, 1]).to_numpy(float) * metric.sign
-    return is_blind(span, units_of(table))
+    floor, ceiling = (table.iloc[:, place].to_numpy(float) for place in (1, 2))
+    return is_blind(floor, ceiling, units_of(table), higher_is_better=metric.higher_is_better)
 
 
 def _image_recovery(scores: Scores, variant: VariantName, metric: Description, role: str) -> list[Finding]:
@@ -112,6 +112,6 @@ def _image_recovery(scores: Scores, variant: VariantName, metric: Description, r
     table = pd.concat([table, ceiling.rename("ceiling")], axis=1, join="inner")
     if _sees_nothing(table, metric):
         return []
-    mine, floor, best = (table.iloc[:, i].to_numpy(float) for i in range(3))
-    interval = recovery_interval(mine, floor, best, units_of(table), metric.range)
+    mine, floor, best = (table.iloc[:, place].to_numpy(float) for place in (0, 1, 2))
+    interval = recovery_interval(mine, floor, best, units_of(table), scores.range(metric, name))
     return [Finding(IMAGE_RECOVERY, str(variant), metric.name, name, "alone", interval)]

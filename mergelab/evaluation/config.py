@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -26,8 +27,8 @@ class Lora(_Strict):
     Attributes:
         path: whatever `mergelab.load` takes, or `miniature/sdxl/ghost`.
         name: how tables call it; the file's name where it is left out.
-        weight: strength, alone, in the stack and in every merge; a mapping gives one for each component or layer pattern.
-            A list is an axis of every merge; alone and in the stack the adapter has the first.
+        weight: strength, alone, in the stack and in every merge; a mapping gives one for each component or layer
+            pattern. A list is an axis of every merge; alone and in the stack the adapter has the first.
         concept: a prompt of its concept alone, "a photo of sks", or several; without one nothing is recovered, only
             compared.
         trigger: words of a prompt that call it; where it is left out, the words of the concept that are in no other
@@ -162,6 +163,12 @@ class Select(_Strict):
     each_set: bool = False
 
 
+def _scheduler(value: Any) -> Any:
+    if not isinstance(value, (str, dict, NoneType)) or (isinstance(value, dict) and "class" not in value):
+        raise PydanticCustomError("scheduler", "expected a class of diffusers, or a mapping {class: ..., its options}")
+    return value
+
+
 def _lora(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
@@ -211,8 +218,8 @@ class Config(_Strict):
     clip: Clip | None = None
     lpips: Literal["alex", "vgg", "squeeze", "miniature"] | None = None
     dino: str = "facebook/dinov2-base"
+    scheduler: Annotated[str | dict[str, Any] | None, BeforeValidator(_scheduler)] = None
     generation: Generation = Generation()
-    scheduler: str | dict[str, Any] | None = None
     memory: Memory = Memory()
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -16,6 +17,7 @@ from mergelab.evaluation.quantities import QUANTITIES, Quantity, described, unit
 from mergelab.evaluation.scores import Scores
 from mergelab.evaluation.statistics import (
     Interval,
+    Range,
     difference_interval,
     holm,
     resolvable,
@@ -40,6 +42,7 @@ class Contrast:
         resolvable: the difference that a design of this size would have told from zero in 80 % of runs; NaN where one
             cluster cannot tell.
         clusters: how many there are.
+        deviation: of the difference between clusters.
         by_set: the difference in each set of adapters, over its prompts; where there are several.
     """
 
@@ -55,6 +58,7 @@ class Contrast:
     wins: float
     resolvable: float
     clusters: int
+    deviation: float
     by_set: dict[str, Interval] = field(default_factory=dict)
 
     @property
@@ -79,8 +83,9 @@ class Contrast:
         return {**vars(self), "interval": vars(self.interval), "by_set": sets}
 
 
-def _turned(interval: Interval) -> Interval:
-    return Interval(-interval.estimate, -interval.high, -interval.low)
+def _turned(interval: Interval, sign: int = -1) -> Interval:
+    """The interval of the negative, unless the sign is 1."""
+    return interval if sign > 0 else Interval(-interval.estimate, -interval.high, -interval.low)
 
 
 @dataclass(frozen=True)
@@ -142,31 +147,29 @@ def _of(
     for second, first in combinations([name for name in names if name in table], 2):
         pair = table[[first, second]].dropna()
         if len(pair):
-            estimated = _estimated(pair, known, by_set=asked)
-            found.append(
-                Contrast(quantity.contrast, metric.name, about, quantity.prompts, first, second, **estimated)
-            )
+            estimated = _estimated(pair, known.sign, scores.range(known, about), by_set=asked)
+            found.append(Contrast(quantity.contrast, metric.name, about, quantity.prompts, first, second, **estimated))
     return found
 
 
-def _estimated(pair: pd.DataFrame, metric: Description, *, by_set: bool) -> dict[str, Any]:
+def _estimated(pair: pd.DataFrame, sign: int, range: Range, *, by_set: bool) -> dict[str, Any]:
     units = units_of(pair)
-    first, second = (pair.iloc[:, i].to_numpy(float) * metric.sign for i in (0, 1))
-    low, high = sorted(end * metric.sign for end in metric.range)
-    means = units.means(first - second)
+    first, second = (pair.iloc[:, place].to_numpy(float) for place in (0, 1))
     sets = pair.index.get_level_values("set")
     each = {}
     if by_set and sets.nunique() > 1:
         for name in sets.unique():
-            rows = np.asarray(sets == name)
-            each[name] = difference_interval(first[rows], second[rows], units_of(pair[rows]), (low, high))
+            own = np.asarray(sets == name)
+            each[name] = _turned(difference_interval(first[own], second[own], units_of(pair[own]), range), sign)
+    means = units.means(first - second)
     return {
-        "interval": difference_interval(first, second, units, (low, high)),
-        "p": sign_flip(means),
+        "interval": _turned(difference_interval(first, second, units, range), sign),
+        "p": sign_flip(first - second, units),
         "corrected": None,
-        "wins": win_rate(first, second),
-        "resolvable": resolvable(means),
-        "clusters": len(means),
+        "wins": win_rate(first, second, higher_is_better=sign > 0),
+        "resolvable": resolvable(first - second, units),
+        "clusters": units.count,
+        "deviation": float(means.std(ddof=1)) if len(means) > 1 else math.nan,
         "by_set": each,
     }
 

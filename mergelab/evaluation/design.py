@@ -41,10 +41,11 @@ class Design:
     def warning(self) -> str | None:
         """What is wrong with it, before anything is drawn; None where nothing is."""
         if self.family and self.least_p > 0.05:
+            more = "sets" if self.unit == "sets" else "prompts that call several adapters"
             return (
-                f"no difference from the stack can be significant: {counted(self.clusters, 'cluster')} ({self.unit}) and "
-                f"{counted(self.family, 'test')} reach p = {self.least_p:.2g} at best; more prompts that call several "
-                "adapters, or fewer merges, would"
+                f"no difference from the stack can be significant: {counted(self.clusters, 'cluster')} ({self.unit}) "
+                f"and {counted(self.family, 'test')} reach p = {self.least_p:.2g} at best; more {more}, or fewer merges, "
+                "would"
             )
         return None
 

@@ -13,7 +13,7 @@ import torch
 
 from mergelab.engine.provenance import package_version
 from mergelab.evaluation.grid import Grid
-from mergelab.evaluation.store import hash_of
+from mergelab.evaluation.store import SECONDS, hash_of
 from mergelab.evaluation.variants import Variant
 from mergelab.pipelines.images import generate_images
 from mergelab.pipelines.staging import Stage
@@ -41,7 +41,7 @@ def generate_missing(grid: Grid, stage: Stage, fingerprint: str, keywords: dict[
             grid.failures.tell()
     for variant in grid.variants:
         grid.notes += grid.store.recall(f"notes of {variant.fingerprint}") or []
-        seconds = [grid.store.recall(f"seconds of {key}") for key in variant.requests.values()]
+        seconds = [grid.store.recall(f"{SECONDS}{key}") for key in variant.requests.values()]
         if known := [value for value in seconds if value is not None]:
             variant.cost["seconds per image"] = median(known)
 
@@ -117,6 +117,6 @@ class _Drawing:
         for unit, pixels in zip(units, images):
             key = variant.requests[unit]
             self.grid.store.save_image(key, pixels)
-            self.grid.store.keep(f"seconds of {key}", seconds / len(units))
+            self.grid.store.keep(f"{SECONDS}{key}", seconds / len(units))
             self.bar.update()
         return None

@@ -10,13 +10,13 @@ from itertools import product
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from mergelab.engine.provenance import package_version
 from mergelab.evaluation.config import Config
 from mergelab.evaluation.failures import Failures
 from mergelab.evaluation.metrics.metric import Asked, Description, Metric, Picture
 from mergelab.evaluation.names import at_seed, single, split_seed
+from mergelab.evaluation.progress import bar
 from mergelab.evaluation.sets import AdapterSet, Called
 from mergelab.evaluation.store import Store, hash_of
 from mergelab.evaluation.variants import Variant
@@ -58,12 +58,7 @@ class Grid:
 
     def bar(self, total: int, label: str) -> Any:
         """A progress bar."""
-        return progress_bar(total, label, self.progress)
-
-
-def progress_bar(total: int, label: str, shown: bool | None) -> Any:
-    """A progress bar with the time that is left; None shows one on a terminal."""
-    return tqdm(total=total, desc=label, smoothing=0.1, disable=None if shown is None else not shown)
+        return bar(total, label, self.progress)
 
 
 def score_all(grid: Grid, metrics: list[Metric]) -> pd.DataFrame:
@@ -150,7 +145,7 @@ def _scored(
     about = description.compares_with
     comparisons = comparisons if about == "images" else {}
     concepts = known.concepts if about == "words" else {}
-    photos = known.photos if about == "images" else {}
+    photos = known.photos if description.photographs else {}
     request = {"metric": description.name, "settings": dict(metric.settings), "image": key, "prompt": prompt}
     request |= {"references": dict(comparisons), "version": package_version(), "concepts": concepts}
     request |= {"photos": {name: [picture.key for picture in pictures] for name, pictures in photos.items()}}

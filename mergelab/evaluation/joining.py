@@ -12,6 +12,7 @@ from mergelab.evaluation.quantities import HARMONIC, JOINT, SHARES, concept_refe
 from mergelab.evaluation.ranges import MetricRange
 from mergelab.evaluation.scores import Scores
 
+
 def join_concepts(
     scores: Scores,
     metrics: Sequence[Description],

@@ -15,6 +15,7 @@ from mergelab.evaluation.names import BASE, STACK, photos, single
 from mergelab.evaluation.scores import Column, Key, Scores
 from mergelab.evaluation.statistics import (
     Interval,
+    Range,
     Units,
     difference_interval,
     mean_interval,
@@ -31,7 +32,7 @@ Prompts = Literal["together", "alone", "not calling", "none", "every"]
 """Prompts that call an adapter and another, an adapter alone, others or nobody, nobody; all of them. For no adapter in
 particular, "together" are prompts that call two or more."""
 
-Statistic = Callable[[pd.DataFrame, Units, Description], Interval]
+Statistic = Callable[[pd.DataFrame, Units, Range], Interval]
 """Of columns that line up, to an estimate with its interval."""
 
 
@@ -44,16 +45,16 @@ def _column(table: pd.DataFrame, place: int) -> np.ndarray:
     return table.iloc[:, place].to_numpy(float)
 
 
-def _recovered(table: pd.DataFrame, units: Units, metric: Description) -> Interval:
-    return recovery_interval(*(_column(table, i) for i in range(3)), units, metric.range)
+def _recovered(table: pd.DataFrame, units: Units, range: Range) -> Interval:
+    return recovery_interval(_column(table, 0), _column(table, 1), _column(table, 2), units, range)
 
 
-def _change(table: pd.DataFrame, units: Units, metric: Description) -> Interval:
-    return difference_interval(_column(table, 0), _column(table, 1), units, metric.range)
+def _change(table: pd.DataFrame, units: Units, range: Range) -> Interval:
+    return difference_interval(_column(table, 0), _column(table, 1), units, range)
 
 
-def _mean(table: pd.DataFrame, units: Units, metric: Description) -> Interval:
-    return mean_interval(_column(table, 0), units, metric.range)
+def _mean(table: pd.DataFrame, units: Units, range: Range) -> Interval:
+    return mean_interval(_column(table, 0), units, range)
 
 
 def counts(prompts: Prompts, role: str | None) -> Callable[[frozenset[str]], bool]:

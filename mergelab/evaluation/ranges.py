@@ -59,6 +59,9 @@ def _spread(column: pd.Series) -> float:
 
 
 def _range(metric: Description, reference: str, floor: pd.Series, ceiling: pd.Series, noise: float) -> MetricRange:
-    difference = ((ceiling - floor) * metric.sign).to_numpy(float)
-    blind = bool(np.isfinite(difference).all()) and is_blind(difference, units_of(floor))
+    low, high = floor.to_numpy(float), ceiling.to_numpy(float)
+    told = np.isfinite(high).all() and not is_blind(
+        low, high, units_of(floor), higher_is_better=metric.higher_is_better
+    )
+    blind = bool(np.isfinite(high).all() and not told)
     return MetricRange(metric.name, reference, float(floor.mean()), float(ceiling.mean()), noise, blind)

@@ -52,8 +52,9 @@ def expanded_merges(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def recipes(config: Config, of: AdapterSet) -> list[Recipe]:
-    """One for every point of the grid. A list is an axis, but for the `factors` of a schedule, which are a list: there a
-    list of such lists is one.
+    """One for every point of the grid.
+
+    A list is an axis, but for the `factors` of a schedule, which are a list: there a list of such lists is one.
 
     `weights` of an entry are a list, a number for each adapter, or a list of such lists; or a mapping of roles or names
     to a weight or a list of them. The weight of an adapter under `loras` may be a list, too.
@@ -74,7 +75,8 @@ def recipes(config: Config, of: AdapterSet) -> list[Recipe]:
                 label = " ".join([str(keywords["method"]), *(f"{k}={v}" for k, v in (options | shown).items())])
                 if label in found:
                     raise OptionError(f"merges: {label!r} is given twice")
-                found[label] = Recipe(label, keywords, weights if shown else None, family, dict(zip(of.adapters, weights)))
+                strengths = dict(zip(of.adapters, weights))
+                found[label] = Recipe(label, keywords, weights if shown else None, family, strengths)
     return list(found.values())
 
 
@@ -150,7 +152,9 @@ def _checked(keywords: Mapping[str, Any], adapters: int) -> dict[str, Any]:
                 )
         rule = combination_of(keywords["method"], {k: v for k, v in keywords.items() if k != "method"})
         if isinstance(rule, Schedule) and len(rule.factors) != adapters:
-            raise OptionError(f"merges: schedule: {len(rule.factors)} factors for {adapters} adapters; give one for each")
+            raise OptionError(
+                f"merges: schedule: {len(rule.factors)} factors for {adapters} adapters; give one for each"
+            )
         return dict(keywords)
     if keywords["method"] not in method_names():
         said = did_you_mean(str(keywords["method"]), [*method_names(), *COMBINATIONS])

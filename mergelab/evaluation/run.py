@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from mergelab import miniature
 from mergelab.adapter import load
 from mergelab.comparing import Comparison, compare
 from mergelab.errors import OptionError, OutputError
@@ -23,22 +20,23 @@ from mergelab.evaluation.design import design_of
 from mergelab.evaluation.drawing import generate_missing
 from mergelab.evaluation.exhibits import exhibits
 from mergelab.evaluation.failures import Failures, summed_up
-from mergelab.evaluation.grid import Grid, progress_bar, score_all
+from mergelab.evaluation.grid import Grid, score_all
 from mergelab.evaluation.metrics.registry import check_metrics, open_metrics
+from mergelab.evaluation.opening import opened, pipeline_keywords, threads_for
 from mergelab.evaluation.photographs import photographs
+from mergelab.evaluation.progress import bar
 from mergelab.evaluation.reading import read_config
 from mergelab.evaluation.report.page import render
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.sets import AdapterSet, adapter_sets
 from mergelab.evaluation.store import Store, to_json, write
-from mergelab.evaluation.summary import summary_of
+from mergelab.evaluation.summary import SUMMARY, summary_of
 from mergelab.evaluation.variants import Pool, Variant, make_variants
 from mergelab.formats.base_models import check_base_models
 from mergelab.formats.files import replacing
 from mergelab.pipelines.adapters import check_adapters, check_bare
-from mergelab.pipelines.fingerprints import fingerprint
-from mergelab.pipelines.opening import Pipeline, ignores_guidance, name_of, open_pipeline, usual_device
-from mergelab.pipelines.staging import Stage, at_home
+from mergelab.pipelines.opening import Pipeline, name_of, usual_device
+from mergelab.pipelines.staging import Stage
 
 log = logging.getLogger(__name__)
 
@@ -129,24 +127,24 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
         log.warning("%s", warning)
     loras = {lora.name: load(lora.path) for lora in config.loras}
     check_base_models(list(loras.values()), list(loras))
-    pipeline, model = (given, _identity(given)) if given is not None else _opened(config)
-    check_adapters(pipeline, loras)
-    asked = config.generation.adapters
-    layers = dict.fromkeys(layer for adapter in loras.values() for layer in adapter.layers)
-    stage = Stage(pipeline, layers, fused=None if asked is None else asked == "fused")
-    keywords = _keywords(config, pipeline)
-    metrics = open_metrics(config)
-    photos = {lora.name: photographs(lora.references) for lora in config.loras if lora.references}
-    ready = time.perf_counter()
-    write(store.folder / CONFIG, _as_yaml(config))
-    failures, pool = Failures(), Pool(loras, config.device)
-    comparison = _compared(sets, pool) if len(sets) == 1 else None
-    variants = _made(config, sets, pool, store, failures, progress)
-    grid = Grid(config, store, sets, variants, photos, progress, failures)
-    merged = time.perf_counter()
-    with _threads_for(config):
-        generate_missing(grid, stage, model, keywords)
-        frame = score_all(grid, metrics)
+    with opened(config, given) as (pipeline, model):
+        check_adapters(pipeline, loras)
+        asked = config.generation.adapters
+        layers = dict.fromkeys(layer for adapter in loras.values() for layer in adapter.layers)
+        stage = Stage(pipeline, layers, fused=None if asked is None else asked == "fused")
+        keywords = pipeline_keywords(config, pipeline)
+        metrics = open_metrics(config)
+        photos = {lora.name: photographs(Path(lora.references), lora.name) for lora in config.loras if lora.references}
+        ready = time.perf_counter()
+        write(store.folder / CONFIG, _as_yaml(config))
+        failures, pool = Failures(), Pool(loras, config.device)
+        comparison = _compared(sets, pool) if len(sets) == 1 else None
+        variants = _made(config, sets, pool, store, failures, progress)
+        grid = Grid(config, store, sets, variants, photos, progress, failures)
+        merged = time.perf_counter()
+        with threads_for(config):
+            generate_missing(grid, stage, model, keywords)
+            frame = score_all(grid, metrics)
     if not len(frame) and failures.rows:
         raise OutputError(f"{store.folder}: every cell failed: {'; '.join(summed_up(failures.rows))}")
     if not len(frame):
@@ -160,7 +158,7 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     seconds["everything else"] = end - start - sum(seconds.values())
     summary = summary_of(result, grid, metrics, model, seconds)
     summary |= {"exhibits": exhibits(result, grid.variants)}
-    write(store.folder / "summary.json", to_json(summary))
+    write(store.folder / SUMMARY, to_json(summary))
     write(store.folder / "report.html", render(result, grid.variants, comparison, summary))
     return result
 
@@ -176,48 +174,8 @@ def _made(
 ) -> list[Variant]:
     """The variants of all sets, merged set by set."""
     variants = list[Variant]()
-    with progress_bar(len(sets), "sets merged", progress if len(sets) > 1 else False) as bar:
+    with bar(len(sets), "sets merged", progress if len(sets) > 1 else False) as told:
         for one in sets:
             variants += make_variants(config, one, pool, store, failures)
-            bar.update()
+            told.update()
     return variants
-
-
-def _identity(pipeline: Pipeline) -> str:
-    """The fingerprint of a pipeline, whose weights may be offloaded."""
-    with at_home(pipeline):
-        return fingerprint(pipeline)
-
-
-def _opened(config: Config) -> tuple[Pipeline, str]:
-    """The pipeline that the configuration names, and its fingerprint."""
-    memory, device = config.memory, usual_device(config.device)
-    return open_pipeline(
-        config.pipeline, dtype=config.dtype, device=device, offload=memory.offload, vae_tiling=memory.vae_tiling,
-        compile=memory.compile,
-    )  # fmt: skip
-
-
-def _keywords(config: Config, pipeline: Pipeline) -> dict[str, Any]:
-    """Keywords of every call of the pipeline: the configuration's, on top of the miniature's own.
-
-    Raises:
-        OptionError: a guidance scale that the model has no input for.
-    """
-    if config.generation.guidance is not None and ignores_guidance(pipeline):
-        raise OptionError(
-            "generation.guidance does nothing on a model without a guidance embedding; for true guidance set "
-            "generation.options.true_cfg_scale, and generation.negative_prompt"
-        )
-    return (miniature.settings(config.miniature) if config.miniature else {}) | config.generation.keywords()
-
-
-@contextmanager
-def _threads_for(config: Config) -> Iterator[None]:
-    """One thread for the miniature models: too small to share, and two wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if config.miniature else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

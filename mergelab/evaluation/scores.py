@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence, Set
 
 import pandas as pd
 
+from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.names import Photographs, VariantName, renamed
 from mergelab.evaluation.sets import AdapterSet
+from mergelab.evaluation.statistics import Range
 
 Column = tuple[str, str, str]
 """Variant, metric, reference."""
@@ -56,6 +58,12 @@ class Scores:
         others = self.references(metric) - {reference for _, name, reference in self._added if name == metric}
         return sorted(one for one in others if not (VariantName.parse(one) or Photographs.parse(one)))
 
+    def range(self, metric: Description, reference: str) -> Range:
+        """What scores of a metric about something can be, and what those of the run are."""
+        parts = [part for (_, name, about), part in self._columns.items() if (name, about) == (metric.name, reference)]
+        low, high = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
+        return Range(*metric.range, least=low, most=high)
+
     def column(self, column: Column) -> pd.Series:
         """One column, over set, prompt and seed; empty where it is not there."""
         return self._columns.get(column, pd.Series(dtype=float))
@@ -80,7 +88,7 @@ class Scores:
         return table[_within(table, keys)] if len(table) else table
 
     def beside(self, columns: Sequence[Column], keys: Set[Key]) -> pd.DataFrame:
-        """These columns side by side, with NaN where one of them has no value; columns that are missing are left out."""
+        """These columns side by side, with NaN where one has no value; columns that are missing are left out."""
         parts = {column[0]: part for column in columns if len(part := self.column(column))}
         table = pd.concat(parts, axis=1) if parts else pd.DataFrame()
         return table[_within(table, keys)] if len(table) else table

@@ -76,8 +76,7 @@ class AdapterSet:
         return frozenset(
             role
             for role, lora in self.adapters.items()
-            if (lora.always and lora.concepts)
-            or (not lora.always and triggers[role] and set(triggers[role]) <= words)
+            if (lora.always and lora.concepts) or (not lora.always and triggers[role] and set(triggers[role]) <= words)
         )
 
 
@@ -105,9 +104,7 @@ def _distracted(asked: Distractors) -> Iterator[dict[str, str]]:
     for target in asked.targets:
         others = [one for one in dict.fromkeys(asked.others or asked.targets) if one != target]
         if len(others) < asked.count:
-            raise OptionError(
-                f"distractors: {target} has {len(others)} others, and count asks for {asked.count}"
-            )
+            raise OptionError(f"distractors: {target} has {len(others)} others, and count asks for {asked.count}")
         seen = set[frozenset[str]]()
         for _ in range(asked.sets):
             for _ in range(1000):
@@ -178,15 +175,19 @@ def _texts(template: str, adapters: Iterable[Lora], scope: Mapping[str, Lora]) -
     """What a template says with each adapter, or once; and whether it names one that is not there."""
     fields = _FIELD.findall(template)
     missing = any(owner and owner not in scope for owner, _ in fields)
-    for one in adapters if any(not owner for owner, _ in fields) else [None]:
-        if missing:
-            yield template, True
-        else:
-            yield _FIELD.sub(lambda match: _word(scope[match[1]] if match[1] else one, match[2], template), template), False
+    if missing:
+        yield template, True
+        return
+    each: list[Mapping[str, Lora]] = [{"": one} for one in adapters] if any(not owner for owner, _ in fields) else [{}]
+    for own in each:
+        yield _said(template, {**scope, **own}), False
 
 
-def _word(lora: Lora | None, key: str, template: str) -> str:
-    assert lora is not None, "a field without an owner stands for each adapter in turn"
+def _said(template: str, scope: Mapping[str, Lora]) -> str:
+    return _FIELD.sub(lambda match: _word(scope[match[1] or ""], match[2], template), template)
+
+
+def _word(lora: Lora, key: str, template: str) -> str:
     word = lora.trigger if key == "trigger" else next(iter(lora.concepts), "")
     if not word:
         raise OptionError(f"prompts: {template!r} asks for the {key} of {lora.name}, which has none under loras")

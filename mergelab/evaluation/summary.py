@@ -11,6 +11,9 @@ from mergelab.evaluation.grid import Grid
 from mergelab.evaluation.metrics.metric import Metric
 from mergelab.evaluation.result import Result
 
+SUMMARY = "summary.json"
+"""In the run folder."""
+
 
 def summary_of(
     result: Result,
@@ -41,7 +44,8 @@ def summary_of(
         "failures": result.failures,
         "notes": list(dict.fromkeys(grid.notes)),
         "sets": [
-            {"name": one.name, "adapters": {role: lora.name for role, lora in one.adapters.items()}} for one in result.sets
+            {"name": one.name, "adapters": {role: lora.name for role, lora in one.adapters.items()}}
+            for one in result.sets
         ],
         "triggers": {
             lora.name: one.triggers[role] for one in result.sets for role, lora in one.adapters.items()

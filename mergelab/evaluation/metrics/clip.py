@@ -79,7 +79,7 @@ class ClipText(Metric):
 class ClipImage(ImageSimilarity):
     """Cosine of the CLIP features of two images."""
 
-    description = Description("clip_image", "images", range=COSINE)
+    description = Description("clip_image", "images", range=COSINE, photographs=True)
 
     @classmethod
     def open(cls, setup: Setup) -> ClipImage:

@@ -27,14 +27,15 @@ class Description:
         compares_with: what an image is held against, and so what the metric's references are.
             "words": each adapter's concept (`single:<name>`, the mean over its prompts where it has several) and the
             image's own prompt (""); it is asked for recovery, leakage and preservation.
-            "images": other images of the same prompt and seed (`base`, `single:<name>`, `stack`), and photographs of
-            what an adapter shows (`photos:<name>`, the mean over them) where that makes sense; it is asked for
+            "images": other images of the same prompt and seed (`base`, `single:<name>`, `stack`); it is asked for
             likeness or distance.
             "nothing": one number for the image (""); its mean is shown.
         higher_is_better: the direction: False for a distance or a fault.
         range: lowest and highest value that it can take. Of a metric between images the better end is the value of
             an image with itself; where that is infinite, it has no ceiling.
         miniature_only: it reads images of the miniature world alone.
+        photographs: of a metric between images: it also gives `photos:<name>`, against photographs of what an adapter
+            shows. One that asks for the same scene, pixel by pixel, does not.
         title: what tables call it, where that says more than the name: by which network.
     """
 
@@ -43,6 +44,7 @@ class Description:
     higher_is_better: bool = True
     range: Range = (-math.inf, math.inf)
     miniature_only: bool = False
+    photographs: bool = False
     title: str = ""
 
     @property
@@ -66,12 +68,20 @@ class Description:
         return {"higher_is_better": self.higher_is_better, "compares_with": self.compares_with, "range": self.range}
 
 
-@dataclass(frozen=True)
 class Picture:
-    """An image, float (3, h, w) in [0, 1], with the key of its request."""
+    """An image with the key of its request, or another that no other image has.
 
-    key: str
-    pixels: Tensor
+    Attributes:
+        key: the features that a model has computed are kept under it.
+    """
+
+    def __init__(self, key: str, pixels: Tensor) -> None:
+        self.key, self._pixels = key, pixels
+
+    @property
+    def pixels(self) -> Tensor:
+        """float32 (3, h, w) in [0, 1]."""
+        return self._pixels
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,8 @@ class Asked:
         prompt: the image's own.
         images: reference -> image; empty unless the metric compares with "images".
         concepts: adapter -> its concept prompts, of the adapters at hand; none where it was given no concept.
-        photos: adapter -> its reference photographs, of the adapters that have some.
+        photos: adapter -> its reference photographs, of the adapters that have some; empty unless the metric asks for
+            them.
     """
 
     prompt: str

@@ -16,6 +16,7 @@ from mergelab.evaluation.report.choices import how_chosen
 from mergelab.evaluation.report.lookup import (
     Index,
     clusters_in_words,
+    corrected_over,
     in_words,
     indexed,
     main_metric,
@@ -29,7 +30,6 @@ from mergelab.evaluation.report.lookup import (
 )
 from mergelab.evaluation.report.numbers import decimal, difference, digits_for, p_value, percent_with_interval
 from mergelab.evaluation.result import Result
-from mergelab.tables import counted
 
 
 def sentences(result: Result) -> list[str]:
@@ -90,8 +90,9 @@ def _best(result: Result, primary: Primary, merges: Sequence[str], names: dict[s
     lines = []
     if stack is not None:
         tests = sum(one.corrected is not None for one in _contrasts(result))
-        family = f"Holm over {counted(tests, 'test')}" if tests > 1 else "one test"
-        lines.append(_against(names[best], "the stack", stack, few, f"{score}, {family}, {units}", units))
+        lines.append(
+            _against(names[best], "the stack", stack, few, f"{score}, {corrected_over(tests)}, {units}", units)
+        )
     if others:
         lines.append(_among(best, others, few, names, "" if stack is not None else f" ({score}, {units})"))
     if few:
@@ -111,7 +112,8 @@ def _against(first: str, second: str, contrast: Contrast, few: bool, by: str, un
     if told_apart(contrast):
         shown = contrast if gap > 0 else contrast.turned()
         above, below = (first, second) if gap > 0 else (second, f"{first}, the best merge,")
-        return f"{above[0].upper() + above[1:] if gap < 0 else above} over {below} by {difference(shown.interval)}, {p} ({by})."
+        above = above if gap > 0 else above[0].upper() + above[1:]
+        return f"{above} over {below} by {difference(shown.interval)}, {p} ({by})."
     could = (
         f"; a difference of {decimal(contrast.resolvable, digits=2)} could have been"
         if math.isfinite(contrast.resolvable)
@@ -132,8 +134,10 @@ def _among(best: str, others: dict[str, Contrast], few: bool, names: dict[str, s
         return f"Among {len(others) + 1} merges {names[best]} is best, {ahead}{by}."
     equal = [names[name] for name, one in others.items() if not told_apart(one)]
     if equal:
-        rest = f", only from the other {len(others) - len(equal)}" if len(equal) < len(others) else ""
-        return f"{names[best]} cannot be told from {some_of(equal)}{rest}{by or ' (exploratory)'}."
+        worse = f"; {len(others) - len(equal)} are worse" if len(equal) < len(others) else ""
+        return (
+            f"Of the other merges, {some_of(equal)} cannot be told from {names[best]}{worse}{by or ' (exploratory)'}."
+        )
     p = p_value(others[following].p)
     every = f"every other merge; the next, {names[following]}," if len(others) > 1 else names[following]
     return f"{names[best]} over {every} by {difference(gap)}, {p}, exploratory{by}."
