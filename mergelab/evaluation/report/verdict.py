@@ -46,7 +46,7 @@ def sentences(result: Result) -> list[str]:
         lines += _cost_of_leaks(result, index, metric, names)
     lines += _limits(result) if called else []
     lines += _blind(result)
-    lines += [f"{line[0].upper()}{line[1:]}." for line in summed_up(result.failures)]
+    lines += [f"{_capital(line)}." for line in summed_up(result.failures)]
     return lines + [f"No score at all: {name}." for name in result.silent.values()]
 
 
@@ -96,9 +96,7 @@ def _best(result: Result, primary: Primary, merges: Sequence[str], names: dict[s
     if others:
         lines.append(_among(best, others, few, names, "" if stack is not None else f" ({score}, {units})"))
     if few:
-        lines.append(
-            f"{units[0].upper()}{units[1:]} give no intervals: below five, what a difference is worth cannot be said."
-        )
+        lines.append(f"{_capital(units)} give no intervals: below five, what a difference is worth cannot be said.")
     return lines
 
 
@@ -108,21 +106,21 @@ def _against(first: str, second: str, contrast: Contrast, few: bool, by: str, un
     if few:
         what = f"{decimal(abs(gap), digits=digits_for(contrast.interval))} {'above' if gap > 0 else 'below'}"
         return f"{first} is {what} {second} ({by})." if gap else f"{first} and {second} are even ({by})."
+    known = contrast.interval
+    if known.low == gap == known.high == 0:
+        return f"{first} and {second} are even in every image ({by})."
     p = p_value(contrast.p if contrast.corrected is None else contrast.corrected)
     if told_apart(contrast):
-        shown = contrast if gap > 0 else contrast.turned()
+        shown = known if gap > 0 else contrast.turned().interval
         above, below = (first, second) if gap > 0 else (second, f"{first}, the best merge,")
-        above = above if gap > 0 else above[0].upper() + above[1:]
-        return f"{above} over {below} by {difference(shown.interval)}, {p} ({by})."
-    could = (
-        f"; a difference of {decimal(contrast.resolvable, digits=2)} could have been"
-        if math.isfinite(contrast.resolvable)
-        else ""
-    )
-    return (
-        f"{first} and {second} cannot be told apart with {units}: {difference(contrast.interval)}, {p} "
-        f"({by.removesuffix(f', {units}')}{could})."
-    )
+        return f"{_capital(above) if gap < 0 else above} over {below} by {difference(shown)}, {p} ({by})."
+    seen = f"; a difference of {decimal(contrast.resolvable, digits=digits_for(known))} could have been"
+    by = by.removesuffix(f", {units}") + (seen if math.isfinite(contrast.resolvable) else "")
+    return f"{first} and {second} cannot be told apart with {units}: {difference(known)}, {p} ({by})."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _among(best: str, others: dict[str, Contrast], few: bool, names: dict[str, str], by: str) -> str:
@@ -150,15 +148,11 @@ def _kept(result: Result, index: Index, metric: Description, best: Sequence[str]
     said = []
     for name in (*best, str(STACK)):
         rows = recoveries(result, index, name, metric)
-        called = "the unmerged stack" if name == str(STACK) else names[name]
+        called = ("the" if said else "The") + " unmerged stack" if name == str(STACK) else names[name]
         if rows:
             kept = ", ".join(f"{percent_with_interval(row.interval)} of {role}" for role, row in rows.items())
             said.append(f"{called} keeps {kept}")
-    return (
-        [f"{'; '.join(said)}.".replace("the unmerged", "The unmerged", 1 if said[0].startswith("the") else 0)]
-        if said
-        else []
-    )
+    return [f"{'; '.join(said)}."] if said else []
 
 
 def _lost(result: Result, index: Index, metric: Description, names: dict[str, str]) -> list[str]:
@@ -181,10 +175,9 @@ def _cost_of_leaks(result: Result, index: Index, metric: Description, names: dic
     if not losses:
         return []
     worst = min(losses, key=lambda row: row.interval.estimate * metric.sign)
-    name = names[worst.variant]
+    name = "The stack" if worst.variant == str(STACK) else names[worst.variant]
     return [
-        f"{name[0].upper() + name[1:] if name == 'stack' else name} costs most on prompts that call no adapter: "
-        f"{decimal(worst.interval.estimate, '+')} ({metric.shown})."
+        f"{name} costs most on prompts that call no adapter: {decimal(worst.interval.estimate, '+')} ({metric.shown})."
     ]
 
 
@@ -193,7 +186,7 @@ def _cost_of_leaks(result: Result, index: Index, metric: Description, names: dic
 
 def _limits(result: Result) -> list[str]:
     """What the design can tell, and what it was not asked."""
-    lines = [result.design.sentence()[0].upper() + result.design.sentence()[1:]]
+    lines = [_capital(result.design.sentence())]
     uncalled = [role for role in result.roles if not any(role in called for called in result.calling.values())]
     if uncalled:
         lines.append(f"No prompt calls {some_of(uncalled)}: nothing is said about what was kept of it.")
