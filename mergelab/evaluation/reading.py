@@ -93,14 +93,14 @@ def read_config(
 
 def _with_sets(config: Config, folder: Path) -> Config:
     """With all adapters under `loras`, and the sets as they are named there."""
-    given = explicit_sets(config)
+    sets = explicit_sets(config)
     pool = _named(config.loras, folder)
-    known = {lora.name: lora.name for lora in pool}
-    used = (one for roles in given for role, one in roles.items() if role != NAME and one not in known)
+    known = {given.path: lora.name for given, lora in zip(config.loras, pool)} | {lora.name: lora.name for lora in pool}
+    used = (one for roles in sets for role, one in roles.items() if role != NAME and one not in known)
     paths = list(dict.fromkeys(used))
-    added = _named([Lora(path=path) for path in paths], folder, known)
+    added = _named([Lora(path=path) for path in paths], folder, (lora.name for lora in pool))
     known |= dict(zip(paths, (lora.name for lora in added)))
-    sets = [{role: one if role == NAME else known[one] for role, one in roles.items()} for roles in given]
+    sets = [{role: one if role == NAME else known[one] for role, one in roles.items()} for roles in sets]
     return config.model_copy(update={"loras": pool + added, "sets": sets, "pairs": None, "distractors": None})
 
 

@@ -94,7 +94,7 @@ def _weighted(given: Any, of: AdapterSet) -> Iterator[tuple[dict[str, str], tupl
         return
     if given is not None and not isinstance(given, dict):
         raise OptionError(f"merges: weights: expected a list or a mapping, found {short_repr(given)}")
-    names = {lora.name: role for role, lora in of.adapters.items()} | {role: role for role in usual}
+    names = of.aliases
     asked: dict[str, Any] = {}
     for name, value in (given or {}).items():
         if name not in names:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 from mergelab.checks import did_you_mean
@@ -48,11 +48,13 @@ class AdapterSet:
         name: as `scores.parquet` has it: "ghost+day".
         adapters: role -> adapter, in the order in which they are merged.
         prompts: what is drawn with them.
+        aliases: what else they are called -> role: their names, and in a run of one set the roles that it gave.
     """
 
     name: str
     adapters: Mapping[str, Lora]
     prompts: tuple[Called, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def triggers(self) -> dict[str, list[str]]:
@@ -168,7 +170,8 @@ def _filled(config: Config, own: AdapterSet, scope: Mapping[str, Lora]) -> Adapt
                 continue  # of another set: one that no set has is an error
             calls = own.calls(text) if said is None else frozenset(role_of[id(scope[name])] for name in said)
             prompts.append(Called(text, calls, index))
-    return AdapterSet(own.name, own.adapters, tuple(prompts))
+    aliases = {name: role_of[id(lora)] for name, lora in scope.items()}
+    return AdapterSet(own.name, own.adapters, tuple(prompts), aliases)
 
 
 def _texts(template: str, adapters: Iterable[Lora], scope: Mapping[str, Lora]) -> Iterator[tuple[str, bool]]:

@@ -1,4 +1,4 @@
-"""Intervals: hand-computed cases, laws, and coverage in simulation; all of it is in experiments/evaluation/STATISTICS.md."""
+"""Intervals: hand-computed cases, laws, and coverage in simulation (experiments/evaluation/STATISTICS.md has all)."""
 
 from __future__ import annotations
 

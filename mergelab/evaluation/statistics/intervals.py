@@ -125,7 +125,11 @@ def difference_interval(first: Array, second: Array, units: Units, range: Range 
     estimate = float(units.weights @ differences)
     if units.count < ENOUGH:
         return Interval(estimate, float("nan"), float("nan"))
-    return Interval(estimate, *_of_differences(differences, units, range, range.saturated(units.means(first), units.means(second))))
+    low, high = spread(differences, units)
+    if range.saturated(units.means(first), units.means(second)) and _few(differences, units.weights):
+        below, above = bounded.difference(differences, units.weights, range.span)
+        low, high = min(low, below), max(high, above)
+    return Interval(estimate, low, high)
 
 
 def recovery_interval(variant: Array, base: Array, single: Array, units: Units, range: Range = _ANY) -> Interval:
@@ -182,14 +186,6 @@ def _fieller(above: Array, below: Array, units: Units) -> tuple[float, float] | 
     width = reach / abs(size) * np.sqrt(max(0.0, inner))
     centre = ratio - doubt * both / second
     return (centre - width) / (1 - doubt), (centre + width) / (1 - doubt)
-
-
-def _of_differences(differences: Array, units: Units, range: Range, saturated: bool) -> tuple[float, float]:
-    low, high = spread(differences, units)
-    if saturated and _few(differences, units.weights):
-        below, above = bounded.difference(differences, units.weights, range.span)
-        low, high = min(low, below), max(high, above)
-    return low, high
 
 
 def _few(differences: Array, weights: Array) -> bool:
