@@ -76,7 +76,9 @@ def test_cosines_are_joined_on_the_scale_of_each_adapter() -> None:
     """0 as the base model, 1 as the adapter alone: a concept whose cosines are lower is not always the least."""
     scores, _ = analysed([a_set("ghost+day")], COSINE)
     joint = scores.column(("merge:a", "clip_text", "joint"))
-    by_hand = [min((value("ghost+day", "merge:a", p, 0, role) - 0.1) / 0.8 for role in ROLES) for _, p, _ in joint.index]
+    by_hand = [
+        min((value("ghost+day", "merge:a", p, 0, role) - 0.1) / 0.8 for role in ROLES) for _, p, _ in joint.index
+    ]
     assert joint.to_numpy() == pytest.approx(np.array(by_hand))
 
 
@@ -113,7 +115,9 @@ def test_lower_is_better_turns_the_difference() -> None:
     ranges = metric_ranges(scores, [faults], ROLES)
     join_concepts(scores, [faults], VARIANTS, ROLES, ranges)
     primary = primary_of(scores, [faults], ranges, ROLES)
-    one = next(c for c in contrasts(scores, [faults], NAMES, ROLES, primary) if c.quantity == "joint" and c.first == "merge:a")
+    one = next(
+        c for c in contrasts(scores, [faults], NAMES, ROLES, primary) if c.quantity == "joint" and c.first == "merge:a"
+    )
     assert one.interval.estimate == pytest.approx(0.1) and one.wins == 1
 
 
@@ -134,7 +138,9 @@ def test_what_is_blind_has_no_recovery_and_no_say_in_the_joint_score() -> None:
 
     def flat(name: str, variant: str, prompt: str, seed: int, role: str) -> float:
         noise = 0.02 * (-1) ** int(prompt.split()[1])
-        return 0.2 + noise * (variant == "single:style") if role == "style" else value(name, variant, prompt, seed, role)
+        return (
+            0.2 + noise * (variant == "single:style") if role == "style" else value(name, variant, prompt, seed, role)
+        )
 
     sets = [a_set("ghost+day")]
     scores = Scores(frame(sets, VARIANTS, JUDGE, flat), sets)

@@ -45,7 +45,9 @@ def test_sets_by_hand() -> None:
     """With roles, without, with a name, with the roles that adapters bring; one set keeps their names."""
     loras = [{"path": GHOST, "role": "subject"}, {"path": DAY, "role": "style"}, SEA]
     base = {**PAIRS, "pairs": None, "loras": loras, "prompts": ["a sks in szn style"]}
-    sets = adapter_sets(read(base | {"sets": [{"name": "mine", "a": "ghost", "b": "day"}, ["ghost", "day"], ["day", SEA]]}))
+    sets = adapter_sets(
+        read(base | {"sets": [{"name": "mine", "a": "ghost", "b": "day"}, ["ghost", "day"], ["day", SEA]]})
+    )
     assert [(one.name, list(one.adapters)) for one in sets] == [
         ("mine", ["a", "b"]), ("ghost+day", ["subject", "style"]), ("day+sea", ["adapter 1", "adapter 2"]),
     ]  # fmt: skip
@@ -126,7 +128,11 @@ def test_axes_of_weights() -> None:
     assert found == {"cat ghost=1": (1.0, 1.0), "cat ghost=0.5": (0.5, 1.0), "svd ghost=2": (2.0, 1.0)}
     config = read({**PAIRS, "pairs": None, "loras": loras})
     assert config.loras[0].strength == 1.0
-    for weights, message in (([1], "expected 2 numbers"), ({"x": 1}, "there is no 'x'"), ({"ghost": "a"}, "expected a number")):
+    for weights, message in (
+        ([1], "expected 2 numbers"),
+        ({"x": 1}, "there is no 'x'"),
+        ({"ghost": "a"}, "expected a number"),
+    ):
         with pytest.raises(ml.OptionError, match=message):
             labels([{"method": "cat", "weights": weights}])
 

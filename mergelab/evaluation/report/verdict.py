@@ -107,13 +107,17 @@ def _against(first: str, second: str, contrast: Contrast, few: bool, by: str, un
         what = f"{decimal(abs(gap), digits=digits_for(contrast.interval))} {'above' if gap > 0 else 'below'}"
         return f"{first} is {what} {second} ({by})." if gap else f"{first} and {second} are even ({by})."
     known = contrast.interval
-    if known.low == gap == known.high == 0:
+    if gap == 0 and contrast.wins == 0.5 and not contrast.resolvable > 0:  # whatever has not been seen yet
         return f"{first} and {second} are even in every image ({by})."
     p = p_value(contrast.p if contrast.corrected is None else contrast.corrected)
     if told_apart(contrast):
         shown = known if gap > 0 else contrast.turned().interval
         above, below = (first, second) if gap > 0 else (second, f"{first}, the best merge,")
         return f"{_capital(above) if gap < 0 else above} over {below} by {difference(shown)}, {p} ({by})."
+    if contrast.told_apart:
+        side = "above" if gap > 0 else "below"
+        shown = known if gap > 0 else contrast.turned().interval
+        return f"{first} is {side} {second} by {difference(shown)}, not significant after correction: {p} ({by})."
     seen = f"; a difference of {decimal(contrast.resolvable, digits=digits_for(known))} could have been"
     by = by.removesuffix(f", {units}") + (seen if math.isfinite(contrast.resolvable) else "")
     return f"{first} and {second} cannot be told apart with {units}: {difference(known)}, {p} ({by})."
