@@ -79,7 +79,7 @@ def rows_of(
     for name in dict.fromkeys(one for one in known if one is not None and (base or one.kind != "base")):
         method, options = parts_of(name.label, result.roles) if name.kind == "merge" else (name.display, {})
         cells = [_cell(column, column.finding(index, name)) for column in shown]
-        said = " · ".join(f"{key} {value}" for key, value in options.items())
+        said = [f"{key} {value}" for key, value in options.items()]
         rows.append({"name": name.display, "method": method, "options": said, "kind": name.kind, "cells": cells,
                      "costs": costs.get(str(name), {})})  # fmt: skip
     return rows

@@ -30,8 +30,8 @@ def how_chosen(result: Result, best: str, names: dict[str, str]) -> list[str]:
     if alike < 2 or result.config.select is not None:
         return []
     return [
-        f"{names[best]} is the best of {alike} of its entry, chosen on the images it is judged by, which flatters it; "
-        "`select:` would choose on others."
+        f"{names[best]} is the best of {alike} of its entry, chosen on the images it is judged by: `select` would "
+        "choose on others."
     ]
 
 

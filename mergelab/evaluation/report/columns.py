@@ -133,9 +133,9 @@ def _column(result: Result, quantity: Quantity, metrics: Sequence[Description], 
     short = (
         {"share": "recovery", "value": first.shown if first else ""}.get(str(quantity.shown), head) if alone else head
     )
-    blind = quantity.shown == "share" and not alone and any(
-        (one.metric, one.reference, one.blind) == (first.name if first else "", reference, True) for one in result.anchors
-    )  # fmt: skip
+    sees_nothing = {(one.metric, one.reference) for one in result.anchors if one.blind}
+    share = quantity.shown == "share" and not alone
+    blind = share and first is not None and (first.name, reference) in sees_nothing
     assert quantity.shown is not None
     group = _group(quantity.prompts, role, result.roles)
     return Column(
@@ -147,7 +147,7 @@ def _image_recoveries(result: Result) -> Iterable[Column]:
     """By the sharpest metric between images: a likeness before a distance."""
     known = {row.metric for row in result.findings if row.quantity == IMAGE_RECOVERY}
     metrics = [metric for metric in result.metrics if metric.name in known]
-    metrics = sorted(reversed(metrics), key=lambda metric: not metric.higher_is_better)
+    metrics = [*(m for m in reversed(metrics) if m.higher_is_better), *(m for m in metrics if not m.higher_is_better)]
     if not metrics:
         return
     name = metrics[0].shown

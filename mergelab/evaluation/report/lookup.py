@@ -12,6 +12,7 @@ from mergelab.evaluation.names import VariantName, label_of
 from mergelab.evaluation.quantities import RECOVERY, concept_reference
 from mergelab.evaluation.report.labels import short_names
 from mergelab.evaluation.result import Result
+from mergelab.tables import counted
 
 Index = Mapping[tuple[str, str, str, str, str], Finding]
 """Quantity, variant, metric, reference and prompts -> the finding."""
@@ -95,6 +96,16 @@ def clusters_in_words(result: Result, count: int) -> str:
     """How many of what varies: "12 prompts", "16 sets"."""
     unit = result.design.unit
     return f"{count} {unit}" if count != 1 else f"1 {unit.replace('prompts', 'prompt', 1).replace('sets', 'set')}"
+
+
+def corrected_over(tests: int) -> str:
+    """How p values were corrected.
+
+    Example:
+        >>> corrected_over(5), corrected_over(1)
+        ('Holm over 5 tests', 'one test')
+    """
+    return f"Holm over {counted(tests, 'test')}" if tests > 1 else "one test"
 
 
 def some_of(names: Sequence[str], most: int = 3) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 from mergelab.evaluation.contrasts import Contrast
 from mergelab.evaluation.names import STACK
 from mergelab.evaluation.report.forest import forest
-from mergelab.evaluation.report.lookup import clusters_in_words, in_words, ranked, scores_of, told_apart
-from mergelab.evaluation.report.numbers import decimal, digits_for, p_value, percent
+from mergelab.evaluation.report.lookup import clusters_in_words, corrected_over, in_words, ranked, scores_of, told_apart
+from mergelab.evaluation.report.numbers import decimal, p_value, percent
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.statistics import Interval
-from mergelab.tables import counted
 
 SAME = {"kind": "same", "text": "", "bounds": "", "title": ""}
-BETTER, WORSE = "▲", "▼"
+MARKS = {"better": " ▲", "worse": " ▼"}
+"""Of a difference whose sign is known: colour alone would not do."""
 
 
 def matrices(result: Result, names: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -24,12 +24,21 @@ def matrices(result: Result, names: Mapping[str, str]) -> list[dict[str, Any]]:
     found = []
     for score, contrasts in scores_of(result):
         order = ranked(contrasts)
-        if len(order) > 1:
-            pairs = {(one.first, one.second): one for each in contrasts for one in (each, each.turned())}
-            tests = sum(one.corrected is not None for one in contrasts)
-            rows = [{"name": names.get(row, row), "full": row.partition(":")[2] or row,
-                     "cells": [_cell(pairs.get((row, column)), names, tests) for column in order]} for row in order]  # fmt: skip
-            found.append({
+        if len(order) < 2:
+            continue
+        pairs = {(one.first, one.second): one for each in contrasts for one in (each, each.turned())}
+        tests = sum(one.corrected is not None for one in contrasts)
+        digits = 2 if max(abs(one.interval.estimate) for one in contrasts) >= 0.1 else 3
+        rows = [
+            {
+                "name": names.get(row, row),
+                "full": row.partition(":")[2] or row,
+                "cells": [_cell(pairs.get((row, column)), names, tests, digits) for column in order],
+            }
+            for row in order
+        ]
+        found.append(
+            {
                 "title": in_words(result, score),
                 "primary": score == result.primary,
                 "heads": [names.get(name, name) for name in order],
@@ -37,27 +46,27 @@ def matrices(result: Result, names: Mapping[str, str]) -> list[dict[str, Any]]:
                 "units": clusters_in_words(result, max(one.clusters for one in contrasts)),
                 "told": sum(map(told_apart, contrasts)),
                 "pairs": len(contrasts),
-            })  # fmt: skip
+            }
+        )
     return found
 
 
-def _cell(contrast: Contrast | None, names: Mapping[str, str], tests: int) -> dict[str, str]:
+def _cell(contrast: Contrast | None, names: Mapping[str, str], tests: int, digits: int) -> dict[str, str]:
     """Row minus column."""
     if contrast is None or not math.isfinite(contrast.interval.estimate):
         return SAME
-    known, digits = contrast.interval, digits_for(contrast.interval)
-    apart = told_apart(contrast)
-    kind = "even" if not apart else "better" if known.estimate > 0 else "worse"
+    known = contrast.interval
+    kind = "even" if not told_apart(contrast) else "better" if known.estimate > 0 else "worse"
     if contrast.corrected is not None:
-        p = f"{p_value(contrast.corrected)} (Holm over {counted(tests, 'test')})"
+        p = f"{p_value(contrast.corrected)} ({corrected_over(tests)})"
     else:
         p = f"{p_value(contrast.p)}, exploratory"
     first, second = (names.get(name, name) for name in (contrast.first, contrast.second))
-    bounded = math.isfinite(known.low) and known.low != known.high
+    low, high = decimal(known.low, digits=digits), decimal(known.high, digits=digits)
     return {
         "kind": kind,
-        "text": f"{decimal(known.estimate, '+', digits)}{ {'better': f' {BETTER}', 'worse': f' {WORSE}'}.get(kind, '') }",
-        "bounds": f"{decimal(known.low, digits=digits)} to {decimal(known.high, digits=digits)}" if bounded else "",
+        "text": decimal(known.estimate, "+", digits) + MARKS.get(kind, ""),
+        "bounds": f"{low} to {high}" if math.isfinite(known.low) and low != high else "",
         "title": f"{first} minus {second}: {p}; better in {percent(contrast.wins)} of the images",
     }
 

@@ -13,7 +13,7 @@ from mergelab.evaluation.names import label_of
 from mergelab.evaluation.report.cells import all_heads, finding_row, grouped, rows_of, with_costs
 from mergelab.evaluation.report.columns import columns
 from mergelab.evaluation.report.figures import layer_lines, scatters
-from mergelab.evaluation.report.lookup import clusters_in_words, main_metric, metrics_with, names_of
+from mergelab.evaluation.report.lookup import main_metric, metrics_with, names_of
 from mergelab.evaluation.report.matrix import forests, matrices
 from mergelab.evaluation.report.numbers import decimal
 from mergelab.evaluation.report.pictures import are_small, pictures
@@ -48,8 +48,7 @@ def render(
         comparison=comparison.verdict().splitlines() if comparison else [],
         lower_is_better=[metric.shown for metric in result.metrics if not metric.higher_is_better],
         between_images=[metric.shown for metric in metrics_with(result, "images")],
-        units=clusters_in_words(result, result.design.clusters),
-        few=result.design.clusters < 5,
+        unit=result.design.unit,
         heads=heads,
         groups=grouped(heads),
         rows=[with_costs(result, row) for row in rows_of(result, chosen, variants)],

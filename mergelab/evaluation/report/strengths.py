@@ -23,8 +23,7 @@ def strength_sheets(result: Result, variants: Sequence[Variant]) -> list[dict[st
         families: dict[str, list[Variant]] = {}
         for variant in own:
             if variant.recipe is not None and all(isinstance(w, float) for w in variant.recipe.strengths.values()):
-                alike = f"{variant.recipe.family} {variant.recipe.keywords}"
-                families.setdefault(alike, []).append(variant)
+                families.setdefault(repr(variant.recipe.keywords), []).append(variant)
         sheets += [sheet for merges in families.values() if (sheet := _sheet(result, one, own, merges))]
     return sheets
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from mergelab.evaluation.analysis import Finding
 from mergelab.evaluation.report.columns import Column, columns
@@ -29,17 +30,23 @@ def plain_table(result: Result) -> str:
     }
     silent = [[name, *[NO_SCORE for _ in result.variants]] for name in result.silent]
     kept: list[int] = []
-    for number in sorted(cells, key=lambda n: (_importance(shown[n]), n)):
-        if _width(rows + [cells[n] for n in (*kept, number)] + silent) <= WIDTH:
-            kept.append(number)
+    for alike in _by_importance(shown):
+        if _width(rows + [cells[number] for number in (*kept, *alike)] + silent) <= WIDTH:
+            kept += alike
     table = as_text(list(zip(*rows, *(cells[number] for number in sorted(kept)), *silent)))
     left = [one.head for number, one in enumerate(shown) if number not in kept]
     return f"{table}\n(in the report: {', '.join(left)})" if left else table
 
 
-def _importance(column: Column) -> int:
-    place = _FIRST.index(column.quantity) if column.quantity in _FIRST else len(_FIRST)
-    return place + 2 * (column.prompts == "alone")
+def _by_importance(shown: Sequence[Column]) -> list[list[int]]:
+    """Places of the columns, those that stay first; columns that differ in the adapter alone stay or go together."""
+    groups: dict[tuple[int, str, str, str], list[int]] = {}
+    for number, one in enumerate(shown):
+        place = _FIRST.index(one.quantity) if one.quantity in _FIRST else len(_FIRST)
+        metric = one.metrics[0].name if one.metrics else ""
+        key = (place + 2 * (one.prompts == "alone"), one.quantity, one.prompts, metric)
+        groups.setdefault(key, []).append(number)
+    return [groups[key] for key in sorted(groups, key=lambda key: key[0])]
 
 
 def _width(parts: list[list[str]]) -> int:

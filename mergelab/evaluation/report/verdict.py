@@ -16,6 +16,7 @@ from mergelab.evaluation.report.choices import how_chosen
 from mergelab.evaluation.report.lookup import (
     Index,
     clusters_in_words,
+    corrected_over,
     in_words,
     indexed,
     main_metric,
@@ -29,7 +30,6 @@ from mergelab.evaluation.report.lookup import (
 )
 from mergelab.evaluation.report.numbers import decimal, difference, digits_for, p_value, percent_with_interval
 from mergelab.evaluation.result import Result
-from mergelab.tables import counted
 
 
 def sentences(result: Result) -> list[str]:
@@ -46,7 +46,7 @@ def sentences(result: Result) -> list[str]:
         lines += _cost_of_leaks(result, index, metric, names)
     lines += _limits(result) if called else []
     lines += _blind(result)
-    lines += [f"{line[0].upper()}{line[1:]}." for line in summed_up(result.failures)]
+    lines += [f"{_capital(line)}." for line in summed_up(result.failures)]
     return lines + [f"No score at all: {name}." for name in result.silent.values()]
 
 
@@ -90,14 +90,13 @@ def _best(result: Result, primary: Primary, merges: Sequence[str], names: dict[s
     lines = []
     if stack is not None:
         tests = sum(one.corrected is not None for one in _contrasts(result))
-        family = f"Holm over {counted(tests, 'test')}" if tests > 1 else "one test"
-        lines.append(_against(names[best], "the stack", stack, few, f"{score}, {family}, {units}", units))
+        lines.append(
+            _against(names[best], "the stack", stack, few, f"{score}, {corrected_over(tests)}, {units}", units)
+        )
     if others:
         lines.append(_among(best, others, few, names, "" if stack is not None else f" ({score}, {units})"))
     if few:
-        lines.append(
-            f"{units[0].upper()}{units[1:]} give no intervals: below five, what a difference is worth cannot be said."
-        )
+        lines.append(f"{_capital(units)} give no intervals: below five, what a difference is worth cannot be said.")
     return lines
 
 
@@ -107,20 +106,25 @@ def _against(first: str, second: str, contrast: Contrast, few: bool, by: str, un
     if few:
         what = f"{decimal(abs(gap), digits=digits_for(contrast.interval))} {'above' if gap > 0 else 'below'}"
         return f"{first} is {what} {second} ({by})." if gap else f"{first} and {second} are even ({by})."
+    known = contrast.interval
+    if gap == 0 and contrast.wins == 0.5 and not contrast.resolvable > 0:  # whatever has not been seen yet
+        return f"{first} and {second} are even in every image ({by})."
     p = p_value(contrast.p if contrast.corrected is None else contrast.corrected)
     if told_apart(contrast):
-        shown = contrast if gap > 0 else contrast.turned()
+        shown = known if gap > 0 else contrast.turned().interval
         above, below = (first, second) if gap > 0 else (second, f"{first}, the best merge,")
-        return f"{above[0].upper() + above[1:] if gap < 0 else above} over {below} by {difference(shown.interval)}, {p} ({by})."
-    could = (
-        f"; a difference of {decimal(contrast.resolvable, digits=2)} could have been"
-        if math.isfinite(contrast.resolvable)
-        else ""
-    )
-    return (
-        f"{first} and {second} cannot be told apart with {units}: {difference(contrast.interval)}, {p} "
-        f"({by.removesuffix(f', {units}')}{could})."
-    )
+        return f"{_capital(above) if gap < 0 else above} over {below} by {difference(shown)}, {p} ({by})."
+    if contrast.told_apart:
+        side = "above" if gap > 0 else "below"
+        shown = known if gap > 0 else contrast.turned().interval
+        return f"{first} is {side} {second} by {difference(shown)}, not significant after correction: {p} ({by})."
+    seen = f"; a difference of {decimal(contrast.resolvable, digits=digits_for(known))} could have been"
+    by = by.removesuffix(f", {units}") + (seen if math.isfinite(contrast.resolvable) else "")
+    return f"{first} and {second} cannot be told apart with {units}: {difference(known)}, {p} ({by})."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _among(best: str, others: dict[str, Contrast], few: bool, names: dict[str, str], by: str) -> str:
@@ -132,8 +136,10 @@ def _among(best: str, others: dict[str, Contrast], few: bool, names: dict[str, s
         return f"Among {len(others) + 1} merges {names[best]} is best, {ahead}{by}."
     equal = [names[name] for name, one in others.items() if not told_apart(one)]
     if equal:
-        rest = f", only from the other {len(others) - len(equal)}" if len(equal) < len(others) else ""
-        return f"{names[best]} cannot be told from {some_of(equal)}{rest}{by or ' (exploratory)'}."
+        worse = f"; {len(others) - len(equal)} are worse" if len(equal) < len(others) else ""
+        return (
+            f"Of the other merges, {some_of(equal)} cannot be told from {names[best]}{worse}{by or ' (exploratory)'}."
+        )
     p = p_value(others[following].p)
     every = f"every other merge; the next, {names[following]}," if len(others) > 1 else names[following]
     return f"{names[best]} over {every} by {difference(gap)}, {p}, exploratory{by}."
@@ -146,15 +152,11 @@ def _kept(result: Result, index: Index, metric: Description, best: Sequence[str]
     said = []
     for name in (*best, str(STACK)):
         rows = recoveries(result, index, name, metric)
-        called = "the unmerged stack" if name == str(STACK) else names[name]
+        called = ("the" if said else "The") + " unmerged stack" if name == str(STACK) else names[name]
         if rows:
             kept = ", ".join(f"{percent_with_interval(row.interval)} of {role}" for role, row in rows.items())
             said.append(f"{called} keeps {kept}")
-    return (
-        [f"{'; '.join(said)}.".replace("the unmerged", "The unmerged", 1 if said[0].startswith("the") else 0)]
-        if said
-        else []
-    )
+    return [f"{'; '.join(said)}."] if said else []
 
 
 def _lost(result: Result, index: Index, metric: Description, names: dict[str, str]) -> list[str]:
@@ -177,10 +179,9 @@ def _cost_of_leaks(result: Result, index: Index, metric: Description, names: dic
     if not losses:
         return []
     worst = min(losses, key=lambda row: row.interval.estimate * metric.sign)
-    name = names[worst.variant]
+    name = "The stack" if worst.variant == str(STACK) else names[worst.variant]
     return [
-        f"{name[0].upper() + name[1:] if name == 'stack' else name} costs most on prompts that call no adapter: "
-        f"{decimal(worst.interval.estimate, '+')} ({metric.shown})."
+        f"{name} costs most on prompts that call no adapter: {decimal(worst.interval.estimate, '+')} ({metric.shown})."
     ]
 
 
@@ -189,7 +190,7 @@ def _cost_of_leaks(result: Result, index: Index, metric: Description, names: dic
 
 def _limits(result: Result) -> list[str]:
     """What the design can tell, and what it was not asked."""
-    lines = [result.design.sentence()[0].upper() + result.design.sentence()[1:]]
+    lines = [_capital(result.design.sentence())]
     uncalled = [role for role in result.roles if not any(role in called for called in result.calling.values())]
     if uncalled:
         lines.append(f"No prompt calls {some_of(uncalled)}: nothing is said about what was kept of it.")
