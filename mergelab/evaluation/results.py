@@ -26,7 +26,7 @@ from mergelab.evaluation.store import file_name
 from mergelab.formats.fetching import public
 
 _WIDTH = 2 * 1.959964
-_SHARES = ("recovery", "image recovery", "harmonic mean", "suppression", "wins over the stack")
+_SHARES = ("recovery", "image recovery", "harmonic mean", "suppression")
 _CHANGES = ("leakage", "preservation")
 """Of a score between words no end is better: it should not change."""
 
