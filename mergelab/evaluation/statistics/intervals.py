@@ -92,8 +92,8 @@ _ANY = Range()
 def mean_interval(values: Array, units: Units, range: Range = _ANY) -> Interval:
     """Of the mean score of a variant.
 
-    Student's interval over the clusters, and the wider end of each `bounded.plausible` where scores are saturated; else
-    Hall's, as far as that lies within what is plausible.
+    Student's interval over the clusters and, the wider end of each, Hall's as far as it lies within `bounded.plausible`;
+    where scores are saturated, all that is plausible.
 
     Args:
         values: (n,), one for each image.
@@ -111,19 +111,18 @@ def mean_interval(values: Array, units: Units, range: Range = _ANY) -> Interval:
     if units.count < ENOUGH:
         return Interval(estimate, float("nan"), float("nan"))
     plausible = bounded.plausible(means, weights, *range.ends)
-    low, high = _wider(
-        student(means, units), plausible if range.saturated(means) else _within(hall(means, units), plausible)
-    )
+    seen = plausible if range.saturated(means) else _within(hall(means, units), plausible)
+    low, high = _wider(student(means, units), seen)
     return Interval(estimate, max(low, range.low), min(high, range.high))
 
 
 def difference_interval(first: Array, second: Array, units: Units, range: Range = _ANY) -> Interval:
     """Of the mean of `first - second`, paired.
 
-    Student's interval over the differences of the clusters, and the wider end of each Hall's, as far as that lies within
+    Student's interval over the differences of the clusters and, the wider end of each, Hall's as far as it lies within
     `bounded.difference`. Of saturated scores most pairs are equal and a few differ by much: where the differences weigh
-    no more than three that are alike, the interval holds `bounded.difference` in place of Hall's. Unless the two are
-    the same: every image is scored alike, and some are at no end of the range, where that is no coincidence.
+    no more than three that are alike, the interval holds all of `bounded.difference`. Unless the two are the same:
+    every image is scored alike, and some are at no end of the range, where that is no coincidence.
 
     Args:
         first, second: (n,), the scores of two variants, image by image.
@@ -139,11 +138,10 @@ def difference_interval(first: Array, second: Array, units: Units, range: Range 
     estimate = float(units.weights @ differences)
     if units.count < ENOUGH:
         return Interval(estimate, float("nan"), float("nan"))
-    ends = student(differences, units)
     plausible = bounded.difference(differences, units.weights, range.span)
-    if not range.saturated(units.means(first), units.means(second)):
-        ends = _wider(ends, _within(hall(differences, units), plausible))
-    elif _few(differences, units.weights) and not range.same(first, second):
+    ends = _wider(student(differences, units), _within(hall(differences, units), plausible))
+    saturated = range.saturated(units.means(first), units.means(second))
+    if saturated and _few(differences, units.weights) and not range.same(first, second):
         ends = _wider(ends, plausible)
     return Interval(estimate, *ends)
 
@@ -180,10 +178,9 @@ def recovery_interval(variant: Array, base: Array, single: Array, units: Units, 
     ends = _wider(bounds, _shifted(ratio, student((won - ratio * whole) / size, units)))
     changes = [(won - whole, 1.0), (won, 0.0)]  # against the single, whose recovery is 1, and against the base
     plausible = [_shifted(at, bounded.difference(one / size, weights, range.span / abs(size))) for one, at in changes]
-    if not range.saturated(units.means(variant), units.means(single)):
-        skewed = _shifted(ratio, hall((won - ratio * whole) / size, units))
-        ends = _wider(ends, _within(skewed, _wider(*plausible)))
-    elif not range.same(variant, single):
+    skewed = _shifted(ratio, hall((won - ratio * whole) / size, units))
+    ends = _wider(ends, _within(skewed, _wider(*plausible)))
+    if range.saturated(units.means(variant), units.means(single)) and not range.same(variant, single):
         ends = _wider(ends, *(one for (change, _), one in zip(changes, plausible) if _few(change, weights)))
     return Interval(ratio, *ends)
 
