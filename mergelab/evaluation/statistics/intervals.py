@@ -102,7 +102,7 @@ def mean_interval(values: Array, units: Units, range: Range = _ANY) -> Interval:
 
     Example:
         >>> print(mean_interval(np.array([0.2, 0.5, 0.9, 0.4, 0.7]), Units("abcde"), Range(0, 1)))
-        0.540 [0.205, 0.907]
+        0.540 [0.205, 0.875]
         >>> print(mean_interval(np.ones(12), Units("abcdefghijkl"), Range(0, 1)))
         1.000 [0.735, 1.000]
     """
