@@ -36,8 +36,8 @@ class Said(Metric):
 
 
 def worth(**merges: float) -> Value:
-    """Scores of an adapter: alone .9, in the base model .1, in others what is given (`stack`, `cat`, `low` and `high` for
-    the two densities), up and down a little with the prompt and the set."""
+    """Scores of an adapter: alone .9, in the base model .1, in others what is given (`low` and `high` are of the
+    two densities), up and down a little with the prompt and the set."""
     known = {"stack": "stack", "merge:cat": "cat", f"merge:{LABELS[1]}": "low", f"merge:{LABELS[2]}": "high"}
 
     def value(name: str, variant: str, prompt: str, seed: int, role: str) -> float:

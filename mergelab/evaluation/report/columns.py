@@ -86,7 +86,7 @@ def _group(prompts: str, role: str, roles: Sequence[str]) -> str:
     return {
         "together": f"prompts that call {'both' if len(roles) == 2 else 'several'}",
         "alone": f"only {role}",
-        "none": "no adapter called",
+        "none": "none called",
         "every": "every prompt",
     }.get(prompts, prompts)
 
