@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cache
-from math import isqrt
+from math import ceil, isqrt
 from pathlib import Path
 
 import matplotlib
@@ -79,7 +79,7 @@ def _wrapped(draw: ImageDraw.ImageDraw, text: str, width: int, lines: int) -> li
     rest = text
     while rest and len(found) < lines:
         most = range(1, min(len(rest), width) + 1)  # no letter is narrower than a pixel
-        end = max(1, bisect_right(most, width, key=lambda count: draw.textlength(rest[:count], font=_font())))
+        end = max(1, bisect_right(most, width, key=lambda count: ceil(draw.textlength(rest[:count], font=_font()))))
         if end < len(rest) and (space := rest.rfind(" ", 0, end + 1)) > 0:
             end = space
         found.append(rest[:end])

@@ -149,7 +149,7 @@ def _among(best: str, others: dict[str, Contrast], few: bool, names: dict[str, s
 
 
 def _kept(result: Result, index: Index, metric: Description, best: Sequence[str], names: dict[str, str]) -> list[str]:
-    said = []
+    said: list[str] = []
     for name in (*best, str(STACK)):
         rows = recoveries(result, index, name, metric)
         called = ("the" if said else "The") + " unmerged stack" if name == str(STACK) else names[name]

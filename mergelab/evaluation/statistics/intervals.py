@@ -92,8 +92,8 @@ _ANY = Range()
 def mean_interval(values: Array, units: Units, range: Range = _ANY) -> Interval:
     """Of the mean score of a variant.
 
-    Student's interval over the clusters and, the wider end of each, Hall's as far as it lies within `bounded.plausible`;
-    where scores are saturated, all that is plausible.
+    Student's interval over the clusters and, the wider end of each, Hall's as far as it lies within
+    `bounded.plausible`; where scores are saturated, all that is plausible.
 
     Args:
         values: (n,), one for each image.
