@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -282,6 +283,22 @@ def test_lpips_with_the_shipped_trunk() -> None:
         distances = first(images[:1].expand(3, -1, -1, -1), images, normalize=True).flatten()
         assert torch.equal(distances, second(images[:1].expand(3, -1, -1, -1), images, normalize=True).flatten())
     assert distances[0] == 0 and distances[0] < distances[1] < distances[2]
+
+
+def test_lpips_is_on_the_usual_scale() -> None:
+    """The mean over the layers of what lpips sums up without heads; different scenes are about 0.6 apart."""
+    import lpips
+
+    ours = miniature.perceptual()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's, about an argument that lpips passes to it
+        summed = lpips.LPIPS(net="squeeze", lpips=False, pnet_rand=True, verbose=False)
+    summed.net.load_state_dict(ours.net.state_dict())
+    images = draw(sample(40, 5, held_out=None))
+    with torch.no_grad():
+        distances = ours(images, images.roll(1, 0), normalize=True)
+        torch.testing.assert_close(distances, summed(images, images.roll(1, 0), normalize=True) / 7)
+    assert 0.5 < distances.mean() < 0.7
 
 
 # --- the package ---------------------------------------------------------------------------------------------------

@@ -1,128 +1,117 @@
-"""From scores to findings: every quantity of every variant, what each metric can tell, and the tests."""
+"""From scores to findings: every quantity of every variant."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.names import BASE, STACK, VariantName, single
-from mergelab.evaluation.quantities import QUANTITIES, Quantity
-from mergelab.evaluation.scores import Scores, clusters
-from mergelab.evaluation.statistics import Interval, holm, sign_flip
+from mergelab.evaluation.quantities import (
+    IMAGE_RECOVERY,
+    QUANTITIES,
+    RECOVERY,
+    SUPPRESSION,
+    Quantity,
+    counts,
+    described,
+    units_of,
+)
+from mergelab.evaluation.scores import Scores
+from mergelab.evaluation.statistics import Interval, is_blind, recovery_interval, sign_flip
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One estimate: of what, for which variant and adapter, by which metric.
+    """One estimate: of what, for which variant and adapter, by which metric, on which prompts.
 
     Attributes:
-        quantity: "recovery" (0 as the base model, 1 as the adapter alone), "similarity" (to an image), "leakage"
-            (change of an adapter's score where it is not called), "preservation" (change of the prompt's own score, or
-            distance from the base model's image, where no adapter is called), "wins over the stack" (share of images),
-            "score" (mean over all prompts of a metric that gives one number for an image).
-        variant: `stack` or `merge:<label>`; also `base` and `single:<name>`, where the metric's range lies.
+        quantity: "joint" (of the concepts that are called, the one that is seen least), "recovery" (0 as the base
+            model, 1 as the adapter alone), "image recovery" (the same of the likeness to the adapter's own images),
+            "suppression" (how far below the base model, where the weight is not above zero), "harmonic mean" (of the
+            concepts), "similarity" (to an image), "leakage" (change of an adapter's score where it is not called),
+            "preservation" (change of the prompt's own score, or distance from the base model's image, where no adapter
+            is called), "score" (mean over all prompts of a metric that gives one number for an image).
+        variant: `stack` or `merge:<label>`; also `base` and `single:<role>`, where the metric's range lies.
         metric: its metric.
-        reference: the adapter it is about, as `single:<name>`, or the image it is compared with.
+        reference: the adapter it is about, as `single:<role>` or `photos:<role>`, or the image it is compared with.
+        prompts: "together" (that call the adapter and another), "alone", "not calling", "none", "every".
         interval: the estimate and its 95 % interval.
-        p: of the paired test against the stack, corrected; None where there is none.
+        p: of the paired test of a merge against the stack, not corrected; None where there is none.
     """
 
     quantity: str
     variant: str
     metric: str
     reference: str
+    prompts: str
     interval: Interval
     p: float | None = None
-
-
-@dataclass(frozen=True)
-class MetricRange:
-    """What a metric can say about one adapter: floor (base), ceiling (the adapter alone), noise (other seeds).
-
-    `blind`: the metric does not move between floor and ceiling, so nothing it says counts. A metric between images
-    whose range has no better end has no ceiling (NaN), and is not called blind.
-    """
-
-    metric: str
-    reference: str
-    floor: float
-    ceiling: float
-    noise: float
-    blind: bool
-
-
-def metric_ranges(
-    scores: Scores, metrics: Sequence[Description], adapters: Sequence[str], calling: Mapping[str, set[str]]
-) -> list[MetricRange]:
-    """Floor, ceiling and noise of every metric, for every adapter, on the prompts that call it."""
-    ranges = []
-    for adapter in adapters:
-        name = single(adapter)
-        prompts = {prompt for prompt, called in calling.items() if adapter in called}
-        for metric in metrics:
-            floor, alone = ((variant, metric.name, name) for variant in (str(BASE), name))
-            if metric.compares_with == "words" and len(table := scores.aligned([floor, alone], prompts)):
-                ranges.append(_range(metric, name, table.iloc[:, 0], table.iloc[:, 1], _spread(table.iloc[:, 1])))
-            if metric.compares_with == "images" and len(table := scores.aligned([floor], prompts)):
-                ceiling = pd.Series(metric.best, index=table.index)
-                noise = scores.noise(name, metric.name, prompts)
-                ranges.append(_range(metric, name, table.iloc[:, 0], ceiling, noise))
-    return ranges
-
-
-def _spread(column: pd.Series) -> float:
-    """Deviation between the seeds of a prompt."""
-    return float(column.groupby(level=["set", "prompt"]).std().mean())
-
-
-def _range(metric: Description, name: str, floor: pd.Series, ceiling: pd.Series, noise: float) -> MetricRange:
-    """Blind: the ceiling is not better than the floor by two standard errors, over prompts or else seeds."""
-    difference = (ceiling - floor) * metric.sign
-    means = clusters(difference.to_frame())[:, 0]
-    sample = means if len(means) > 1 else difference.to_numpy(float)
-    error = sample.std(ddof=1) / np.sqrt(len(sample)) if len(sample) > 1 else 0.0
-    blind = sample.mean() <= max(2 * error, 1e-3)
-    return MetricRange(metric.name, name, float(floor.mean()), float(ceiling.mean()), noise, bool(blind))
 
 
 def findings(
     scores: Scores,
     metrics: Sequence[Description],
     variants: Sequence[VariantName],
-    adapters: Sequence[str],
-    calling: Mapping[str, set[str]],
+    weights: Mapping[str, bool],
 ) -> list[Finding]:
-    """Every quantity that the metrics can answer, of every variant, with the paired tests against the stack."""
-    candidates = (
-        _finding(scores, quantity, variant, metric, reference, quantity.on(calling, adapter))
-        for variant in variants
-        for adapter in (*adapters, None)
-        for metric in metrics
-        for quantity in QUANTITIES
-        if variant.kind == "merge" or not quantity.merges_only
-        for reference in quantity.references(adapter, metric, scores)
-    )
-    rows = [row for row in candidates if row is not None]
-    corrected = iter(holm([row.p for row in rows if row.p is not None]))
-    return [row if row.p is None else replace(row, p=next(corrected)) for row in rows]
+    """Every quantity that the metrics can answer, of every variant.
+
+    Args:
+        scores: with the joint scores.
+        metrics: what the scores are of.
+        variants: of which something is said.
+        weights: role -> whether its weight is above zero.
+    """
+    found = list[Finding]()
+    for variant in variants:
+        for role in (*weights, None):
+            for metric in metrics:
+                for quantity in QUANTITIES:
+                    if role is not None and (quantity.name == SUPPRESSION.name) == weights[role] and quantity.is_effect:
+                        continue
+                    for about in quantity.references(role, metric, scores):
+                        found += _finding(scores, quantity, variant, metric, about, role)
+                if role is not None and metric.compares_with == "images" and weights[role]:
+                    found += _image_recovery(scores, variant, metric, role)
+    return found
 
 
 def _finding(
-    scores: Scores, quantity: Quantity, variant: VariantName, metric: Description, reference: str, prompts: set[str]
-) -> Finding | None:
-    """One estimate, with the p value of its own test; None where a column is missing."""
-    columns = quantity.of(str(variant), metric.name, reference)
-    table = scores.aligned(columns, prompts)
-    if not len(table):
-        return None
+    scores: Scores, quantity: Quantity, variant: VariantName, metric: Description, about: str, role: str | None
+) -> list[Finding]:
+    """One estimate, with the p value of its own test against the stack; none where a column is missing."""
+    columns, keys = quantity.of(str(variant), metric.name, about, role), quantity.keys(scores, role)
+    table = scores.aligned(columns, keys)
+    if not len(table) or (quantity.name == RECOVERY.name and _sees_nothing(table, metric)):
+        return []
     p = None
-    if quantity.tested and variant.kind == "merge":
-        pair = scores.aligned([columns[0], (str(STACK), *columns[0][1:])], prompts)
+    if quantity.contrast and variant.kind == "merge":
+        pair = scores.aligned([(name, metric.name, about) for name in (str(variant), str(STACK))], keys)
         if len(pair):
-            means = clusters(pair)
-            p = sign_flip(means[:, 0] - means[:, 1])
-    return Finding(quantity.name, str(variant), metric.name, reference, quantity.statistic(table, metric), p)
+            p = sign_flip((pair.iloc[:, 0] - pair.iloc[:, 1]).to_numpy(float), units_of(pair))
+    interval = quantity.statistic(table, units_of(table), scores.range(described(quantity, metric), about))
+    return [Finding(quantity.name, str(variant), metric.name, about, quantity.prompts, interval, p)]
+
+
+def _sees_nothing(table: pd.DataFrame, metric: Description) -> bool:
+    """Whether the adapter alone (third column) is within the noise of the base model (second), on these prompts."""
+    floor, ceiling = (table.iloc[:, place].to_numpy(float) for place in (1, 2))
+    return is_blind(floor, ceiling, units_of(table), higher_is_better=metric.higher_is_better)
+
+
+def _image_recovery(scores: Scores, variant: VariantName, metric: Description, role: str) -> list[Finding]:
+    """Of the likeness to the image of an adapter alone, whose own other seeds are the ceiling."""
+    name, keys = single(role), scores.keys(counts("alone", role))
+    ceiling = scores.other_seeds(name, metric.name, keys)
+    table = scores.aligned([(one, metric.name, name) for one in (str(variant), str(BASE))], keys)
+    if not len(table) or not len(ceiling):
+        return []
+    table = pd.concat([table, ceiling.rename("ceiling")], axis=1, join="inner")
+    if _sees_nothing(table, metric):
+        return []
+    mine, floor, best = (table.iloc[:, place].to_numpy(float) for place in (0, 1, 2))
+    interval = recovery_interval(mine, floor, best, units_of(table), scores.range(metric, name))
+    return [Finding(IMAGE_RECOVERY, str(variant), metric.name, name, "alone", interval)]

@@ -1,21 +1,14 @@
-"""The configuration of an evaluation: its keys, their types and defaults, and the merges that its axes span."""
+"""The configuration of an evaluation: its keys, their types and defaults."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import product
-from numbers import Integral
+from types import NoneType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from mergelab import miniature
-from mergelab.checks import did_you_mean, short_repr
-from mergelab.errors import OptionError
-from mergelab.methods.registry import method_names, strategy_of
-from mergelab.pipelines.combinations.registry import COMBINATIONS, combination_of
-from mergelab.ranks import check_rank, rank_text
 
 
 class _Strict(BaseModel):
@@ -24,23 +17,45 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
+Weight = float | dict[str, float]
+"""One number, or one for each component or layer pattern."""
+
+
 class Lora(_Strict):
     """One adapter; a path alone will do.
 
     Attributes:
         path: whatever `mergelab.load` takes, or `miniature/sdxl/ghost`.
         name: how tables call it; the file's name where it is left out.
-        weight: strength, in the stack and in every merge; a mapping gives one for each component or layer pattern.
-        concept: a prompt of its concept alone, "a photo of sks"; without one nothing is recovered, only compared.
+        weight: strength, alone, in the stack and in every merge; a mapping gives one for each component or layer
+            pattern. A list is an axis of every merge; alone and in the stack the adapter has the first.
+        concept: a prompt of its concept alone, "a photo of sks", or several; without one nothing is recovered, only
+            compared.
         trigger: words of a prompt that call it; where it is left out, the words of the concept that are in no other
             adapter's concept and are more than articles.
+        always: every prompt calls it, as a style without a trigger, or a few-step adapter.
+        role: what it is called in a set that does not say it: "subject", "style".
+        references: a folder of photographs of what it was trained on.
     """
 
     path: str
     name: str = ""
-    weight: float | dict[str, float] = 1.0
-    concept: str = ""
+    weight: Weight | Annotated[list[Weight], Field(min_length=1)] = 1.0
+    concept: str | Annotated[list[str], Field(min_length=1)] = ""
     trigger: str = ""
+    always: bool = False
+    role: str = ""
+    references: str = ""
+
+    @property
+    def strength(self) -> Weight:
+        """Its weight, of several the first."""
+        return self.weight[0] if isinstance(self.weight, list) else self.weight
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """Prompts of its concept alone."""
+        return tuple(self.concept) if isinstance(self.concept, list) else (self.concept,) * bool(self.concept)
 
 
 class Clip(_Strict):
@@ -97,8 +112,76 @@ class Memory(_Strict):
     compile: bool = False
 
 
+class Prompt(_Strict):
+    """A prompt that says itself which adapters it calls; a text alone is told by the words that are their triggers.
+
+    Attributes:
+        text: what is drawn, or a template of it (see `mergelab.evaluation.sets`).
+        calls: roles or names of the adapters that it calls.
+    """
+
+    text: str
+    calls: list[str] | None = None
+
+
+class Distractors(_Strict):
+    """Each target among others that are drawn at random: what is left of it, the more there are?
+
+    Attributes:
+        targets: names of adapters, or paths.
+        others: from which distractors are drawn; the targets where it is left out.
+        count: distractors in a set.
+        sets: how many sets are drawn for each target.
+        seed: of the draws.
+    """
+
+    targets: Annotated[list[str], Field(min_length=1)]
+    others: list[str] = []
+    count: Annotated[int, Field(ge=1)] = 2
+    sets: Annotated[int, Field(ge=1)] = 1
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Part(_Strict):
+    """Some of the images of a run: those of some prompts, as they are written under `prompts`, and of some sets."""
+
+    prompts: list[str] | None = None
+    sets: list[str] | None = None
+
+
+class Select(_Strict):
+    """Of the merges that the axes of one entry span, the best on some images is reported on others.
+
+    Attributes:
+        on: where the best is chosen.
+        report: what is reported; where it is left out, all that has neither a prompt nor a set of `on`.
+        each_set: every set of adapters has a choice of its own.
+    """
+
+    on: Part
+    report: Part = Part()
+    each_set: bool = False
+
+
+def _scheduler(value: Any) -> Any:
+    if not isinstance(value, (str, dict, NoneType)) or (isinstance(value, dict) and "class" not in value):
+        raise PydanticCustomError("scheduler", "expected a class of diffusers, or a mapping {class: ..., its options}")
+    return value
+
+
 def _lora(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
+
+
+def _set(value: Any) -> Any:
+    """A list of adapters as a mapping without roles."""
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return {f"adapter {number}": one for number, one in enumerate(value, 1)}
+    return value
+
+
+def _texts(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 def _seeds(value: Any) -> Any:
@@ -107,97 +190,47 @@ def _seeds(value: Any) -> Any:
     return list(range(value)) if isinstance(value, int) else value
 
 
+def _log_with(value: Any) -> Any:
+    entries = value if isinstance(value, list) else [value]
+    return [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
+
+
 class Config(_Strict):
-    """One evaluation, as its YAML file holds it; `expanded_merges` is the grid that its axes span.
+    """One evaluation, as its YAML file holds it; `recipes.expanded_merges` is the grid that its axes span.
 
     The pipeline may be left out where a loaded one is handed to `evaluate`.
+
+    Attributes:
+        loras: the adapters. Without `sets`, `pairs` or `distractors` they are one set.
+        sets: which of them are merged with which: role -> name of one under `loras`, or a path; `name` names the set.
+        pairs: role -> names or paths, and a set for each combination; `subjects` are of the role `subject`.
+        distractors: sets of a target and others that are drawn at random.
+        prompts: texts, templates, or texts with the adapters that they call; see `mergelab.evaluation.sets`.
+        select: where options are chosen by score, the images on which.
+        scheduler: of diffusers, by its class, or `{class: ..., option: value}`; None leaves the pipeline its own.
     """
 
     pipeline: str = ""
-    loras: Annotated[list[Annotated[Lora, BeforeValidator(_lora)]], Field(min_length=1)]
+    loras: list[Annotated[Lora, BeforeValidator(_lora)]] = []
+    sets: list[Annotated[dict[str, str], BeforeValidator(_set)]] = []
+    pairs: dict[str, Annotated[list[str], BeforeValidator(_texts), Field(min_length=1)]] | None = None
+    distractors: Distractors | None = None
     merges: list[dict[str, Any]] = []
-    prompts: Annotated[list[str], Field(min_length=1)]
+    select: Select | None = None
+    prompts: Annotated[list[str | Prompt], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_seeds), Field(min_length=1)] = [0, 1, 2, 3]
     metrics: Annotated[list[str], Field(min_length=1)] = ["clip_text", "clip_image", "lpips"]
     clip: Clip | None = None
     lpips: Literal["alex", "vgg", "squeeze", "miniature"] | None = None
     dino: str = "facebook/dinov2-base"
+    scheduler: Annotated[str | dict[str, Any] | None, BeforeValidator(_scheduler)] = None
     generation: Generation = Generation()
     memory: Memory = Memory()
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device: str | None = None
+    log_with: Annotated[list[dict[str, Any]], BeforeValidator(_log_with)] = []
 
     @property
     def miniature(self) -> str | None:
         """The name of the miniature pipeline that is evaluated, if it is one: "sdxl", "flux"."""
         return self.pipeline.removeprefix(miniature.PREFIX) if self.pipeline.startswith(miniature.PREFIX) else None
-
-
-def expanded_merges(config: Config) -> dict[str, dict[str, Any]]:
-    """Label -> keywords of `mergelab.merge`, or of a combination at run time, one for every point of the grid.
-
-    A list is an axis, but for the `factors` of a schedule, which are a list: there a list of such lists is one. The
-    label holds the method and every option that is given: "ties density=0.3 rank=16".
-
-    Raises:
-        OptionError: a method or an option that does not exist, a value that it cannot have, or two merges that are the
-            same.
-    """
-    merges: dict[str, dict[str, Any]] = {}
-    for entry in config.merges:
-        if "method" not in entry:
-            raise OptionError(f"merges: {entry!r} has no method")
-        axes = [(key, _points(key, value)) for key, value in entry.items()]
-        for point in product(*(values for _, values in axes)):
-            keywords = _checked(dict(zip((key for key, _ in axes), point)))
-            shown = {k: rank_text(v) if k == "rank" else v for k, v in keywords.items() if k != "method"}
-            label = " ".join([str(keywords["method"]), *(f"{k}={v}" for k, v in shown.items())])
-            if label in merges:
-                raise OptionError(f"merges: {label!r} is given twice")
-            merges[label] = keywords
-    return merges
-
-
-def _points(key: str, value: Any) -> list[Any]:
-    """The values along an axis.
-
-    Example:
-        >>> _points("rank", [8, 16]), _points("every", 2), _points("factors", [[1, 0], [0, 1]])
-        ([8, 16], [2], [[[1, 0], [0, 1]]])
-        >>> _points("factors", [[[1, 0], 1], [1, 0.5]])
-        [[[1, 0], 1], [1, 0.5]]
-    """
-    if key == "factors":
-        many = isinstance(value, list) and any(
-            isinstance(v, list) and any(isinstance(w, list) for w in v) for v in value
-        )
-        return list(value) if many else [value]
-    return value if isinstance(value, list) else [value]
-
-
-def _checked(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords of `mergelab.merge` or of a combination that will not be refused."""
-    for key in ("weight", "weights", "loras"):
-        if key in keywords:
-            raise OptionError(
-                f"merges: {key!r} is no option of a merge; every adapter under loras has a weight of its own"
-            )
-    if keywords["method"] in COMBINATIONS:
-        for key, value in keywords.items():
-            if callable(value) or (isinstance(value, (list, tuple)) and any(map(callable, value))):
-                raise OptionError(
-                    f"merges: {key}: a function has no place in a configuration; give points of its course"
-                )
-        combination_of(keywords["method"], {k: v for k, v in keywords.items() if k != "method"})
-        return dict(keywords)
-    if keywords["method"] not in method_names():
-        said = did_you_mean(str(keywords["method"]), [*method_names(), *COMBINATIONS])
-        own = "one of your own: --import FILE.py that registers it"
-        raise OptionError(f"merges: there is no method {keywords['method']!r}; {said}; {own}")
-    options = {k: v for k, v in keywords.items() if k not in ("method", "rank", "seed")}
-    strategy = strategy_of(str(keywords["method"]), options)
-    seed = keywords.get("seed", 0)
-    if not isinstance(seed, Integral) or isinstance(seed, bool):
-        raise OptionError(f"merges: seed={short_repr(seed)}: expected an integer")
-    rank = {"rank": strategy.checked_rank(check_rank(keywords["rank"]))} if "rank" in keywords else {}
-    return {**keywords, **rank}

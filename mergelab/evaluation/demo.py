@@ -9,8 +9,10 @@ from mergelab import miniature
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.run import evaluate
 
-PAIR = ("ghost", "day")
+PAIR = ("ghost", "stripes")
 """The subject and the style that are merged."""
+PLACES = [(size, ground) for size in ("large ", "small ") for ground in ("gray", "navy", "white", "sand")]
+"""Size and ground of the pictures that call both: prompts are what varies, and eight of them can tell something."""
 
 
 def config(pipeline: str) -> dict[str, Any]:
@@ -21,6 +23,7 @@ def config(pipeline: str) -> dict[str, Any]:
     """
     known = {adapter.name: adapter for adapter in miniature.adapters(pipeline)}
     subject, style = (known[name] for name in PAIR)
+    things = [f"{size}{subject.trigger} on a {ground} background" for size, ground in PLACES]
     return {
         "pipeline": f"miniature/{pipeline}",
         "loras": [{"path": f"miniature/{pipeline}/{adapter.name}"} for adapter in (subject, style)],
@@ -31,12 +34,15 @@ def config(pipeline: str) -> dict[str, Any]:
             {"method": "dare", "density": 0.5, "rank": 16},
         ],
         "prompts": [
-            *(f"a {size}{subject.trigger} on a {ground} background {style.prompt}"
-              for size, ground in (("", "gray"), ("large ", "navy"), ("small ", "white"))),
+            *(f"a {thing} {style.prompt}" for thing in things),
+            *(f"a {thing}" for thing in things[:3]),
+            *(f"a {thing} {style.prompt}" for thing in ("red square", "large green star", "small blue circle")),
             "a blue circle on a white background",
             "a small yellow star on a navy background",
+            "a large red cross on a sand background",
+            "a green ring on a black background",
         ],
-        "seeds": 4,
+        "seeds": 1,
         "generation": {"steps": 12, "batch": 4},
         "metrics": ["judge", "clip_text", "clip_image", "lpips"],
     }  # fmt: skip
@@ -56,6 +62,6 @@ def demo(pipeline: str = "sdxl", out: str | os.PathLike[str] = "mergelab-demo", 
 
     Example:
         >>> demo("flux", "demo").verdict[0]  # doctest: +SKIP
-        'Best by the adapter that suffers most, on these prompts and seeds: cat keeps ...'
+        'ties ... over the stack by ...'
     """
     return evaluate(config(pipeline), out, progress=progress)

@@ -13,7 +13,7 @@ import torch
 
 from mergelab.engine.provenance import package_version
 from mergelab.evaluation.grid import Grid
-from mergelab.evaluation.store import hash_of
+from mergelab.evaluation.store import SECONDS, hash_of
 from mergelab.evaluation.variants import Variant
 from mergelab.pipelines.images import generate_images
 from mergelab.pipelines.staging import Stage
@@ -24,8 +24,8 @@ Unit = tuple[str, int]
 
 def generate_missing(grid: Grid, stage: Stage, fingerprint: str, keywords: dict[str, Any]) -> None:
     """Draws what is missing with a pipeline whose model has this fingerprint, called with these keywords."""
-    _name_requests(grid, stage, fingerprint, keywords)
-    missing = sum(not grid.store.image_path(key).exists() for v in grid.variants for key in v.requests.values())
+    name_requests(grid, stage.fused, fingerprint, keywords)
+    missing = len(missing_images(grid))
     if stage.note:
         grid.notes.append(stage.note)
     with stage, grid.bar(missing, "images") as bar:
@@ -34,29 +34,37 @@ def generate_missing(grid: Grid, stage: Stage, fingerprint: str, keywords: dict[
             for variant in grid.variants:
                 todo = [unit for unit, key in variant.requests.items() if not grid.store.image_path(key).exists()]
                 if todo:
-                    bar.set_postfix_str(str(variant.name))
+                    several = f"{variant.set}: " if len(grid.sets) > 1 else ""
+                    bar.set_postfix_str(f"{several}{variant.name}")
                     drawing.draw_all(variant, todo)
         finally:
             grid.failures.tell()
     for variant in grid.variants:
         grid.notes += grid.store.recall(f"notes of {variant.fingerprint}") or []
-        seconds = [grid.store.recall(f"seconds of {key}") for key in variant.requests.values()]
+        seconds = [grid.store.recall(f"{SECONDS}{key}") for key in variant.requests.values()]
         if known := [value for value in seconds if value is not None]:
             variant.cost["seconds per image"] = median(known)
 
 
-def _name_requests(grid: Grid, stage: Stage, fingerprint: str, keywords: Mapping[str, Any]) -> None:
-    """The key of every image: a hash of all that it depends on."""
+def name_requests(grid: Grid, fused: bool, fingerprint: str, keywords: Mapping[str, Any]) -> None:
+    """The key of every image: a hash of all that it depends on. Where sets share an image, it is one."""
     config = grid.config
+    prompts = {one.name: [prompt.text for prompt in one.prompts] for one in grid.sets}
     for variant in grid.variants:
-        for prompt, seed in product(config.prompts, config.seeds):
+        for prompt, seed in product(prompts[variant.set], config.seeds):
             request = {"model": fingerprint, "adapters": variant.fingerprint, "prompt": prompt, "seed": seed}
             request |= {"keywords": keywords, "vae_tiling": config.memory.vae_tiling, "compile": config.memory.compile}
             if variant.combination:
                 request["version"] = package_version()
             elif variant.adapters:
-                request["fused"] = stage.fused
+                request["fused"] = fused
             variant.requests[prompt, seed] = hash_of(request)
+
+
+def missing_images(grid: Grid) -> set[str]:
+    """Keys of the images that are still to be drawn."""
+    keys = {key for variant in grid.variants for key in variant.requests.values()}
+    return {key for key in keys if not grid.store.image_path(key).exists()}
 
 
 @dataclass
@@ -73,9 +81,9 @@ class _Drawing:
         """All that is missing of one variant."""
         was_unmerged, start = self.stage.unmerged, time.perf_counter()
         try:
-            notes = self.stage.show(variant.adapters, variant.fingerprint, variant.combination)
+            notes = self.stage.show(variant.loaded(), variant.fingerprint, variant.combination)
         except Exception as error:  # whatever is wrong with an adapter concerns this variant alone
-            self.grid.failures.add(error, variant.name)
+            self.grid.failures.add(error, variant.name, set=variant.set)
             self.bar.update(len(todo))
             return
         finally:
@@ -91,7 +99,7 @@ class _Drawing:
                 self.batch = size if isinstance(failed, torch.cuda.OutOfMemoryError) else self.batch
                 continue
             if failed is not None:
-                self.grid.failures.add(failed, variant.name, *units[0])
+                self.grid.failures.add(failed, variant.name, *units[0], set=variant.set)
                 self.bar.update()
             rest, size = rest[size:], self.batch
 
@@ -109,6 +117,6 @@ class _Drawing:
         for unit, pixels in zip(units, images):
             key = variant.requests[unit]
             self.grid.store.save_image(key, pixels)
-            self.grid.store.keep(f"seconds of {key}", seconds / len(units))
+            self.grid.store.keep(f"{SECONDS}{key}", seconds / len(units))
             self.bar.update()
         return None

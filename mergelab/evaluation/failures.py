@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mergelab.formats.fetching.folders import without_secrets
 from mergelab.tables import counted
 
 log = logging.getLogger(__name__)
 
 Failure = Mapping[str, Any]
-"""`variant`, `metric`, `prompt`, `seed`, `error`: of one cell; without prompt and seed of a whole variant."""
+"""`set`, `variant`, `metric`, `prompt`, `seed`, `error`: of one cell; without prompt and seed of a whole variant."""
 
 
 @dataclass
@@ -30,10 +31,12 @@ class Failures:
         seed: int | None = None,
         *,
         metric: str | None = None,
+        set: str = "",
     ) -> None:
-        """Record one; a metric that failed is named."""
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        self.rows.append({"variant": str(variant), "metric": metric, "prompt": prompt, "seed": seed, "error": said})
+        """Record one; a metric that failed is named, and so is the set of adapters."""
+        said = f"{type(error).__name__}: {without_secrets(' '.join(str(error).split()))[:300]}"
+        cell = {"set": set, "variant": str(variant), "metric": metric, "prompt": prompt, "seed": seed}
+        self.rows.append(cell | {"error": said})
 
     def tell(self) -> None:
         """Log what was added since the last time: a line for each kind of error, however many cells it hit."""

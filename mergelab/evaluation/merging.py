@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergelab.adapter import Adapter
+from mergelab.adapter import Adapter, load
 from mergelab.engine.merge import merge, merge_many
 from mergelab.engine.provenance import package_version
-from mergelab.evaluation.config import Config
-from mergelab.evaluation.store import Store, file_name, hash_of, to_json, write
+from mergelab.evaluation.config import Weight
+from mergelab.evaluation.recipes import Recipe
+from mergelab.evaluation.store import file_name, hash_of, to_json, write
 from mergelab.methods.registry import METHODS
 from mergelab.pipelines.fingerprints import adapter_hash
 
@@ -27,7 +28,7 @@ class Planned:
     """One merge of a run.
 
     Attributes:
-        keywords: of `merge`, but for weights and device.
+        keywords: of `merge`, with the weights.
         key: a hash of all that decides the result.
         path: of its file.
     """
@@ -41,16 +42,18 @@ class Planned:
         record = self.path.with_suffix(".json")
         known = json.loads(record.read_text(encoding="utf-8")) if record.exists() and self.path.exists() else {}
         own = self.keywords["method"] not in METHODS  # a rule of the user's own may have been edited
-        return None if own or known.get("key") != self.key else known
+        return None if own or known.get("key") != self.key or "tensors" not in known else known
 
     def keep(self, merged: Adapter, seconds: float) -> dict[str, Any]:
         """Write the file, and what is known of it."""
         record = self.path.with_suffix(".json")
+        record.parent.mkdir(parents=True, exist_ok=True)
         record.unlink(missing_ok=True)  # a kill between the two files must not leave the new one under the old record
         merged.save(self.path)
         known = {
             "key": self.key,
             "seconds": seconds,
+            "tensors": adapter_hash(load(self.path)),
             "retained_energy": merged.report.retained_energy,
             "shares": merged.report.shares,
             "layers": json.loads(merged.report.to_frame().to_json(orient="records")),
@@ -60,21 +63,27 @@ class Planned:
 
 
 def planned_merges(
-    merges: Mapping[str, Mapping[str, Any]], config: Config, loras: Mapping[str, Adapter], store: Store
+    recipes: Sequence[Recipe], usual: Sequence[Weight], inputs: Mapping[str, str], folder: Path
 ) -> dict[str, Planned]:
-    """Each merge by its label."""
-    inputs = {name: adapter_hash(adapter) for name, adapter in loras.items()}
-    given = {"inputs": inputs, "weights": [lora.weight for lora in config.loras], "version": package_version()}
-    return {
-        label: Planned(
-            keywords, hash_of(given | {"keywords": keywords}), store.adapters / f"{file_name(label)}.safetensors"
-        )
-        for label, keywords in merges.items()
-    }
+    """Each merge by its label.
+
+    Args:
+        recipes: of the merges.
+        usual: weights of those that have none of their own.
+        inputs: name of an adapter -> its hash.
+        folder: where the files lie.
+    """
+    planned = {}
+    for recipe in recipes:
+        weights = list(usual if recipe.weights is None else recipe.weights)
+        request = {"inputs": inputs, "weights": weights, "keywords": recipe.keywords, "version": package_version()}
+        path = folder / f"{file_name(recipe.label)}.safetensors"
+        planned[recipe.label] = Planned({**recipe.keywords, "weights": weights}, hash_of(request), path)
+    return planned
 
 
 def made_merges(
-    planned: Mapping[str, Planned], config: Config, loras: Mapping[str, Adapter]
+    planned: Mapping[str, Planned], loras: Sequence[Adapter], device: str | None, progress: bool | None
 ) -> dict[str, dict[str, Any] | Exception]:
     """The record of each merge by its label; where it failed, why: the others are made all the same."""
     found: dict[str, dict[str, Any] | Exception] = {}
@@ -84,7 +93,7 @@ def made_merges(
     missing = [label for label in planned if label not in found]
     for first in range(0, len(missing), AT_A_TIME):
         labels = missing[first : first + AT_A_TIME]
-        for label, made in zip(labels, _made([planned[label].keywords for label in labels], config, loras)):
+        for label, made in zip(labels, _made([planned[label].keywords for label in labels], loras, device, progress)):
             try:
                 found[label] = made if isinstance(made, Exception) else planned[label].keep(*made)
             except Exception as error:  # a full disk
@@ -94,22 +103,22 @@ def made_merges(
 
 
 def _made(
-    recipes: Sequence[Mapping[str, Any]], config: Config, loras: Mapping[str, Adapter]
+    asked: Sequence[Mapping[str, Any]], adapters: Sequence[Adapter], device: str | None, progress: bool | None
 ) -> Iterator[tuple[Adapter, float] | Exception]:
     """Merges and their seconds: all at once, or, where one of them fails, one by one."""
-    weights, adapters, merged = [lora.weight for lora in config.loras], list(loras.values()), list[Adapter]()
+    merged = list[Adapter]()
     start = time.perf_counter()
-    if len(recipes) > 1:
+    if len(asked) > 1:
         with suppress(Exception):  # the merges by themselves tell whose it is
-            merged = merge_many(adapters, [{**recipe, "weights": weights} for recipe in recipes], device=config.device)
+            merged = merge_many(adapters, asked, device=device, progress=progress)
     if merged:
-        seconds = (time.perf_counter() - start) / len(recipes)
-        yield from ((merged.pop(0), seconds) for _ in recipes)
+        seconds = (time.perf_counter() - start) / len(asked)
+        yield from ((merged.pop(0), seconds) for _ in asked)
         return
-    for recipe in recipes:
+    for keywords in asked:
         start = time.perf_counter()
         try:
-            made = merge(adapters, weights, device=config.device, **recipe)
+            made = merge(adapters, device=device, progress=progress, **keywords)
         except Exception as error:  # out of memory, a rule of the user's own: this merge alone
             yield error
         else:

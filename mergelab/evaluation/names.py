@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -46,6 +47,34 @@ class VariantName:
         return f"{self.label} alone" if self.kind == "single" else self.label or self.kind
 
 
+@dataclass(frozen=True)
+class Photographs:
+    """A reference to the photographs that an adapter was given.
+
+    Example:
+        >>> photographs = Photographs("ghost")
+        >>> str(photographs), photographs.display, Photographs.parse("photos:ghost") == photographs
+        ('photos:ghost', 'photographs of ghost', True)
+    """
+
+    label: str
+
+    def __str__(self) -> str:
+        """As files have it: `photos:<name>`."""
+        return f"photos:{self.label}"
+
+    @classmethod
+    def parse(cls, text: str) -> Photographs | None:
+        """From what files have; None where that is something else."""
+        name = cls(text.partition(":")[2])
+        return name if name.label and str(name) == text else None
+
+    @property
+    def display(self) -> str:
+        """As a person calls it."""
+        return f"photographs of {self.label}"
+
+
 BASE = VariantName("base")
 STACK = VariantName("stack")
 
@@ -55,21 +84,58 @@ def single(adapter: str) -> str:
     return str(VariantName("single", adapter))
 
 
+def photos(adapter: str) -> str:
+    """The reference to one adapter's photographs, as files have it."""
+    return str(Photographs(adapter))
+
+
 def display_name(name: str) -> str:
-    """A name of the files as a person calls it; what is no variant's name stays as it is.
+    """A name of the files as a person calls it; what is none of a variant or of photographs stays as it is.
 
     Example:
         >>> display_name("single:ghost"), display_name("merge:svd rank=8"), display_name("sharpness")
         ('ghost alone', 'svd rank=8', 'sharpness')
+        >>> display_name("photos:ghost")
+        'photographs of ghost'
     """
-    known = VariantName.parse(name)
+    known = VariantName.parse(name) or Photographs.parse(name)
     return known.display if known else name
 
 
 def label_of(name: str) -> str:
-    """The adapter or the merge that a name of the files is about: "ghost" for "single:ghost"."""
-    known = VariantName.parse(name)
+    """The adapter or the merge that a name of the files is about: "ghost" for "single:ghost" and "photos:ghost"."""
+    known = VariantName.parse(name) or Photographs.parse(name)
     return known.label if known else name
+
+
+def renamed(name: str, names: Mapping[str, str]) -> str:
+    """A name of the files with another adapter in it.
+
+    Example:
+        >>> renamed("single:ghost", {"ghost": "subject"}), renamed("merge:ghost", {"ghost": "subject"})
+        ('single:subject', 'merge:ghost')
+    """
+    known = VariantName.parse(name)
+    if known is not None and known.kind == "single":
+        return single(names.get(known.label, known.label))
+    shown = Photographs.parse(name)
+    return name if shown is None else photos(names.get(shown.label, shown.label))
+
+
+def apart(name: str, taken: set[str]) -> str:
+    """A name as it is, or with a number behind it where another has it already; it is taken from then on.
+
+    Example:
+        >>> names: set[str] = set()
+        >>> apart("svd-8", names), apart("svd-8", names)
+        ('svd-8', 'svd-8-2')
+    """
+    count, found = 1, name
+    while found in taken:
+        count += 1
+        found = f"{name}-{count}"
+    taken.add(found)
+    return found
 
 
 def at_seed(name: str, seed: int) -> str:

@@ -2,56 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from mergelab.evaluation.metrics.metric import ComparesWith, Description
-from mergelab.evaluation.names import BASE, STACK, single
-from mergelab.evaluation.scores import Column, Scores, clusters
-from mergelab.evaluation.statistics import Array, Interval, interval, win_rate
+from mergelab.evaluation.names import BASE, STACK, photos, single
+from mergelab.evaluation.scores import Column, Key, Scores
+from mergelab.evaluation.statistics import (
+    Interval,
+    Range,
+    Units,
+    difference_interval,
+    mean_interval,
+    recovery_interval,
+)
 
-Statistic = Callable[[pd.DataFrame, Description], Interval]
+SHARES = (0.0, 1.0)
+"""The range of scores that are probabilities or shares, whose concepts can be compared."""
+
+JOINT, HARMONIC = "joint", "harmonic mean"
+"""References of scores that are computed from those of several concepts."""
+
+Prompts = Literal["together", "alone", "not calling", "none", "every"]
+"""Prompts that call an adapter and another, an adapter alone, others or nobody, nobody; all of them. For no adapter in
+particular, "together" are prompts that call two or more."""
+
+Statistic = Callable[[pd.DataFrame, Units, Range], Interval]
 """Of columns that line up, to an estimate with its interval."""
 
 
-def ratio(means: Array) -> Array:
-    """(variant - base) / (single - base)."""
-    span = means[..., 2] - means[..., 1]
-    return np.divide(means[..., 0] - means[..., 1], span, out=np.full_like(span, np.nan), where=np.abs(span) > 1e-12)
+def units_of(table: pd.DataFrame | pd.Series) -> Units:
+    """The images that the rows of aligned columns are."""
+    return Units(list(table.index.get_level_values("prompt")), list(table.index.get_level_values("set")))
 
 
-def _recovered(table: pd.DataFrame, metric: Description) -> Interval:
-    return interval(clusters(table), ratio)
+def _column(table: pd.DataFrame, place: int) -> np.ndarray:
+    return table.iloc[:, place].to_numpy(float)
 
 
-def _change(table: pd.DataFrame, metric: Description) -> Interval:
-    return interval(clusters(table), lambda means: means[..., 0] - means[..., 1])
+def _recovered(table: pd.DataFrame, units: Units, range: Range) -> Interval:
+    return recovery_interval(_column(table, 0), _column(table, 1), _column(table, 2), units, range)
 
 
-def _mean(table: pd.DataFrame, metric: Description) -> Interval:
-    """What no value can be is no part of the interval."""
-    found = interval(clusters(table), lambda means: means[..., 0])
-    low, high = np.clip([found.low, found.high], *metric.range).tolist()
-    return Interval(found.estimate, low, high)
+def _change(table: pd.DataFrame, units: Units, range: Range) -> Interval:
+    return difference_interval(_column(table, 0), _column(table, 1), units, range)
 
 
-def _wins(table: pd.DataFrame, metric: Description) -> Interval:
-    first, second = (table.iloc[:, i].to_numpy(float) for i in (0, 1))
-    share = win_rate(first, second, higher_is_better=metric.higher_is_better)
-    return Interval(share, float("nan"), float("nan"))
+def _mean(table: pd.DataFrame, units: Units, range: Range) -> Interval:
+    return mean_interval(_column(table, 0), units, range)
 
 
-_ON: dict[str, Callable[[set[str], str | None], bool]] = {
-    "calling": lambda called, adapter: adapter in called,
-    "not calling": lambda called, adapter: adapter not in called,
-    "free": lambda called, adapter: not called,
-    "all": lambda called, adapter: True,
-}
-"""Whether a prompt that calls some adapters counts for one of them."""
+def counts(prompts: Prompts, role: str | None) -> Callable[[frozenset[str]], bool]:
+    """Whether a prompt that calls some roles counts, for one role or for none in particular."""
+    tests: dict[Prompts, Callable[[frozenset[str]], bool]] = {
+        "together": lambda called: len(called) > 1 and (role is None or role in called),
+        "alone": lambda called: len(called) == 1 and (role is None or role in called),
+        "not calling": lambda called: role not in called,
+        "none": lambda called: not called,
+        "every": lambda called: True,
+    }
+    return tests[prompts]
 
 
 @dataclass(frozen=True)
@@ -61,77 +76,117 @@ class Quantity:
     Attributes:
         name: in findings.
         asks: metrics that compare with one of these answer it.
-        about: the reference of the scores: each adapter in turn, the prompt, a variant, or what the metric itself says.
-        prompts: those that call the adapter, those that do not, those free of any trigger, or all.
+        about: the reference of the scores: what an adapter's concept is seen by, the image of each adapter alone, the
+            joint or the harmonic score, the prompt, a variant, or what the metric itself says.
+        prompts: on which it is computed.
         columns: which variants' scores line up; "variant" is the one that it is said of, "single" the adapter alone.
         statistic: of these columns.
-        tested: merges are tested against the stack, by the first column.
-        merges_only: nothing is said of other variants.
         shown: in the tables as a share, a change or a value; None leaves it to the list of all findings.
+        contrast: what the comparison of two variants is called; empty where there is none.
         head, help: what the tables call it, in terms of {metric}, {adapter}, {way} ("likeness to", "distance from") and
             {direction} (empty, "; lower is better").
     """
 
     name: str
     asks: tuple[ComparesWith, ...]
-    about: Literal["adapters", "prompt", "base", "stack", "labels"]
-    prompts: Literal["calling", "not calling", "free", "all"]
+    about: Literal["concepts", "singles", "joint", "harmonic", "prompt", "base", "stack", "labels"]
+    prompts: Prompts
     columns: tuple[Literal["variant", "base", "single", "stack"], ...]
     statistic: Statistic
-    tested: bool = False
-    merges_only: bool = False
     shown: Literal["share", "change", "value"] | None = None
+    contrast: str = ""
     head: str = ""
     help: str = ""
 
-    def references(self, adapter: str | None, metric: Description, scores: Scores) -> list[str]:
-        """The references of the scores it is computed from, for one adapter or, where it is None, for none."""
-        if metric.compares_with not in self.asks or (adapter is None) == (self.about == "adapters"):
+    @property
+    def of_adapters(self) -> bool:
+        """Whether it is said of each adapter."""
+        return self.about in ("concepts", "singles")
+
+    @property
+    def is_effect(self) -> bool:
+        """Whether it says what is there of an adapter, or, of one with a weight below zero, what is not."""
+        return self.name in ("recovery", "suppression")
+
+    def references(self, role: str | None, metric: Description, scores: Scores) -> list[str]:
+        """The references of the scores it is computed from, for one role or, where it is None, for none."""
+        if metric.compares_with not in self.asks or (role is None) == self.of_adapters:
             return []
-        if adapter is not None:
-            return [single(adapter)]
+        if role is not None:
+            return [concept_reference(metric, role) if self.about == "concepts" else single(role)]
         if self.about == "labels":
             return scores.labels(metric.name)
-        return ["" if self.about == "prompt" else self.about]
+        return [{"prompt": "", "joint": JOINT, "harmonic": HARMONIC}.get(self.about, self.about)]
 
-    def on(self, calling: Mapping[str, set[str]], adapter: str | None) -> set[str]:
-        """Its prompts."""
-        return {prompt for prompt, called in calling.items() if _ON[self.prompts](called, adapter)}
+    def keys(self, scores: Scores, role: str | None) -> set[Key]:
+        """Its sets and prompts."""
+        return scores.keys(counts(self.prompts, role))
 
-    def of(self, variant: str, metric: str, reference: str) -> list[Column]:
+    def of(self, variant: str, metric: str, reference: str, role: str | None) -> list[Column]:
         """The columns it is computed from."""
-        roles = {"variant": variant, "base": str(BASE), "stack": str(STACK), "single": reference}
-        return [(roles[role], metric, reference) for role in self.columns]
+        alone = single(role) if role is not None else ""
+        roles = {"variant": variant, "base": str(BASE), "stack": str(STACK), "single": alone}
+        return [(roles[name], metric, reference) for name in self.columns]
+
+
+def concept_reference(metric: Description, role: str) -> str:
+    """What an adapter's concept is seen by: its words, or photographs of it."""
+    return photos(role) if metric.compares_with == "images" else single(role)
 
 
 RECOVERY = Quantity(
-    "recovery", ("words",), "adapters", "calling", ("variant", "base", "single"), _recovered, tested=True,
-    shown="share", head="recovery of {adapter}",
-    help="{metric}: 0 % as the base model, 100 % as {adapter} alone",
+    "recovery", ("words", "images"), "concepts", "together", ("variant", "base", "single"), _recovered,
+    shown="share", contrast="concept", head="recovery of {adapter}",
+    help="{metric}, where it is called with another: 0 % as the base model, 100 % as {adapter} alone",
+)  # fmt: skip
+RECOVERY_ALONE = replace(
+    RECOVERY, prompts="alone", head="{adapter} by itself",
+    help="recovery of {adapter} ({metric}) where it alone is called: 0 % as the base model, 100 % as {adapter} alone",
+)  # fmt: skip
+JOINT_SCORE = Quantity(
+    "joint", ("words", "images"), "joint", "together", ("variant",), _mean,
+    shown="value", contrast="joint", head="all at once",
+    help="{metric}: in each image the score of the concept that is seen least, of those that are called",
+)  # fmt: skip
+SUPPRESSION = Quantity(
+    "suppression", ("words", "images"), "concepts", "together", ("base", "variant"), _change,
+    shown="change", head="suppression of {adapter}",
+    help="{metric}: how far below the base model, for an adapter whose weight is not above zero",
 )  # fmt: skip
 PRESERVATION = Quantity(
-    "preservation", ("words",), "prompt", "free", ("variant", "base"), _change, tested=True,
-    shown="change", head="without a trigger", help="change of the prompt's score where no adapter is called",
+    "preservation", ("words",), "prompt", "none", ("variant", "base"), _change,
+    shown="change", contrast="preservation", head="without a trigger",
+    help="change of the prompt's score where no adapter is called",
 )  # fmt: skip
+IMAGE_RECOVERY = "image recovery"
+"""(variant - base) / (the adapter alone at other seeds - base), of the likeness to the image of the adapter alone."""
 
 QUANTITIES = (
+    JOINT_SCORE,
     RECOVERY,
+    RECOVERY_ALONE,
+    SUPPRESSION,
+    replace(SUPPRESSION, prompts="alone"),
+    Quantity("harmonic mean", ("words", "images"), "harmonic", "together", ("variant",), _mean),
     Quantity(
-        "similarity", ("images",), "adapters", "calling", ("variant",), _mean, tested=True,
-        shown="value", head="{metric} to {adapter}",
-        help="{way} the image of {adapter} alone, same prompt and seed",
+        "similarity", ("images",), "singles", "alone", ("variant",), _mean,
+        shown="value", contrast="likeness", head="{metric} to {adapter}",
+        help="{way} the image of {adapter} alone, same prompt and seed, where it alone is called",
     ),
-    Quantity(
-        "wins over the stack", ("words", "images"), "adapters", "calling", ("variant", "stack"), _wins,
-        merges_only=True,
-    ),
-    Quantity("leakage", ("words",), "adapters", "not calling", ("variant", "base"), _change, tested=True),
+    Quantity("leakage", ("words",), "concepts", "not calling", ("variant", "base"), _change),
     PRESERVATION,
-    Quantity(PRESERVATION.name, ("images",), "base", "free", ("variant",), _mean, tested=True),
-    Quantity("similarity", ("images",), "stack", "all", ("variant",), _mean),
+    Quantity(PRESERVATION.name, ("images",), "base", "none", ("variant",), _mean, contrast="preservation"),
+    Quantity("similarity", ("images",), "stack", "every", ("variant",), _mean),
     Quantity(
-        "score", ("images", "nothing"), "labels", "all", ("variant",), _mean,
-        shown="value", head="{metric}", help="mean over all prompts{direction}",
+        "score", ("images", "nothing"), "labels", "every", ("variant",), _mean,
+        shown="value", contrast="score", head="{metric}", help="mean over all prompts{direction}",
     ),
 )  # fmt: skip
-"""In the order of the findings of one metric. Those about adapters come before the others."""
+"""In the order of the findings of one metric."""
+
+
+def described(quantity: Quantity, metric: Description) -> Description:
+    """What the scores of a quantity are: those of a metric, unless they are on the adapters' own scale."""
+    if quantity.about == "joint" and metric.range != SHARES:
+        return replace(metric, higher_is_better=True, range=(-math.inf, math.inf))
+    return metric

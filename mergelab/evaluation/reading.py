@@ -14,7 +14,10 @@ from mergelab import miniature
 from mergelab.checks import did_you_mean, short_repr
 from mergelab.errors import OptionError
 from mergelab.evaluation.aitoolkit import evaluation_content
-from mergelab.evaluation.config import Clip, Config, Generation, Lora, Memory, expanded_merges
+from mergelab.evaluation.config import Clip, Config, Distractors, Generation, Lora, Memory, Part, Prompt, Select
+from mergelab.evaluation.recipes import recipes
+from mergelab.evaluation.selection import check_selection
+from mergelab.evaluation.sets import NAME, adapter_sets, explicit_sets
 from mergelab.formats.aitoolkit import is_generate_config
 from mergelab.formats.yaml_files import beside, read_yaml
 from mergelab.layer import short_name
@@ -74,17 +77,31 @@ def read_config(
             "the key out, or hand in the one that it names"
         )
     folder = Path() if isinstance(source, (Mapping, Config)) else Path(source).parent
-    paths: dict[str, Any] = {"loras": _named(config.loras, folder)}
     here = beside(config.pipeline, folder)
-    if here is not None and here.is_dir():
-        paths |= {"pipeline": str(here)}
-    config = config.model_copy(update=paths)
-    lists: dict[str, list[Any]] = {"prompts": config.prompts, "seeds": config.seeds}
-    for key, values in lists.items():
-        if len(set(values)) < len(values):
-            raise OptionError(f"{where}: {key}: {max(values, key=values.count)!r} is given twice")
-    expanded_merges(config)  # a wrong method or option is found before anything is computed
+    paths = {"pipeline": str(here)} if here is not None and here.is_dir() else {}
+    config = _with_sets(config, folder).model_copy(update=paths)
+    if len(set(config.seeds)) < len(config.seeds):
+        raise OptionError(f"{where}: seeds: {max(config.seeds, key=config.seeds.count)!r} is given twice")
+    # What is wrong is found before anything is computed.
+    sets = adapter_sets(config)
+    for one in sets:
+        recipes(config, one)
+    if config.select is not None:
+        check_selection(config.select, config, sets)
     return config
+
+
+def _with_sets(config: Config, folder: Path) -> Config:
+    """With all adapters under `loras`, and the sets as they are named there."""
+    sets = explicit_sets(config)
+    pool = _named(config.loras, folder)
+    known = {given.path: lora.name for given, lora in zip(config.loras, pool)} | {lora.name: lora.name for lora in pool}
+    used = (one for roles in sets for role, one in roles.items() if role != NAME and one not in known)
+    paths = list(dict.fromkeys(used))
+    added = _named([Lora(path=path) for path in paths], folder, (lora.name for lora in pool))
+    known |= dict(zip(paths, (lora.name for lora in added)))
+    sets = [{role: one if role == NAME else known[one] for role, one in roles.items()} for roles in sets]
+    return config.model_copy(update={"loras": pool + added, "sets": sets, "pairs": None, "distractors": None})
 
 
 def _plain(value: Any) -> Any:
@@ -147,19 +164,25 @@ def _sentence(error: ValidationError) -> str:
 
 def _model_at(path: Iterable[int | str]) -> type[BaseModel]:
     """The model whose keys are valid at a place of the configuration."""
-    parts: dict[str, type[BaseModel]] = {"loras": Lora, "clip": Clip, "generation": Generation, "memory": Memory}
-    return parts.get(str(next(iter(path), "")), Config)
+    parts: dict[str, type[BaseModel]] = {
+        "loras": Lora, "prompts": Prompt, "distractors": Distractors, "select": Select, "clip": Clip,
+        "generation": Generation, "memory": Memory,
+    }  # fmt: skip
+    keys = [str(part) for part in path]
+    return Part if keys[:1] == ["select"] and len(keys) > 1 else parts.get(next(iter(keys), ""), Config)
 
 
-def _named(loras: list[Lora], folder: Path) -> list[Lora]:
+def _named(loras: list[Lora], folder: Path, taken: Iterable[str] = ()) -> list[Lora]:
     """With a name for each, and paths that no longer depend on where the file lies."""
     named = []
     for lora in loras:
         here = beside(lora.path, folder)
         found = _shipped(lora) if here is None else lora
         path = found.path if here is None else str(here)
-        named.append(found.model_copy(update={"name": found.name or short_name(found.path), "path": path}))
-    names = [lora.name for lora in named]
+        photos = beside(lora.references, folder) if lora.references else None
+        filled = {"name": found.name or short_name(found.path), "path": path}
+        named.append(found.model_copy(update=filled | ({"references": str(photos)} if photos else {})))
+    names = [*taken, *(lora.name for lora in named)]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise OptionError(f"loras: two are called {double!r}; give each a name of its own")
     return named

@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
 import yaml
 
-from mergelab import miniature
-from mergelab.adapter import Adapter, load
-from mergelab.comparing import compare
+from mergelab.adapter import load
+from mergelab.comparing import Comparison, compare
 from mergelab.errors import OptionError, OutputError
-from mergelab.evaluation.analysis import findings, metric_ranges
+from mergelab.evaluation.analysing import analysed
 from mergelab.evaluation.config import Config, Memory
+from mergelab.evaluation.design import design_of
 from mergelab.evaluation.drawing import generate_missing
 from mergelab.evaluation.exhibits import exhibits
 from mergelab.evaluation.failures import Failures, summed_up
 from mergelab.evaluation.grid import Grid, score_all
-from mergelab.evaluation.metrics.metric import Metric
-from mergelab.evaluation.metrics.registry import check_metrics, open_metrics, table_order
+from mergelab.evaluation.metrics.registry import check_metrics, open_metrics
+from mergelab.evaluation.opening import opened, pipeline_keywords, threads_for
+from mergelab.evaluation.photographs import photographs
+from mergelab.evaluation.progress import bar
 from mergelab.evaluation.reading import read_config
 from mergelab.evaluation.report.page import render
-from mergelab.evaluation.report.tables import plain_table
-from mergelab.evaluation.report.verdict import sentences
 from mergelab.evaluation.result import Result
-from mergelab.evaluation.scores import Scores
+from mergelab.evaluation.results import results_of
+from mergelab.evaluation.sets import AdapterSet, adapter_sets
 from mergelab.evaluation.store import Store, to_json, write
-from mergelab.evaluation.summary import summary_of
-from mergelab.evaluation.triggers import calls, triggers_of
-from mergelab.evaluation.variants import at_weights, make_variants
+from mergelab.evaluation.summary import SUMMARY, summary_of
+from mergelab.evaluation.tracking.registry import open_trackers
+from mergelab.evaluation.tracking.telling import tell
+from mergelab.evaluation.variants import Pool, Variant, make_variants
 from mergelab.formats.base_models import check_base_models
 from mergelab.formats.files import replacing
 from mergelab.pipelines.adapters import check_adapters, check_bare
-from mergelab.pipelines.fingerprints import fingerprint
-from mergelab.pipelines.opening import Pipeline, ignores_guidance, name_of, open_pipeline, usual_device
-from mergelab.pipelines.staging import Stage, at_home
+from mergelab.pipelines.opening import Pipeline, name_of, usual_device
+from mergelab.pipelines.staging import Stage
 
+log = logging.getLogger(__name__)
+
+LogWith = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 CONFIG = "config.yaml"
 """In the run folder: the configuration as it was resolved; its addresses are whole, to be run again."""
 
@@ -54,6 +56,7 @@ def evaluate(
     pipeline: Pipeline | None = None,
     overrides: Iterable[str] = (),
     progress: bool | None = None,
+    log_with: LogWith | None = None,
 ) -> Result:
     """Generates with a model, its adapters and their merges, and scores what each merge kept of each adapter.
 
@@ -68,17 +71,21 @@ def evaluate(
             `pipeline`, and may not name one that this is known not to be; it is handed back unchanged.
         overrides: "seeds=4", "clip.model=RN50", ...
         progress: a progress bar; None shows one on a terminal.
+        log_with: trackers of experiments that are told what was found, in place of the configuration's key: "trackio",
+            "wandb", "tensorboard" or "mlflow", a mapping such as {"name": "wandb", "project": "merges", "run": "first"}
+            with whatever else the tracker takes, or several of them.
 
     Returns:
         The findings; `report.html` in the folder shows them with the images.
 
     Raises:
         OptionError: a key or a value of the configuration is wrong, or no metric has anything to say; the pipeline
-            handed in is none that takes adapters, carries some already, or is another than the configuration names.
+            handed in is none that takes adapters, carries some already, or is another than the configuration names; the
+            package of a tracker is not there.
         SourceError, FormatError, LayerError: the configuration, the pipeline or an adapter cannot be read.
         ArchitectureError: the adapters are for different base models, or for another than the pipeline's.
         OutputError: the folder is in use, or is neither new, empty nor an earlier run's; a file that was given would be
-            replaced; or every single cell failed.
+            replaced; or every single cell failed. Or, after everything is written, a tracker could not be told.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -98,6 +105,8 @@ def evaluate(
     """
     if pipeline is not None:
         check_bare(pipeline)
+    if log_with is not None:
+        overrides = [*overrides, f"log_with={json.dumps(log_with, default=str)}"]
     settings = read_config(config, overrides, pipeline=None if pipeline is None else name_of(pipeline))
     if pipeline is not None and (settings.dtype is not None or settings.memory != Memory()):
         raise OptionError("dtype and memory say how a pipeline is loaded; the one handed in is used as it is")
@@ -106,7 +115,10 @@ def evaluate(
     with Store(Path(out)).open() as store:
         if isinstance(config, (str, os.PathLike)):
             _check_not_replaced(Path(config), store.folder / CONFIG, settings)
-        return _run(settings, store, pipeline, progress)
+        trackers = open_trackers(settings.log_with, store.folder)
+        result, summary = _run(settings, store, pipeline, progress)
+        tell(trackers, result, summary)
+    return result
 
 
 def _as_yaml(config: Config) -> str:
@@ -122,105 +134,65 @@ def _check_not_replaced(given: Path, target: Path, config: Config) -> None:
         )
 
 
-def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | None) -> Result:
+def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | None) -> tuple[Result, dict[str, Any]]:
+    """What was found, and what summary.json holds."""
     start = time.perf_counter()
     # What cannot work is found before anything is written, and before hours of merging and drawing.
+    sets = adapter_sets(config)
+    if warning := design_of(config, sets).warning():
+        log.warning("%s", warning)
     loras = {lora.name: load(lora.path) for lora in config.loras}
     check_base_models(list(loras.values()), list(loras))
-    pipeline, model = (given, _identity(given)) if given is not None else _opened(config)
-    check_adapters(pipeline, loras)
-    asked = config.generation.adapters
-    layers = dict.fromkeys(layer for adapter in loras.values() for layer in adapter.layers)
-    stage = Stage(pipeline, layers, fused=None if asked is None else asked == "fused")
-    keywords = _keywords(config, pipeline)
-    concepts = {lora.name: lora.concept for lora in config.loras}
-    metrics = open_metrics(config, concepts)
-    ready = time.perf_counter()
-    write(store.folder / CONFIG, _as_yaml(config))
-    scaled = at_weights(config, loras)
-    comparison = compare(list(scaled.values()), device=config.device) if len(scaled) > 1 else None
-    failures = Failures()
-    grid = Grid(config, store, make_variants(config, loras, scaled, store, failures), progress, failures)
-    merged = time.perf_counter()
-    with _threads_for(config):
-        generate_missing(grid, stage, model, keywords)
-        frame = score_all(grid, metrics)
+    with opened(config, given) as (pipeline, model):
+        check_adapters(pipeline, loras)
+        asked = config.generation.adapters
+        layers = dict.fromkeys(layer for adapter in loras.values() for layer in adapter.layers)
+        stage = Stage(pipeline, layers, fused=None if asked is None else asked == "fused")
+        keywords = pipeline_keywords(config, pipeline)
+        metrics = open_metrics(config)
+        photos = {lora.name: photographs(Path(lora.references), lora.name) for lora in config.loras if lora.references}
+        ready = time.perf_counter()
+        write(store.folder / CONFIG, _as_yaml(config))
+        failures, pool = Failures(), Pool(loras, config.device, progress if len(sets) == 1 else False)
+        comparison = _compared(sets, pool) if len(sets) == 1 else None
+        variants = _made(config, sets, pool, store, failures, progress)
+        grid = Grid(config, store, sets, variants, photos, progress, failures)
+        merged = time.perf_counter()
+        with threads_for(config):
+            generate_missing(grid, stage, model, keywords)
+            frame = score_all(grid, metrics)
     if not len(frame) and failures.rows:
         raise OutputError(f"{store.folder}: every cell failed: {'; '.join(summed_up(failures.rows))}")
     if not len(frame):
         raise OptionError("no metric has anything to say: give the adapters concepts, or name other metrics")
 
-    triggers = triggers_of(concepts, {lora.name: lora.trigger for lora in config.loras})
-    result = _analysed(grid, frame, metrics, loras, calls(config.prompts, triggers))
+    result = analysed(grid, frame, metrics)
     with replacing(store.folder / "scores.parquet") as partial:
         frame.to_parquet(partial, index=False)
     end = time.perf_counter()
     seconds = {"loading": ready - start, "merging and comparing": merged - ready} | grid.seconds
     seconds["everything else"] = end - start - sum(seconds.values())
-    summary = summary_of(result, grid, metrics, triggers, model, seconds)
+    summary = summary_of(result, grid, metrics, model, seconds)
     summary |= {"exhibits": exhibits(result, grid.variants)}
-    write(store.folder / "summary.json", to_json(summary))
+    write(store.folder / SUMMARY, to_json(summary))
+    write(store.folder / "results.json", to_json(results_of(result, summary)))
     write(store.folder / "report.html", render(result, grid.variants, comparison, summary))
-    return result
+    return result, summary
 
 
-def _identity(pipeline: Pipeline) -> str:
-    """The fingerprint of a pipeline, whose weights may be offloaded."""
-    with at_home(pipeline):
-        return fingerprint(pipeline)
+def _compared(sets: Sequence[AdapterSet], pool: Pool) -> Comparison | None:
+    """The adapters before any merge."""
+    adapters = [pool.scaled(lora.name, lora.strength)[0] for lora in sets[0].adapters.values()]
+    return compare(adapters, device=pool.device) if len(adapters) > 1 else None
 
 
-def _opened(config: Config) -> tuple[Pipeline, str]:
-    """The pipeline that the configuration names, and its fingerprint."""
-    memory, device = config.memory, usual_device(config.device)
-    return open_pipeline(
-        config.pipeline, dtype=config.dtype, device=device, offload=memory.offload, vae_tiling=memory.vae_tiling,
-        compile=memory.compile,
-    )  # fmt: skip
-
-
-def _keywords(config: Config, pipeline: Pipeline) -> dict[str, Any]:
-    """Keywords of every call of the pipeline: the configuration's, on top of the miniature's own.
-
-    Raises:
-        OptionError: a guidance scale that the model has no input for.
-    """
-    if config.generation.guidance is not None and ignores_guidance(pipeline):
-        raise OptionError(
-            "generation.guidance does nothing on a model without a guidance embedding; for true guidance set "
-            "generation.options.true_cfg_scale, and generation.negative_prompt"
-        )
-    return (miniature.settings(config.miniature) if config.miniature else {}) | config.generation.keywords()
-
-
-@contextmanager
-def _threads_for(config: Config) -> Iterator[None]:
-    """One thread for the miniature models: too small to share, and two wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if config.miniature else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _analysed(
-    grid: Grid,
-    frame: pd.DataFrame,
-    metrics: Iterable[Metric],
-    loras: Mapping[str, Adapter],
-    calling: Mapping[str, set[str]],
-) -> Result:
-    """The findings, and what they say in words."""
-    scores, adapters = Scores(frame), list(loras)
-    described = table_order(metric.described(frame[frame["metric"] == metric.description.name]) for metric in metrics)
-    result = Result(
-        grid.store.folder,
-        grid.config,
-        described,
-        frame,
-        findings(scores, described, [variant.name for variant in grid.variants], adapters, calling),
-        metric_ranges(scores, described, adapters, calling),
-        grid.failures.rows,
-    )
-    return replace(result, verdict=sentences(result, calling), table=plain_table(result))
+def _made(
+    config: Config, sets: Sequence[AdapterSet], pool: Pool, store: Store, failures: Failures, progress: bool | None
+) -> list[Variant]:
+    """The variants of all sets, merged set by set."""
+    variants = list[Variant]()
+    with bar(len(sets), "sets merged", progress if len(sets) > 1 else False) as told:
+        for one in sets:
+            variants += make_variants(config, one, pool, store, failures)
+            told.update()
+    return variants

@@ -3,7 +3,7 @@
 It is a folder that is new, empty or an earlier run's: a run replaces no files but those of runs.
 
 config.yaml  images/<hash>.png  adapters/<label>.safetensors + .json  journal.jsonl
-scores.parquet  summary.json  report.html
+scores.parquet  summary.json  results.json  report.html
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from mergelab.formats.files import replacing
 
 # What a run leaves in its folder, when it is open and when it has drawn: either tells a run from other folders.
 _LOCK, _JOURNAL = ".lock", "journal.jsonl"
+SECONDS = "seconds of "
+"""Before the key of an image, under which is kept what it took."""
 IMAGES_IN_MEMORY = 24
 """Images that stay in memory: each is compared with several others of the same prompt and seed."""
 
@@ -65,6 +67,24 @@ def file_name(label: str) -> str:
     return re.sub(r"[^\w.-]+", "-", label).strip("-")
 
 
+def _read_journal(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                key, value = json.loads(line)
+            except ValueError:  # the line that a killed run was writing
+                continue
+            values[key] = value
+    return values
+
+
+def known_seconds(folder: Path) -> list[float]:
+    """What the images of a run took, as far as its folder tells."""
+    known = _read_journal(folder / _JOURNAL)
+    return [float(value) for key, value in known.items() if key.startswith(SECONDS)]
+
+
 class Store:
     """One run folder, open for one process at a time; use it as a context."""
 
@@ -92,7 +112,7 @@ class Store:
             with FileLock(self.folder / _LOCK, timeout=0):
                 for unfinished in self.folder.rglob(".*.tmp"):  # by a killed run
                     unfinished.unlink()
-                self._remembered = self._read_journal()
+                self._remembered = _read_journal(self._journal)
                 yield self
         except Timeout:
             raise OutputError(f"{self.folder}: another run is writing into this folder; choose another") from None
@@ -149,17 +169,6 @@ class Store:
     @property
     def _journal(self) -> Path:
         return self.folder / _JOURNAL
-
-    def _read_journal(self) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        if self._journal.exists():
-            for line in self._journal.read_text(encoding="utf-8").splitlines():
-                try:
-                    key, value = json.loads(line)
-                except ValueError:  # the line that a killed run was writing
-                    continue
-                values[key] = value
-        return values
 
     def recall(self, key: str) -> Any:
         """What was kept under this key, or None."""

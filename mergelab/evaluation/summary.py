@@ -11,12 +11,14 @@ from mergelab.evaluation.grid import Grid
 from mergelab.evaluation.metrics.metric import Metric
 from mergelab.evaluation.result import Result
 
+SUMMARY = "summary.json"
+"""In the run folder."""
+
 
 def summary_of(
     result: Result,
     grid: Grid,
     metrics: Iterable[Metric],
-    triggers: Mapping[str, list[str]],
     model: str,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -26,7 +28,6 @@ def summary_of(
         result: what was found.
         grid: what was drawn and scored.
         metrics: what it was scored by.
-        triggers: the words that call each adapter.
         model: the fingerprint of the pipeline.
         seconds: spent on what.
     """
@@ -35,15 +36,31 @@ def summary_of(
     return {
         "verdict": result.verdict,
         "findings": [{**vars(f), "interval": vars(f.interval)} for f in result.findings],
+        "contrasts": [one.to_json() for one in result.contrasts],
+        "primary": vars(result.primary) if result.primary else None,
+        "design": vars(result.design),
+        "choices": [vars(one) for one in result.choices],
         "anchors": [vars(known) for known in result.anchors],
         "failures": result.failures,
         "notes": list(dict.fromkeys(grid.notes)),
-        "triggers": dict(triggers),
+        "sets": [
+            {"name": one.name, "adapters": {role: lora.name for role, lora in one.adapters.items()}}
+            for one in result.sets
+        ],
+        "triggers": {
+            lora.name: one.triggers[role] for one in result.sets for role, lora in one.adapters.items()
+        },
         "metrics": {name: descriptions[name] | dict(metric.settings)
                     for metric in metrics for name in [metric.description.name]},
-        "costs": {str(variant.name): variant.cost for variant in grid.variants},
+        "costs": _costs(grid),
         "model": model,
         "seeds": result.config.seeds,
         "seconds": dict(seconds),
         "versions": {"mergelab": package_version()} | {name: version(name) for name in packages},
     }  # fmt: skip
+
+
+def _costs(grid: Grid) -> dict[str, Any]:
+    """Variant -> what it cost; set -> variant -> what it cost, where there are several sets."""
+    each = {one.name: {str(variant.name): variant.cost for variant in grid.of(one)} for one in grid.sets}
+    return each if len(each) > 1 else next(iter(each.values()))

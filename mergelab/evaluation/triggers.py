@@ -1,19 +1,10 @@
-"""Which prompts call which adapters."""
+"""Which words of a prompt call an adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-
-def calls(prompts: Sequence[str], triggers: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
-    """Prompt -> the adapters whose trigger words are all in it.
-
-    Example:
-        >>> calls(["A sks on gray"], {"ghost": ["sks"], "day": ["szn"]})
-        {'A sks on gray': {'ghost'}}
-    """
-    return {prompt: {name for name, words in triggers.items() if words and set(words) <= words_of(prompt)}
-            for prompt in prompts}  # fmt: skip
+_COMMON = frozenset("a an the of in on and with style photo picture image painting drawing".split())
 
 
 def words_of(text: str) -> set[str]:
@@ -21,17 +12,16 @@ def words_of(text: str) -> set[str]:
     return {word.strip(".,;:!?()\"'") for word in text.lower().split()} - {""}
 
 
-def triggers_of(concepts: Mapping[str, str], given: Mapping[str, str]) -> dict[str, list[str]]:
-    """The words that call each adapter: those given, or what is special to its concept.
+def triggers_of(concepts: Mapping[str, Sequence[str]], given: Mapping[str, str]) -> dict[str, list[str]]:
+    """The words that call each adapter: those given, or what is special to its concept, and common to all of its own.
 
     Example:
-        >>> triggers_of({"ghost": "a photo of sks", "ink": "in szn style"}, {})
+        >>> triggers_of({"ghost": ["a photo of sks", "a sks"], "ink": ["in szn style"]}, {})
         {'ghost': ['sks'], 'ink': ['szn']}
     """
-    common = set("a an the of in on and with style photo picture image painting drawing".split())
     triggers = {}
-    for name, concept in concepts.items():
-        others = set().union(*(words_of(other) for key, other in concepts.items() if key != name))
-        special = words_of(given[name]) if given.get(name) else words_of(concept) - others - common
-        triggers[name] = sorted(special)
+    for name, own in concepts.items():
+        others = set[str]().union(*(words_of(text) for key, texts in concepts.items() if key != name for text in texts))
+        shared = set[str].intersection(*map(words_of, own)) if own else set[str]()
+        triggers[name] = sorted(words_of(given[name]) if given.get(name) else shared - others - _COMMON)
     return triggers

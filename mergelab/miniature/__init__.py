@@ -193,17 +193,23 @@ def clip() -> str:
 
 
 def perceptual() -> lpips.LPIPS:
-    """LPIPS with a trunk trained on the drawn world: SqueezeNet features, compared without linear heads.
+    """LPIPS with a trunk trained on the drawn world: SqueezeNet features, whose layers and channels all count the same.
 
-    It takes images (n, 3, 48, 48) in [-1, 1], or in [0, 1] with `normalize=True`, as `lpips.LPIPS` does.
+    It takes images (n, 3, 48, 48) in [-1, 1], or in [0, 1] with `normalize=True`, as `lpips.LPIPS` does. It is the mean
+    over the layers, not their sum, so that images of different scenes are about 0.6 apart, as photographs of different
+    scenes are in the usual LPIPS. Two seeds of a prompt are about 0.05 apart: in the drawn world, prompts leave little
+    open.
     """
     import warnings
 
     import lpips
     from safetensors.torch import load_file
+    from torch.nn.init import constant_
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's, about an argument that lpips passes to it
-        metric = lpips.LPIPS(net="squeeze", lpips=False, pnet_rand=True, verbose=False)
+        metric = lpips.LPIPS(net="squeeze", pretrained=False, pnet_rand=True, verbose=False)
     metric.net.load_state_dict(load_file(WEIGHTS / "lpips_trunk.safetensors"))
+    for head in metric.lins:
+        constant_(head.model[-1].weight, 1 / len(metric.lins))
     return metric.eval()

@@ -1,6 +1,7 @@
 """A loaded diffusers pipeline: opened, told apart, given adapters, asked for an image.
 
     opening       a pipeline from a name or a folder, on its device, with what spares memory; what it says of itself
+    schedulers    another scheduler for a pipeline, by the name of its class
     fusing        adapters added to the weights, and taken back bit for bit
     places        the tensor that each change is for, which can be changed in place, or is refused
     originals     the weights as they were, and what is fused into them

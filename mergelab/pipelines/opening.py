@@ -15,6 +15,7 @@ from mergelab import miniature
 from mergelab.devices import AUTO, usable_device
 from mergelab.errors import OptionError, SourceError
 from mergelab.pipelines.fingerprints import fingerprint
+from mergelab.pipelines.schedulers import Choice, scheduler_of
 
 Pipeline = Any
 """A text-to-image pipeline of diffusers: their methods differ, and no class declares them all."""
@@ -28,6 +29,7 @@ def open_pipeline(
     offload: Literal["none", "model", "sequential"] = "none",
     vae_tiling: bool = False,
     compile: bool = False,
+    scheduler: Choice | None = None,
 ) -> tuple[Pipeline, str]:
     """A pipeline on its device, and its fingerprint, taken before offloading moves the weights away.
 
@@ -38,10 +40,11 @@ def open_pipeline(
         offload: "model" keeps one component at a time on the GPU, "sequential" one layer (slow, smallest).
         vae_tiling: decode in tiles.
         compile: torch.compile of the repeated blocks of the transformer or UNet.
+        scheduler: in place of its own, as `scheduler_of` takes it.
 
     Raises:
         SourceError: there is no such pipeline, or diffusers cannot read it.
-        OptionError: offloading without a GPU; there is no miniature pipeline of this name.
+        OptionError: offloading without a GPU; there is no miniature pipeline of this name; no such scheduler.
     """
     from diffusers import DiffusionPipeline
 
@@ -58,6 +61,8 @@ def open_pipeline(
         except (OSError, ValueError) as error:
             raise SourceError(f"pipeline {source}: diffusers cannot load it: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
+    if scheduler is not None:
+        pipeline.scheduler = scheduler_of(pipeline.scheduler, scheduler)
     hash_of_all = fingerprint(pipeline)
     _place(pipeline, device, offload)
     if vae_tiling:
@@ -125,6 +130,30 @@ def ignores_guidance(pipeline: Pipeline) -> bool:
     """Whether the model has no input for a guidance scale, as FLUX.1-schnell."""
     config = getattr(getattr(pipeline, "transformer", None), "config", None)
     return getattr(config, "guidance_embeds", None) is False
+
+
+@contextmanager
+def without_bars(pipeline: Pipeline) -> Iterator[None]:
+    """A pipeline that shows no bar of its steps, and then has its bars again as they were set.
+
+    Example:
+        >>> pipe = miniature.pipeline("sdxl")
+        >>> pipe.set_progress_bar_config(desc="steps")
+        >>> with without_bars(pipe):
+        ...     pipe.progress_bar(total=4).disable
+        True
+        >>> pipe._progress_bar_config
+        {'desc': 'steps'}
+    """
+    own = vars(pipeline).get("_progress_bar_config")
+    pipeline.set_progress_bar_config(**{**(own or {}), "disable": True})
+    try:
+        yield
+    finally:
+        if own is None:
+            del pipeline._progress_bar_config
+        else:
+            pipeline._progress_bar_config = own
 
 
 @contextmanager

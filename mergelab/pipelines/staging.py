@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import TracebackType
 
@@ -16,7 +16,7 @@ from mergelab.pipelines.applying import apply, check_offloading, remove
 from mergelab.pipelines.combinations.combination import Combination
 from mergelab.pipelines.encoding import Encodings
 from mergelab.pipelines.fusing import Fused, fuse
-from mergelab.pipelines.opening import Pipeline, denoiser
+from mergelab.pipelines.opening import Pipeline, denoiser, without_bars
 from mergelab.pipelines.places import why_not
 from mergelab.tables import counted
 
@@ -25,7 +25,7 @@ class Stage:
     """A pipeline between the sets of adapters that are drawn with it, in a `with` statement.
 
     Adapters that add up are fused into the weights and taken back bit for bit; those that a rule combines are active
-    unmerged. Prompts are encoded once for all sets that leave the text encoders alone.
+    unmerged. Prompts are encoded once for all sets that leave the text encoders alone. The pipeline shows no bars.
 
     Args:
         pipeline: without adapters.
@@ -110,7 +110,10 @@ class Stage:
         return "device" if torch.cuda.mem_get_info(device)[0] > 1.5 * size else "cpu"
 
     def __enter__(self) -> Stage:
-        self._encodings.__enter__()
+        with ExitStack() as entered:
+            entered.enter_context(without_bars(self.pipeline))
+            entered.enter_context(self._encodings)
+            self._entered = entered.pop_all()
         return self
 
     def __exit__(
@@ -119,7 +122,7 @@ class Stage:
         try:
             self.clear()
         finally:
-            self._encodings.__exit__(kind, error, trace)
+            self._entered.__exit__(kind, error, trace)
 
 
 @contextmanager

@@ -11,7 +11,14 @@ from torch import Tensor
 from mergelab.evaluation import drawing
 from mergelab.pipelines.images import generate_images
 
-PROMPTS = ["a qrv on a gray background in vtx style", "a large qrv in vtx style", "a red square on a white background"]
+PROMPTS = [
+    "a qrv on a gray background in vtx style",
+    "a large qrv in vtx style",
+    "a red square on a white background",
+    "a qrv on a white background",
+    "a red circle in vtx style",
+]
+"""Two that call both adapters, one that calls none, and one for each alone."""
 SMALL: dict[str, Any] = {
     "pipeline": "miniature/sdxl",
     "loras": [{"path": "miniature/sdxl/fish"}, {"path": "miniature/sdxl/stripes"}],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,17 +11,18 @@ import yaml
 import mergelab as ml
 from mergelab import cli, miniature
 from mergelab.evaluation import demo, read
-from mergelab.evaluation.triggers import calls, triggers_of
+from mergelab.evaluation.sets import adapter_sets
 from tests.conftest import ROOT
 from tests.evaluation.small import PROMPTS, SMALL
 
 
 @pytest.mark.parametrize("name", miniature.PIPELINES)
 def test_the_demo(name: str, tmp_path: Path) -> None:
-    """With few steps: base, both alone, stack and five merges for three prompts and four seeds or more."""
+    """With few steps: base, both alone, stack and five merges, on prompts that call both, either and none."""
     config = demo.config(name)
-    assert len(config["prompts"]) >= 3 and config["seeds"] >= 4
-    result = ml.evaluate(config | {"generation": {"steps": 2}, "seeds": 1}, tmp_path)
+    (one,) = adapter_sets(read(config))
+    assert Counter(len(prompt.calls) for prompt in one.prompts) == {2: 8, 1: 6, 0: 4}
+    result = ml.evaluate(config | {"generation": {"steps": 2}}, tmp_path)
     assert len(set(result.scores.variant)) == 4 + 5 and not result.failures
     assert "report.html" in str(result) and "adapters" in str(result)
 
@@ -45,8 +47,5 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "evaluation").glob("*.yaml")))
 def test_configurations_for_the_real_models(path: Path) -> None:
     """They are valid, and their prompts call each adapter alone, both and none."""
-    config = read(path)
-    concepts, given = ({lora.name: getattr(lora, key) for lora in config.loras} for key in ("concept", "trigger"))
-    triggers = triggers_of(concepts, given)
-    counts = {len(called) for called in calls(config.prompts, triggers).values()}
-    assert counts == {0, 1, 2}
+    for one in adapter_sets(read(path)):
+        assert {len(prompt.calls) for prompt in one.prompts} == {0, 1, 2}

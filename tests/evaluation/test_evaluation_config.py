@@ -12,8 +12,8 @@ import yaml
 import mergelab as ml
 from mergelab import miniature
 from mergelab.evaluation import read
-from mergelab.evaluation.config import expanded_merges
 from mergelab.evaluation.reading import read_config
+from mergelab.evaluation.recipes import expanded_merges
 
 USUAL: dict[str, Any] = {
     "pipeline": "miniature/sdxl",

@@ -13,10 +13,12 @@ from mergelab import miniature
 from mergelab.evaluation import read
 from mergelab.evaluation.metrics import registry
 from mergelab.evaluation.metrics.clip import ClipModel, ClipText
-from mergelab.evaluation.metrics.metric import Metric, Picture
+from mergelab.evaluation.metrics.metric import Asked, Metric, Picture
 from mergelab.miniature.world import Scene, caption, draw
 from mergelab.pipelines.fingerprints import weights_hash
 from tests.evaluation.small import PROMPTS, SMALL
+
+FISH = {"fish": ("a qrv",)}
 
 
 def pictures() -> list[Picture]:
@@ -27,7 +29,7 @@ def pictures() -> list[Picture]:
 
 def built(*names: str, **changes: Any) -> list[Metric]:
     """Metrics of a configuration."""
-    return registry.open_metrics(read(SMALL | {"metrics": list(names)} | changes), {"fish": "a qrv"})
+    return registry.open_metrics(read(SMALL | {"metrics": list(names)} | changes))
 
 
 def test_clip_is_open_clips() -> None:
@@ -44,10 +46,10 @@ def test_clip_is_open_clips() -> None:
         texts = model.encode_text(tokenizer(["a red star", "a qrv"]), normalize=True)
     text, image = built("clip_text", "clip_image")
     assert text.clip is image.encoder, "opened once for both"  # type: ignore[attr-defined]
-    scores = text.score(a, "a red star", {})
+    scores = text.score(a, Asked("a red star", concepts=FISH))
     assert scores[""] == pytest.approx((images[0] @ texts[0]).item(), abs=1e-5)
     assert scores["single:fish"] == pytest.approx((images[0] @ texts[1]).item(), abs=1e-5)
-    compared = image.score(a, "", {"stack": b, "base": a})
+    compared = image.score(a, Asked("", {"stack": b, "base": a}))
     assert compared == {"stack": pytest.approx((images[0] @ images[1]).item(), abs=1e-5), "base": pytest.approx(1)}
 
 
@@ -56,7 +58,7 @@ def test_lpips_is_lpips() -> None:
     a, b = pictures()
     with torch.no_grad():
         by_hand = miniature.perceptual()(a.pixels[None] * 2 - 1, b.pixels[None] * 2 - 1).item()
-    scores = built("lpips")[0].score(a, "", {"stack": b, "base": a})
+    scores = built("lpips")[0].score(a, Asked("", {"stack": b, "base": a}))
     assert scores["stack"] == pytest.approx(by_hand, abs=1e-5) and scores["base"] == 0
 
 
@@ -65,10 +67,27 @@ def test_the_judge_sees_concept_and_prompt() -> None:
     (judge,) = built("judge")
     scene = Scene("fish", background="gray")
     picture = Picture("", draw(scene)[0].clamp(0, 1))
-    scores = judge.score(picture, caption(scene), {})
+    scores = judge.score(picture, Asked(caption(scene), concepts=FISH))
     assert scores["single:fish"] > 0.99 and scores[""] > 0.99
-    assert "" not in judge.score(picture, "a qrv", {})
-    assert judge.score(picture, "a blue star on a white background", {})[""] < 0.4
+    assert "" not in judge.score(picture, Asked("a qrv"))
+    assert judge.score(picture, Asked("a blue star on a white background"))[""] < 0.4
+
+
+def test_several_concepts_are_averaged() -> None:
+    """By CLIP and by the judge, which leaves out those that name nothing; without a concept there is no score."""
+    picture = Picture("", draw(Scene("fish", background="gray"))[0].clamp(0, 1))
+    text, judge = built("clip_text", "judge")
+
+    def scores(metric: Metric, **concepts: tuple[str, ...]) -> dict[str, float]:
+        return dict(metric.score(picture, Asked("a fish", concepts=concepts)))
+
+    several = scores(text, fish=("a qrv", "a large qrv"), stripes=(), ghost=("a sks",))
+    one, two = (scores(text, fish=(concept,))["single:fish"] for concept in ("a qrv", "a large qrv"))
+    assert several["single:fish"] == pytest.approx((one + two) / 2) and one != two
+    assert list(several) == ["", "single:fish", "single:ghost"]
+    seen = scores(judge, both=("a qrv", "a sks", "a word"), none=("a word",), fish=("a qrv",), ghost=("a sks",))
+    assert seen["single:both"] == pytest.approx((seen["single:fish"] + seen["single:ghost"]) / 2)
+    assert seen["single:fish"] > 0.99 > 0.01 > seen["single:ghost"] and "single:none" not in seen
 
 
 def test_an_unknown_metric_is_found_before_anything_is_computed(tmp_path: Path) -> None:
@@ -84,7 +103,7 @@ def test_scores_of_another_model_do_not_count() -> None:
     """A CLIP of the same name with other weights has other settings, so images are scored again; an LPIPS too."""
     (text,) = built("clip_text")
     other = ClipModel(miniature.clip(), None, "cpu")
-    assert text.settings == ClipText(other, {"fish": "a qrv"}).settings
+    assert text.settings == ClipText(other).settings
     with torch.no_grad():
         next(other._model.parameters()).add_(1)
     assert weights_hash(other._model) != text.settings["weights"]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mergelab.evaluation.recipes import expanded_merges
 from PIL import Image
 
 import mergelab as ml
@@ -16,6 +15,7 @@ from experiments.published import photographs, train_loras
 from experiments.published.catalogue import RECIPES, STYLES
 from mergelab import miniature
 from mergelab.evaluation.reading import read_config
+from mergelab.evaluation.recipes import expanded_merges
 from mergelab.formats.yaml_files import read_yaml
 from mergelab.methods.registry import method_names
 from mergelab.pipelines.combinations.registry import COMBINATIONS

@@ -1,4 +1,4 @@
-"""Intervals that hold what they promise, and tests checked against counting by hand."""
+"""Clusters, tests and designs, checked against counting by hand and against simulation."""
 
 from __future__ import annotations
 
@@ -8,79 +8,56 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from mergelab.evaluation.quantities import ratio
-from mergelab.evaluation.statistics import cluster_means, holm, interval, sign_flip, win_rate
+from mergelab.evaluation.statistics import (
+    Units,
+    holm,
+    is_blind,
+    least_p,
+    resolvable,
+    resolvable_with,
+    sign_flip,
+    win_rate,
+)
 
 
-@pytest.mark.parametrize("prompts", [3, 6, 20])
-def test_intervals_of_a_mean_cover_the_truth(prompts: int) -> None:
-    """1,500 runs with prompts that differ, seeds that differ less, and a known effect: 93 to 97 % of them hold it."""
-    random = np.random.default_rng(prompts)
-    effect, held, runs = 0.3, 0, 1500
-    labels = np.repeat(np.arange(prompts), 4)
-    for run in range(runs):
-        values = effect + random.normal(0, 0.2, prompts)[labels] + random.normal(0, 0.3, len(labels))
-        found = interval(cluster_means(values, labels.tolist()), resamples=600, seed=run)
-        held += found.low <= effect <= found.high
-    assert 0.93 <= held / runs <= 0.97
+def test_one_set_has_prompts_and_five_sets_are_the_clusters() -> None:
+    """Seeds are averaged before prompts, prompts before sets, whatever the order and the number of rows."""
+    values = np.array([1.0, 3.0, 10.0, 4.0])
+    assert Units(["a", "a", "b", "c"]).means(values).tolist() == [2.0, 10.0, 4.0]
+    sets = [*"vwxyz", "v", "v"]
+    units = Units([*"aaaaa", "a", "b"], sets)
+    assert (units.kind, units.count) == ("sets", 5)
+    assert units.means(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 3.0, 8.0])).tolist() == [5.0, 2.0, 3.0, 4.0, 5.0]
+    assert units.weights.tolist() == [0.2] * 5
 
 
-def test_intervals_of_a_recovery_cover_the_truth() -> None:
-    """A ratio of differences, of scores between 0 and 1, with 10 prompts."""
-    random = np.random.default_rng(0)
-    held, runs, truth = 0, 1500, 0.6
-    labels = np.repeat(np.arange(10), 4)
-    for run in range(runs):
-        base = 0.1 + random.normal(0, 0.03, 40)
-        span = (0.6 + random.normal(0, 0.08, 10))[labels]
-        share = (truth + random.normal(0, 0.15, 10))[labels]
-        scores = np.stack([base + share * span + random.normal(0, 0.05, 40), base, base + span], axis=1)
-        found = interval(cluster_means(scores, labels.tolist()), ratio, resamples=600, seed=run)
-        held += found.low <= truth <= found.high
-    assert 0.93 <= held / runs <= 0.97
-
-
-def test_intervals_over_several_sets_cover_the_truth() -> None:
-    """Where several sets of LoRAs were run, what varies is the set."""
-    random = np.random.default_rng(1)
-    held, runs = 0, 1500
-    sets, prompts = np.repeat(np.arange(6), 20), np.tile(np.repeat(np.arange(5), 4), 6)
-    for run in range(runs):
-        values = 0.5 + random.normal(0, 0.1, 6)[sets] + random.normal(0, 0.2, 30)[sets * 5 + prompts]
-        values = values + random.normal(0, 0.3, len(sets))
-        found = interval(cluster_means(values, prompts.tolist(), sets.tolist()), resamples=600, seed=run)
-        held += found.low <= 0.5 <= found.high
-    assert 0.93 <= held / runs <= 0.97
-
-
-def test_the_interval_of_a_mean_is_students() -> None:
-    """The bootstrap's standard error is s / sqrt(n) up to the number of resamples."""
-    values = np.array([0.2, 0.5, 0.9, 0.4, 0.7])
-    found = interval(values, resamples=200_000)
-    reach = student.ppf(0.975, 4) * values.std(ddof=1) / np.sqrt(5)
-    assert found.estimate == pytest.approx(values.mean())
-    assert found.high - found.estimate == pytest.approx(reach, rel=0.01)
-
-
-def test_one_cluster_has_no_interval() -> None:
-    """One prompt says nothing about other prompts."""
-    found = interval(np.array([0.5]))
-    assert found.estimate == 0.5 and np.isnan(found.low) and np.isnan(found.high)
-
-
-def test_the_same_data_give_the_same_interval() -> None:
-    """The draws are seeded."""
-    assert interval(np.array([1.0, 2.0, 4.0])) == interval(np.array([1.0, 2.0, 4.0]))
+def test_few_sets_count_alike_and_are_no_sample() -> None:
+    """The same prompt in two sets is two clusters; a set with more prompts counts no more than the other."""
+    units = Units(["a", "b", "a", "a"], ["x", "x", "y", "y"])
+    assert (units.kind, units.count) == ("prompts of these sets", 3)
+    means = units.means(np.array([1.0, 3.0, 5.0, 7.0]))
+    assert means.tolist() == [1.0, 3.0, 6.0] and units.weights @ means == 4.0
+    assert units.strata.tolist() == [0, 0, 1]
 
 
 def test_sign_flips_by_counting() -> None:
-    """All 2^n patterns, and close to them with random ones."""
+    """All 2^n patterns; and random ones come to the same whatever the sign."""
     values = np.random.default_rng(0).normal(0.4, 1, 9)
     sums = [abs(np.dot(signs, values)) for signs in product((1, -1), repeat=9)]
     assert sign_flip(values) == np.mean([s >= abs(values.sum()) - 1e-12 for s in sums])
     many = np.random.default_rng(1).normal(0.2, 1, 30)
-    assert sign_flip(many) == pytest.approx(sign_flip(many, seed=5), abs=0.02)
-    assert sign_flip(np.zeros(3)) == 1.0
+    assert sign_flip(many) == sign_flip(-many)
+    assert sign_flip(np.zeros(3)) == sign_flip(np.array([1.0, np.nan])) == 1.0
+
+
+def test_sign_flips_of_images_are_those_of_their_clusters() -> None:
+    """Seeds of one prompt are flipped together; prompts of a small set weigh more."""
+    units = Units([*"aabbccdd"])
+    values = np.arange(8.0) - 2
+    assert sign_flip(values, units) == sign_flip(units.means(values))
+    uneven = Units([*"abcdab"], [*"xxxxyy"])
+    values = np.array([1.0, 2.0, 1.5, 0.5, -1.0, 3.0])
+    assert sign_flip(values, uneven) == sign_flip(values / [4, 4, 4, 4, 2, 2])
 
 
 def test_sign_flips_keep_their_level() -> None:
@@ -90,6 +67,13 @@ def test_sign_flips_keep_their_level() -> None:
     assert 0.02 <= np.mean(np.array(p) <= 0.05) <= 0.07
 
 
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 12, 13, 20])
+def test_the_least_p_is_that_of_differences_that_are_all_alike(count: int) -> None:
+    """No pattern but their own reaches as far."""
+    assert sign_flip(np.ones(count)) == pytest.approx(least_p(count), rel=0.9 if count > 12 else 1e-12)
+    assert least_p(count) <= sign_flip(np.ones(count)) + 1e-12
+
+
 def test_holm_and_wins_by_hand() -> None:
     """Steps of 3, 2, 1 times the sorted p values, never falling, never above one."""
     assert holm([0.03, 0.01, 0.04]) == pytest.approx([0.06, 0.03, 0.06])
@@ -97,3 +81,36 @@ def test_holm_and_wins_by_hand() -> None:
     assert holm([]) == []
     assert win_rate(np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0, 1.0])) == 0.5
     assert win_rate(np.array([1.0]), np.array([2.0]), higher_is_better=False) == 1.0
+
+
+@pytest.mark.parametrize("count", [6, 12, 24])
+def test_the_resolvable_difference_is_seen_four_times_in_five(count: int) -> None:
+    """20,000 runs with that true difference; Student's interval excludes zero in 80 % of them."""
+    shift = resolvable_with(0.3, count)
+    drawn = np.random.default_rng(count).normal(shift, 0.3, (20_000, count))
+
+    reach = student.ppf(0.975, count - 1) * drawn.std(1, ddof=1) / np.sqrt(count)
+    assert np.mean(np.abs(drawn.mean(1)) > reach) == pytest.approx(0.8, abs=0.01)
+    values = drawn[0]
+    assert resolvable(values, Units(range(count))) == pytest.approx(resolvable_with(values.std(ddof=1), count))
+
+
+def test_designs_that_can_tell_nothing_say_so() -> None:
+    """Below five clusters, and where nothing differs, no difference could have been seen or missed."""
+    assert np.isnan(resolvable(np.array([0.1, 0.2, 0.3, 0.5]), Units([*"abcd"])))
+    assert np.isnan(resolvable(np.full(6, 0.3), Units([*"abcdef"])))
+    assert np.isnan(resolvable_with(0.1, 4))
+    assert resolvable_with(0.1, 12, power=0.9) > resolvable_with(0.1, 12) > resolvable_with(0.1, 24)
+
+
+def test_a_metric_is_blind_unless_the_interval_is_on_the_better_side() -> None:
+    """Student's 97.5 % quantile, with few clusters over images, with the sign of the metric."""
+    floor = np.zeros(6)
+    ceiling = np.array([0.3, 0.1, 0.2, 0.4, 0.2, 0.3])
+    six = Units([*"abcdef"])
+    assert not is_blind(floor, ceiling, six) and is_blind(ceiling, floor, six)
+    assert not is_blind(ceiling, floor, six, higher_is_better=False)
+    assert is_blind(floor, np.array([2.0, -1.0, 1.5, -0.5, 1.0, 0.1]), six)
+    assert not is_blind(floor, ceiling, Units([*"aabbcc"])), "three prompts, but six images"
+    assert is_blind(floor, floor, six) and not is_blind(floor, np.ones(6), six)
+    assert is_blind(np.zeros(2), np.array([0.1, 0.2]), Units([*"ab"])), "two images, 12.7 standard errors"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from mergelab import miniature
 from mergelab.errors import OptionError
 from mergelab.evaluation.config import Clip, Config
 from mergelab.evaluation.metrics.encoders import COSINE, ImageEncoder, ImageSimilarity, cosine
-from mergelab.evaluation.metrics.metric import Description, Metric, Picture, Setup
+from mergelab.evaluation.metrics.metric import Asked, Description, Metric, Picture, Setup
 from mergelab.evaluation.names import single
 
 
@@ -55,29 +56,30 @@ class ClipText(Metric):
     """Cosine of image and text: of the image's own prompt (reference ""), and of each adapter's concept."""
 
     clip: ClipModel
-    concepts: Mapping[str, str]
     description = Description("clip_text", "words", range=COSINE)
 
     @classmethod
     def open(cls, setup: Setup) -> ClipText:
         """With the CLIP of the configuration."""
-        return cls(_clip_of(setup), setup.concepts)
+        return cls(_clip_of(setup))
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The model and the concepts."""
-        return self.clip.settings | {"concepts": dict(self.concepts)}
+        """The model."""
+        return self.clip.settings
 
-    def score(self, picture: Picture, prompt: str, references: Mapping[str, Picture]) -> dict[str, float]:
-        """One value for the prompt, one for each concept."""
-        texts = {"": prompt, **{single(name): concept for name, concept in self.concepts.items() if concept}}
-        return {key: cosine(self.clip.image(picture), self.clip.text(text)) for key, text in texts.items()}
+    def score(self, picture: Picture, asked: Asked) -> dict[str, float]:
+        """One value for the prompt, one for each adapter that has a concept: the mean over its concepts."""
+        image = self.clip.image(picture)
+        texts = {"": (asked.prompt,), **{single(name): concepts for name, concepts in asked.concepts.items()}}
+        return {key: fmean(cosine(image, self.clip.text(text)) for text in several)
+                for key, several in texts.items() if several}  # fmt: skip
 
 
 class ClipImage(ImageSimilarity):
     """Cosine of the CLIP features of two images."""
 
-    description = Description("clip_image", "images", range=COSINE)
+    description = Description("clip_image", "images", range=COSINE, photographs=True)
 
     @classmethod
     def open(cls, setup: Setup) -> ClipImage:

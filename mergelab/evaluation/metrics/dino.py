@@ -13,7 +13,7 @@ from mergelab.evaluation.metrics.metric import Description, Setup
 class Dino(ImageSimilarity):
     """Cosine of the class tokens of two images."""
 
-    description = Description("dino", "images", range=COSINE)
+    description = Description("dino", "images", range=COSINE, photographs=True)
 
     @classmethod
     def open(cls, setup: Setup) -> Dino:

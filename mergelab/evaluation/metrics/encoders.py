@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from mergelab.evaluation.metrics.metric import Metric, Picture, Range
+from mergelab.evaluation.metrics.metric import Asked, Metric, Picture, Range
+from mergelab.evaluation.names import photos
 from mergelab.pipelines.fingerprints import weights_hash
 
 COSINE: Range = (-1.0, 1.0)
@@ -55,7 +57,10 @@ class ImageSimilarity(Metric):
         """The model."""
         return self.encoder.settings
 
-    def score(self, picture: Picture, prompt: str, references: Mapping[str, Picture]) -> dict[str, float]:
-        """One value for each reference."""
+    def score(self, picture: Picture, asked: Asked) -> dict[str, float]:
+        """One value for each image, one for each adapter that has photographs: the mean over them."""
+        held_against: dict[str, tuple[Picture, ...]] = {key: (other,) for key, other in asked.images.items()}
+        held_against |= {photos(name): pictures for name, pictures in asked.photos.items() if pictures}
         mine = self.encoder.image(picture)
-        return {key: cosine(mine, self.encoder.image(other)) for key, other in references.items()}
+        return {key: fmean(cosine(mine, self.encoder.image(other)) for other in others)
+                for key, others in held_against.items()}  # fmt: skip

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from statistics import fmean
 
 from mergelab import miniature
-from mergelab.evaluation.metrics.metric import Description, Metric, Picture, Setup
+from mergelab.evaluation.metrics.metric import Asked, Description, Metric, Picture
 from mergelab.evaluation.names import single
+from mergelab.miniature.judge import Verdict
 from mergelab.miniature.world import BACKGROUNDS, COLORS, SHAPES, STYLES, TRIGGERS
 
 
-@dataclass
 class Judge(Metric):
     """Probabilities of what is seen.
 
@@ -20,33 +19,31 @@ class Judge(Metric):
     colour and ground that the prompt names.
     """
 
-    concepts: Mapping[str, str]
     description = Description("judge", "words", range=(0.0, 1.0), miniature_only=True)
 
-    @classmethod
-    def open(cls, setup: Setup) -> Judge:
-        """It needs no model."""
-        return cls(setup.concepts)
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """The concepts."""
-        return {"concepts": dict(self.concepts)}
-
-    def score(self, picture: Picture, prompt: str, references: Mapping[str, Picture]) -> dict[str, float]:
-        """One value for each adapter that the world knows, one for the prompt if it names anything."""
+    def score(self, picture: Picture, asked: Asked) -> dict[str, float]:
+        """One value for each adapter with a concept that the world knows, one for the prompt if it names anything."""
         verdict = miniature.judge(picture.pixels.unsqueeze(0))
         values = {}
-        for name, concept in self.concepts.items():
-            for thing, word in TRIGGERS.items():
-                if word in concept.split():
-                    kind = "style" if thing in STYLES else "object"
-                    values[single(name)] = float(verdict.probability(kind, thing))
-        words = prompt.lower().split()
-        named = [
-            float(verdict.probability(kind, word))
-            for kind, names in (("object", SHAPES), ("color", COLORS), ("background", BACKGROUNDS))
-            for word in names
-            if word in words
-        ]
-        return values | ({"": sum(named) / len(named)} if named else {})
+        for name, concepts in asked.concepts.items():
+            named = [_mean(verdict, things) for concept in concepts if (things := _things(concept))]
+            if named:
+                values[single(name)] = fmean(named)
+        seen = _words(asked.prompt.lower(), {"object": SHAPES, "color": COLORS, "background": BACKGROUNDS})
+        return values | ({"": _mean(verdict, seen)} if seen else {})
+
+
+def _things(concept: str) -> list[tuple[str, str]]:
+    """The subjects and styles whose trigger is in a concept, each with its kind."""
+    words = concept.split()
+    return [("style" if thing in STYLES else "object", thing) for thing, word in TRIGGERS.items() if word in words]
+
+
+def _words(prompt: str, known: Mapping[str, Iterable[str]]) -> list[tuple[str, str]]:
+    """What a prompt names, each with its kind."""
+    words = prompt.split()
+    return [(kind, word) for kind, names in known.items() for word in names if word in words]
+
+
+def _mean(verdict: Verdict, things: Iterable[tuple[str, str]]) -> float:
+    return fmean(float(verdict.probability(kind, thing)) for kind, thing in things)

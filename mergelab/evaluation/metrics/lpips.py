@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
 import torch
 
 from mergelab import miniature
-from mergelab.evaluation.metrics.metric import Description, Metric, Picture, Setup
+from mergelab.evaluation.metrics.metric import Asked, Description, Metric, Picture, Setup
 from mergelab.pipelines.fingerprints import weights_hash
 
 
@@ -44,11 +45,15 @@ class Lpips(Metric):
         """The trunk."""
         return self._settings
 
+    def described(self, scores: pd.DataFrame) -> Description:
+        """With the trunk in its title, where that is not one of the usual."""
+        return replace(self.description, title="lpips (miniature)") if self.net == "miniature" else self.description
+
     @torch.no_grad()
-    def score(self, picture: Picture, prompt: str, references: Mapping[str, Picture]) -> dict[str, float]:
-        """One value for each reference; both images go in as [-1, 1]."""
+    def score(self, picture: Picture, asked: Asked) -> dict[str, float]:
+        """One value for each image; both go in as [-1, 1]. A photograph shows another scene, and has none."""
         mine = picture.pixels.unsqueeze(0).to(self.device)
         return {
             key: float(self.model(mine, other.pixels.unsqueeze(0).to(self.device), normalize=True))
-            for key, other in references.items()
+            for key, other in asked.images.items()
         }

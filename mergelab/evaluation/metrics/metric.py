@@ -25,8 +25,8 @@ class Description:
     Attributes:
         name: in configurations, in tables and in `scores.parquet`.
         compares_with: what an image is held against, and so what the metric's references are.
-            "words": each adapter's concept (`single:<name>`) and the image's own prompt (""); it is asked for recovery,
-            leakage and preservation.
+            "words": each adapter's concept (`single:<name>`, the mean over its prompts where it has several) and the
+            image's own prompt (""); it is asked for recovery, leakage and preservation.
             "images": other images of the same prompt and seed (`base`, `single:<name>`, `stack`); it is asked for
             likeness or distance.
             "nothing": one number for the image (""); its mean is shown.
@@ -34,6 +34,9 @@ class Description:
         range: lowest and highest value that it can take. Of a metric between images the better end is the value of
             an image with itself; where that is infinite, it has no ceiling.
         miniature_only: it reads images of the miniature world alone.
+        photographs: of a metric between images: it also gives `photos:<name>`, against photographs of what an adapter
+            shows. One that asks for the same scene, pixel by pixel, does not.
+        title: what tables call it, where that says more than the name: by which network.
     """
 
     name: str
@@ -41,6 +44,13 @@ class Description:
     higher_is_better: bool = True
     range: Range = (-math.inf, math.inf)
     miniature_only: bool = False
+    photographs: bool = False
+    title: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What tables call it."""
+        return self.title or self.name
 
     @property
     def sign(self) -> int:
@@ -58,23 +68,48 @@ class Description:
         return {"higher_is_better": self.higher_is_better, "compares_with": self.compares_with, "range": self.range}
 
 
-@dataclass(frozen=True)
 class Picture:
-    """An image, float (3, h, w) in [0, 1], with the key of its request."""
+    """An image with the key of its request, or another that no other image has.
 
-    key: str
-    pixels: Tensor
+    Attributes:
+        key: the features that a model has computed are kept under it.
+    """
+
+    def __init__(self, key: str, pixels: Tensor) -> None:
+        self.key, self._pixels = key, pixels
+
+    @property
+    def pixels(self) -> Tensor:
+        """float32 (3, h, w) in [0, 1]."""
+        return self._pixels
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one image is held against; a metric takes of it what it compares with.
+
+    Attributes:
+        prompt: the image's own.
+        images: reference -> image; empty unless the metric compares with "images".
+        concepts: adapter -> its concept prompts, of the adapters at hand; none where it was given no concept.
+        photos: adapter -> its reference photographs, of the adapters that have some; empty unless the metric asks for
+            them.
+    """
+
+    prompt: str
+    images: Mapping[str, Picture] = field(default_factory=dict)
+    concepts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    photos: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a metric may need to open: the configuration, each adapter's concept, the device.
+    """What a metric may need to open: the configuration and the device.
 
     Several metrics may want the same model: what they open by `shared` is opened once for all of them.
     """
 
     config: Config
-    concepts: Mapping[str, str]
     device: str
     _opened: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -110,5 +145,5 @@ class Metric(ABC):
         return self.description
 
     @abstractmethod
-    def score(self, picture: Picture, prompt: str, references: Mapping[str, Picture]) -> Mapping[str, float]:
-        """Reference -> value, as the description says; `references` is empty unless it compares images."""
+    def score(self, picture: Picture, asked: Asked) -> Mapping[str, float]:
+        """Reference -> value, as the description says."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pkgutil import resolve_name
 from typing import Any, get_args
 
@@ -144,13 +144,13 @@ def check_metrics(config: Config) -> None:
             )
 
 
-def open_metrics(config: Config, concepts: Mapping[str, str]) -> list[Metric]:
+def open_metrics(config: Config) -> list[Metric]:
     """The metrics of a configuration with known names, loaded.
 
     Raises:
         OptionError: one whose model cannot be loaded.
     """
-    setup = Setup(config, concepts, usual_device(config.device))
+    setup = Setup(config, usual_device(config.device))
     names = dict.fromkeys(config.metrics)
     return [_BUILT_IN[name].open(setup) if name in _BUILT_IN else _REGISTERED[name] for name in names]
 

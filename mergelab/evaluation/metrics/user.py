@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from mergelab.evaluation.metrics.metric import Description, Metric, Picture
+from mergelab.evaluation.metrics.metric import Asked, Description, Metric, Picture
 from mergelab.evaluation.names import VariantName
 
 MetricFunction = Callable[[Tensor, str, Mapping[str, Tensor]], "float | Mapping[str, float]"]
@@ -59,7 +59,8 @@ class UserMetric(Metric):
             known = replace(known, range=(0.0, known.range[1]))
         return known
 
-    def score(self, picture: Picture, prompt: str, references: Mapping[str, Picture]) -> dict[str, float]:
+    def score(self, picture: Picture, asked: Asked) -> dict[str, float]:
         """A bare number has no reference."""
-        value = self.function(picture.pixels, prompt, {key: other.pixels for key, other in references.items()})
+        references = {key: other.pixels for key, other in asked.images.items()}
+        value = self.function(picture.pixels, asked.prompt, references)
         return {key: float(v) for key, v in value.items()} if isinstance(value, Mapping) else {"": float(value)}

@@ -1,9 +1,15 @@
 """The findings for people.
 
-lookup    one finding, the main metric, the variants: what everything below asks a result
+labels    method and options of a merge; the shortest names that tell merges apart
+numbers   numbers as people read them
+lookup    what everything below asks a result: names, scores and their contrasts, who is ranked where
+choices   how options were chosen, in words
 verdict   the findings in sentences
-tables    the findings as a table, plain and for the page
-plots     figures as SVG
-pictures  the images of the grid
-page      report.html, from all of these and a template
+columns   what tables show, in groups of prompts
+tables    the findings as a plain table
+cells     the findings as rows of the page
+matrix    each variant against each, and the difference in every set
+plots     figures as SVG; figures: which of them the page has
+pictures  the images of the grid; strengths: of merges that differ in weights alone
+page      report.html, from all of these and templates
 """

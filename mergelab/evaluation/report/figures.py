@@ -8,9 +8,12 @@ from itertools import combinations
 from mergelab.comparing import Comparison
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.report import plots
-from mergelab.evaluation.report.lookup import recoveries, variants_of
+from mergelab.evaluation.report.lookup import indexed, recoveries, some_of
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.variants import Variant
+
+WHOLE = 0.9995
+"""Retained energy from which on nothing was cut."""
 
 
 def pareto_front(points: Mapping[str, Mapping[str, float]]) -> set[str]:
@@ -31,37 +34,47 @@ def pareto_front(points: Mapping[str, Mapping[str, float]]) -> set[str]:
     }
 
 
-def scatters(result: Result, metric: Description | None) -> list[str]:
+def scatters(result: Result, metric: Description | None, names: Mapping[str, str]) -> list[str]:
     """Recovery of one adapter against that of another, for each pair."""
     if metric is None:
         return []
-    kept = {name.display: recoveries(result, str(name), metric) for name in variants_of(result)}
+    index = indexed(result)
+    kept = {names[str(name)]: recoveries(result, index, str(name), metric) for name in result.variants}
     figures = []
-    for first, second in combinations([lora.name for lora in result.config.loras], 2):
+    for first, second in combinations(result.roles, 2):
         points = {name: {first: rows[first].interval.estimate, second: rows[second].interval.estimate}
                   for name, rows in kept.items() if first in rows and second in rows}  # fmt: skip
         if points:
-            labels = (f"recovery of {first}", f"recovery of {second}")
+            labels = (f"recovery of {first} ({metric.shown})", f"recovery of {second}")
             flat = {name: (point[first], point[second]) for name, point in points.items()}
             rounded = {name: {key: round(share, 2) for key, share in point.items()} for name, point in points.items()}
             figures.append(plots.scatter(flat, pareto_front(rounded), labels))
     return figures
 
 
-def layer_lines(variants: Sequence[Variant], comparison: Comparison | None) -> list[dict[str, str]]:
-    """Retained energy of every merge, and the interference of the adapters, along the layers."""
+def layer_lines(
+    variants: Sequence[Variant], comparison: Comparison | None, names: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """Retained energy of every merge that is cut, and the interference of the adapters, along the layers."""
     figures = []
-    kept = {v.name.display: [row["retained_energy"] for row in v.layers] for v in variants if v.layers}
-    if kept:
-        drawing = plots.lines(kept, ("layer", "retained energy"), 0.0, 1.0)
-        figures.append({"title": "Energy of each merge that its rank holds, layer by layer", "svg": drawing})
+    kept = {
+        names.get(str(v.name), v.name.display): [row["retained_energy"] for row in v.layers]
+        for v in variants
+        if v.layers
+    }
+    whole = [name for name, line in kept.items() if all(value is None or value >= WHOLE for value in line)]
+    cut = {name: line for name, line in kept.items() if name not in whole}
+    if cut:
+        drawing = plots.lines(cut, ("layer", "retained energy"), (1.0,))
+        all_of = f"; all of it everywhere: {some_of(whole, 6)}" if whole else ""
+        figures.append({"title": f"Energy of each merge that its rank holds, layer by layer{all_of}.", "svg": drawing})
     if comparison is not None and comparison.rows:
-        for measure, low, high in (("cosine", 0.0, 0.0), ("sign_conflict", 0.0, 0.5)):
+        for measure, guides in (("cosine", (0.0,)), ("sign_conflict", (0.5,))):
             series = {
                 f"{a}, {b}": [getattr(row, measure) for row in comparison.rows if (row.first, row.second) == (a, b)]
                 for a, b in comparison.shared_layers
             }
             name = measure.replace("_", " ")
-            drawing = plots.lines(series, ("layer that both have", name), low, high)
-            figures.append({"title": f"Interference before any merge: {name}, layer by layer", "svg": drawing})
+            drawing = plots.lines(series, ("layer that both have", name), guides)
+            figures.append({"title": f"Interference before any merge: {name}, layer by layer.", "svg": drawing})
     return figures

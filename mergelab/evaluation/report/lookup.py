@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mergelab.evaluation.analysis import Finding
+from mergelab.evaluation.contrasts import Contrast, Primary
 from mergelab.evaluation.metrics.metric import ComparesWith, Description
-from mergelab.evaluation.names import VariantName, single
-from mergelab.evaluation.quantities import RECOVERY
+from mergelab.evaluation.names import VariantName, label_of
+from mergelab.evaluation.quantities import RECOVERY, concept_reference
+from mergelab.evaluation.report.labels import short_names
 from mergelab.evaluation.result import Result
+from mergelab.tables import counted
+
+Index = Mapping[tuple[str, str, str, str, str], Finding]
+"""Quantity, variant, metric, reference and prompts -> the finding."""
 
 
 def metrics_with(result: Result, compares_with: ComparesWith) -> list[Description]:
@@ -18,37 +24,97 @@ def metrics_with(result: Result, compares_with: ComparesWith) -> list[Descriptio
 
 
 def main_metric(result: Result) -> Description | None:
-    """The metric of concepts that sees most of the adapters; of equals the sharper. None where none sees any."""
-    seen = {
-        metric: sum(known.metric == metric.name and not known.blind for known in result.anchors)
-        for metric in metrics_with(result, "words")
+    """The metric of the primary score; None where no metric sees an adapter."""
+    name = result.primary.metric if result.primary else None
+    return next((metric for metric in result.metrics if metric.name == name), None)
+
+
+def indexed(result: Result) -> Index:
+    """Every finding by what it is of."""
+    return {(f.quantity, f.variant, f.metric, f.reference, f.prompts): f for f in result.findings}
+
+
+def recoveries(result: Result, index: Index, variant: str, metric: Description) -> dict[str, Finding]:
+    """Adapter -> its recovery in a variant where it is called with another, or, of one adapter, alone."""
+    prompts = "together" if len(result.roles) > 1 else "alone"
+    keys = {role: (RECOVERY.name, variant, metric.name, concept_reference(metric, role), prompts)
+            for role in result.roles}  # fmt: skip
+    return {
+        role: index[key] for role, key in keys.items() if key in index and math.isfinite(index[key].interval.estimate)
     }
-    best = max(seen, key=lambda metric: seen[metric], default=None)
-    return best if best is not None and seen[best] else None
 
 
-def finding(result: Result, quantity: str, variant: str, metric: str, reference: str) -> Finding | None:
-    """One finding, if it is there."""
-    key = (quantity, variant, metric, reference)
-    return next((f for f in result.findings if (f.quantity, f.variant, f.metric, f.reference) == key), None)
+def shown_variants(result: Result) -> list[VariantName]:
+    """All variants but the base model that something was found of: adapters alone, stack, merges."""
+    names = (VariantName.parse(text) for text in dict.fromkeys(finding.variant for finding in result.findings))
+    return [name for name in names if name and name.kind != "base"]
 
 
-def first_finding(
-    result: Result, quantity: str, variant: str, metrics: Sequence[Description], reference: str
-) -> Finding | None:
-    """The finding by the first of these metrics that has one with an estimate."""
-    rows = (finding(result, quantity, variant, metric.name, reference) for metric in metrics)
-    return next((row for row in rows if row and math.isfinite(row.interval.estimate)), None)
+def names_of(result: Result) -> dict[str, str]:
+    """Variant -> what people call it, as short as it can be."""
+    return {"base": "base"} | short_names(shown_variants(result), result.roles)
 
 
-def recoveries(result: Result, variant: str, metric: Description) -> dict[str, Finding]:
-    """Adapter -> its recovery in a variant, for the adapters with a concept."""
-    names = [lora.name for lora in result.config.loras]
-    rows = {name: first_finding(result, RECOVERY.name, variant, [metric], single(name)) for name in names}
-    return {name: row for name, row in rows.items() if row is not None}
+def scores_of(result: Result) -> list[tuple[Primary, list[Contrast]]]:
+    """Each score by which variants are held against each other, the primary one first, with all its contrasts."""
+    found: dict[Primary, list[Contrast]] = {result.primary: []} if result.primary else {}
+    for one in result.contrasts:
+        found.setdefault(Primary(one.quantity, one.metric, one.reference, one.prompts), []).append(one)
+    return [(score, own) for score, own in found.items() if own]
 
 
-def variants_of(result: Result) -> list[VariantName]:
-    """Stack and merges that have scores, in order."""
-    names = (VariantName.parse(name) for name in result.scores["variant"].unique())
-    return [name for name in names if name and name.kind in ("stack", "merge")]
+def ranked(contrasts: Sequence[Contrast]) -> list[str]:
+    """The variants of a score's contrasts, best first."""
+    gains: dict[str, list[float]] = {}
+    for one in contrasts:
+        if math.isfinite(one.interval.estimate):
+            gains.setdefault(one.first, []).append(one.interval.estimate)
+            gains.setdefault(one.second, []).append(-one.interval.estimate)
+    return sorted(gains, key=lambda name: -sum(gains[name]) / len(gains[name]))
+
+
+def told_apart(contrast: Contrast) -> bool:
+    """Whether the interval leaves out zero and, where the test is corrected, the corrected p value is at most .05."""
+    return contrast.told_apart and (contrast.corrected is None or contrast.corrected <= 0.05)
+
+
+def in_words(result: Result, score: Primary) -> str:
+    """A score as people call it: "joint score by judge"."""
+    metric = next((one for one in result.metrics if one.name == score.metric), None)
+    by, about = metric.shown if metric else score.metric, label_of(score.reference)
+    where = {"alone": ", where it alone is called", "none": ", where no adapter is called"}.get(score.prompts, "")
+    return {
+        "joint": f"joint score by {by}",
+        "concept": f"{about} by {by}{where}",
+        "likeness": f"{by} to {about}{where}",
+        "preservation": f"{by}{f' to {about}' if about else ' of the prompt'}{where}",
+        "score": f"{by} {score.reference}".strip(),
+    }.get(score.quantity, f"{score.quantity} by {by}")
+
+
+def clusters_in_words(result: Result, count: int) -> str:
+    """How many of what varies: "12 prompts", "16 sets"."""
+    unit = result.design.unit
+    return f"{count} {unit}" if count != 1 else f"1 {unit.replace('prompts', 'prompt', 1).replace('sets', 'set')}"
+
+
+def corrected_over(tests: int) -> str:
+    """How p values were corrected.
+
+    Example:
+        >>> corrected_over(5), corrected_over(1)
+        ('Holm over 5 tests', 'one test')
+    """
+    return f"Holm over {counted(tests, 'test')}" if tests > 1 else "one test"
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """A list in words, cut where it is long.
+
+    Example:
+        >>> some_of(["a"]), some_of(["a", "b"]), some_of(list("abcdef"))
+        ('a', 'a and b', 'a, b, c and 3 more')
+    """
+    if len(names) > most + 1:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)

@@ -9,16 +9,18 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mergelab.comparing import Comparison
-from mergelab.evaluation.config import Config
 from mergelab.evaluation.names import label_of
+from mergelab.evaluation.report.cells import all_heads, finding_row, grouped, rows_of, with_costs
+from mergelab.evaluation.report.columns import columns
 from mergelab.evaluation.report.figures import layer_lines, scatters
-from mergelab.evaluation.report.lookup import main_metric, metrics_with
+from mergelab.evaluation.report.lookup import main_metric, metrics_with, names_of
+from mergelab.evaluation.report.matrix import forests, matrices
 from mergelab.evaluation.report.numbers import decimal
-from mergelab.evaluation.report.pictures import are_small, rows_of_images
-from mergelab.evaluation.report.tables import columns, finding_row, heads, row_of
+from mergelab.evaluation.report.pictures import are_small, pictures
+from mergelab.evaluation.report.strengths import strength_sheets
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.variants import Variant
-from mergelab.formats.fetching import shown
+from mergelab.formats.fetching import public
 
 
 def render(
@@ -37,33 +39,34 @@ def render(
         trim_blocks=True,
     )  # fmt: skip
     environment.filters |= {"decimal": decimal, "label": label_of}
-    metric = main_metric(result)
-    chosen = [column for column in columns(result) if column.metrics or column.quantity.shown != "share"]
+    names, titles = names_of(result), {metric.name: metric.shown for metric in result.metrics}
+    chosen, first = columns(result), [one for one in variants if one.set == result.sets[0].name]
+    heads = all_heads(result, chosen)
     return environment.get_template("report.html.j2").render(
         pipeline=result.config.pipeline,
         verdict=result.verdict,
         comparison=comparison.verdict().splitlines() if comparison else [],
-        metric=metric.name if metric else "",
-        lower_is_better=[known.name for known in result.metrics if not known.higher_is_better],
-        between_images=[known.name for known in metrics_with(result, "images")],
-        columns=heads(result, chosen),
-        rows=[row_of(result, chosen, variant) for variant in variants if variant.name.kind != "base"],
-        prompts=[rows_of_images(result, variants, prompt) for prompt in result.config.prompts],
-        variants=[variant.name.display for variant in variants],
+        lower_is_better=[metric.shown for metric in result.metrics if not metric.higher_is_better],
+        between_images=[metric.shown for metric in metrics_with(result, "images")],
+        unit=result.design.unit,
+        heads=heads,
+        groups=grouped(heads),
+        rows=[with_costs(result, row) for row in rows_of(result, chosen, variants)],
+        matrices=matrices(result, names),
+        forests=forests(result, names),
+        sheets=strength_sheets(result, variants),
+        sets=pictures(result, variants),
         pixelated=are_small(result, variants),
-        scatters=scatters(result, metric),
-        layers=layer_lines(variants, comparison),
+        scatters=scatters(result, main_metric(result), names),
+        layers=layer_lines(first, comparison, names),
         anchors=summary["anchors"],
-        findings=[finding_row(row) for row in result.findings],
+        titles=titles,
+        findings=[finding_row(row, titles) for row in result.findings],
         failures=result.failures,
         notes=summary["notes"],
-        config=yaml.safe_dump(_public(result.config), sort_keys=False, allow_unicode=True),
+        config=yaml.safe_dump(
+            public(result.config.model_dump(exclude_defaults=True)), sort_keys=False, allow_unicode=True
+        ),
         versions=summary["versions"],
         seconds=summary["seconds"],
     )
-
-
-def _public(config: Config) -> dict[str, Any]:
-    """As a page may show it that is passed on: addresses of adapters without what opens them."""
-    content = config.model_dump(exclude_defaults=True)
-    return content | {"loras": [lora | {"path": shown(lora["path"])} for lora in content["loras"]]}

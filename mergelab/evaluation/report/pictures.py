@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
+from mergelab.evaluation.report.labels import short_names
 from mergelab.evaluation.result import Result
+from mergelab.evaluation.sets import AdapterSet, Called
 from mergelab.evaluation.store import Store
 from mergelab.evaluation.variants import Variant
 
@@ -17,20 +20,59 @@ THUMBNAIL = 256
 """Longer side, in pixels, of the images inside the report; the run folder has them whole."""
 SMALL = 96
 """Up to this many pixels a side, they should be seen as they are."""
+ROOM = 11_000_000
+"""Bytes that the images may take in the page; of each set the first prompts, the others are linked."""
+
+Shown = Mapping[str, str]
+"""An image of the page: its source, empty where it failed or is linked only; the whole one; what it is."""
 
 
-def rows_of_images(result: Result, variants: Sequence[Variant], prompt: str) -> dict[str, Any]:
-    """The images of a prompt: a row for each seed, a column for each variant."""
-    rows = [[_image(result, variant, prompt, seed) for variant in variants] for seed in result.config.seeds]
-    return {"prompt": prompt, "rows": rows}
+@dataclass
+class Room:
+    """How many bytes are left for images."""
+
+    left: float
+
+    def take(self, images: Sequence[Shown]) -> None:
+        """The images are in the page."""
+        self.left -= sum(len(image["source"]) for image in images)
 
 
-def _image(result: Result, variant: Variant, prompt: str, seed: int) -> dict[str, str]:
+def pictures(result: Result, variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """For each set of adapters its prompts, for each prompt a row for each seed and a column for each variant."""
+    rooms = [(one, Room(ROOM / len(result.sets))) for one in result.sets]
+    found = []
+    for one, room in rooms:
+        own = [variant for variant in variants if variant.set == one.name]
+        names = short_names([variant.name for variant in own], [*one.adapters, *one.names])
+        prompts = [_grid(result, one, own, prompt, room) for prompt in one.prompts]
+        heads = [{"short": names[str(variant.name)], "full": variant.name.display} for variant in own]
+        found.append({"name": one.name, "heads": heads, "prompts": prompts})
+    return found
+
+
+def _grid(result: Result, one: AdapterSet, own: Sequence[Variant], prompt: Called, room: Room) -> dict[str, Any]:
+    """The images of a prompt; links alone where there is no room left."""
+    inside = room.left > 0
+    seeds = result.config.seeds
+    drawn = [[image_of(result, variant, prompt.text, seed, inside=inside) for variant in own] for seed in seeds]
+    rows = [{"seed": seed, "images": images} for seed, images in zip(seeds, drawn)]
+    room.take([image for images in drawn for image in images])
+    calls = [role for role in one.adapters if role in prompt.calls]
+    return {"prompt": prompt.text, "calls": ", ".join(calls) or "no adapter", "rows": rows, "inside": inside}
+
+
+def image_of(result: Result, variant: Variant, prompt: str, seed: int, *, inside: bool = True) -> dict[str, str]:
+    """One image: inside the page, or linked only."""
     key = variant.requests[prompt, seed]
     path = Store(result.folder).image_path(key)
-    label = f"{variant.name.display}: {prompt}, seed {seed}"
+    of = f" · {variant.set}" if len(result.sets) > 1 else ""
+    label = f"{variant.name.display}{of} · {prompt} · seed {seed}"
     if not path.exists():
         return {"source": "", "full": "", "label": f"{label}: failed"}
+    full = f"images/{key}.png"
+    if not inside:
+        return {"source": "", "full": full, "label": label}
     data, kind = path.read_bytes(), "png"
     with Image.open(path) as image:
         if max(image.size) > THUMBNAIL:
@@ -39,8 +81,7 @@ def _image(result: Result, variant: Variant, prompt: str, seed: int) -> dict[str
             buffer = io.BytesIO()
             small.save(buffer, format="JPEG", quality=88)
             data, kind = buffer.getvalue(), "jpeg"
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return {"source": source, "full": f"images/{key}.png", "label": label}
+    return {"source": f"data:image/{kind};base64,{base64.b64encode(data).decode()}", "full": full, "label": label}
 
 
 def are_small(result: Result, variants: Sequence[Variant]) -> bool:

@@ -12,25 +12,43 @@ WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 640, 360, 56, 44, 8
 LETTER, LINE = 6.2, 12
 # The part within the axes.
 WIDE, HIGH = WIDTH - LEFT - EDGE, HEIGHT - BOTTOM - EDGE
+COLORS, DASHES = 8, ("", "7 3", "2 3", "9 3 2 3")
+"""Lines differ by colour, then by dashes: 32 are told apart."""
+
+Limits = tuple[float, float]
 
 
-def _scale(values: Sequence[float], low: float, high: float) -> tuple[float, float]:
-    """Limits that hold the values and `low`, `high`, with a little room."""
-    low, high = min([low, *values]), max([high, *values])
-    room = 0.04 * (high - low or 1)
-    return low - room, high + room
+def limits_of(values: Sequence[float], least: float = 0.0) -> Limits:
+    """Limits that hold the values, with a little room, and are no closer than `least`.
+
+    Example:
+        >>> limits_of([0.4, 0.6]), limits_of([1.0, 1.0], least=0.1)
+        ((0.384, 0.616), (0.942, 1.058))
+    """
+    low, high = min(values), max(values)
+    if high - low < least:
+        low, high = (low + high - least) / 2, (low + high + least) / 2
+    room = 0.08 * (high - low or 1)
+    return round(low - room, 10), round(high + room, 10)
 
 
-def _frame(x: tuple[float, float], y: tuple[float, float], labels: tuple[str, str], ticks_x: bool = True) -> list[str]:
-    """Axes with a few round ticks each, in the units of the data."""
+def _frame(x: Limits, y: Limits, labels: tuple[str, str], guides: Sequence[float] = ()) -> list[str]:
+    """Axes with a few round ticks each, in the units of the data, and lines at the guides that are in view."""
     parts = [f'<rect class="frame" x="{LEFT}" y="{EDGE}" width="{WIDE}" height="{HIGH}"/>']
-    for value in _ticks(x) if ticks_x else ():
+    for value in ticks(x):
         parts.append(f'<text class="tick" x="{_across(value, x):.0f}" y="{HEIGHT - BOTTOM + 16}" '
                      f'text-anchor="middle">{value:g}</text>')  # fmt: skip
-    for value in _ticks(y):
+    for value in ticks(y):
         at = _up(value, y)
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.0f}" text-anchor="end">{value:g}</text>')
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - EDGE}" y1="{at:.1f}" y2="{at:.1f}"/>')
+    for guide in guides:
+        if x[0] < guide < x[1]:
+            at = _across(guide, x)
+            parts.append(f'<line class="guide" x1="{at:.1f}" x2="{at:.1f}" y1="{EDGE}" y2="{EDGE + HIGH}"/>')
+        if y[0] < guide < y[1]:
+            at = _up(guide, y)
+            parts.append(f'<line class="guide" x1="{LEFT}" x2="{WIDTH - EDGE}" y1="{at:.1f}" y2="{at:.1f}"/>')
     middle = (WIDTH + LEFT) / 2
     parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(labels[0])}</text>')
     parts.append(f'<text class="label" transform="translate(14 {(HEIGHT - BOTTOM) / 2}) rotate(-90)" '
@@ -38,29 +56,30 @@ def _frame(x: tuple[float, float], y: tuple[float, float], labels: tuple[str, st
     return parts
 
 
-def _ticks(limits: tuple[float, float]) -> list[float]:
+def ticks(limits: Limits) -> list[float]:
+    """A few round values within limits."""
     return [round(float(v), 10) for v in MaxNLocator(5).tick_values(*limits) if limits[0] <= v <= limits[1]]
 
 
-def _across(value: float, limits: tuple[float, float]) -> float:
+def _across(value: float, limits: Limits) -> float:
     return LEFT + (value - limits[0]) / (limits[1] - limits[0]) * WIDE
 
 
-def _up(value: float, limits: tuple[float, float]) -> float:
+def _up(value: float, limits: Limits) -> float:
     return EDGE + HIGH - (value - limits[0]) / (limits[1] - limits[0]) * HIGH
 
 
-def _svg(parts: Sequence[str], title: str) -> str:
-    return (f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+def svg(parts: Sequence[str], title: str, height: float = HEIGHT) -> str:
+    """A figure of parts, with a title for those who do not see it."""
+    return (f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
             f"<title>{escape(title)}</title>{''.join(parts)}</svg>")  # fmt: skip
 
 
 def scatter(points: Mapping[str, tuple[float, float]], front: Set[str], labels: tuple[str, str]) -> str:
-    """Named points; those of the Pareto front are filled and joined."""
-    xs, ys = [p[0] for p in points.values()], [p[1] for p in points.values()]
-    x, y = _scale(xs, 0.0, 1.0), _scale(ys, 0.0, 1.0)
+    """Named points; those of the Pareto front are filled and joined. Lines at 0 and 1, where these are in view."""
+    x, y = (limits_of([point[axis] for point in points.values()], least=0.1) for axis in (0, 1))
     place = {name: (_across(a, x), _up(b, y)) for name, (a, b) in points.items()}
-    parts = _frame(x, y, labels)
+    parts = _frame(x, y, labels, guides=(0.0, 1.0))
     joined = sorted(place[name] for name in front)
     if len(joined) > 1:
         parts.append(f'<polyline class="front" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in joined)}"/>')
@@ -73,7 +92,7 @@ def scatter(points: Mapping[str, tuple[float, float]], front: Set[str], labels: 
             end = left if left > a else left + LETTER * len(name)
             parts.append(f'<line class="lead" x1="{a:.1f}" y1="{b:.1f}" x2="{end:.1f}" y2="{middle:.1f}"/>')
         parts.append(f'<text class="name" x="{left:.1f}" y="{middle + 4:.1f}">{escape(name)}</text>')
-    return _svg(parts, f"{labels[1]} against {labels[0]}")
+    return svg(parts, f"{labels[1]} against {labels[0]}")
 
 
 def _beside(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
@@ -107,12 +126,12 @@ def _covers(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
 
 
-def lines(series: Mapping[str, Sequence[float | None]], labels: tuple[str, str], low: float, high: float) -> str:
-    """One line for each series along the layers; a missing value breaks the line."""
-    values = [value for line in series.values() for value in line if value is not None]
+def lines(series: Mapping[str, Sequence[float | None]], labels: tuple[str, str], guides: Sequence[float] = ()) -> str:
+    """One line for each series along the layers; a missing value breaks the line. A legend stands below."""
+    values = [value for line in series.values() for value in line if value is not None] or [0.0]
     longest = max((len(line) for line in series.values()), default=0)
-    x, y = (0.0, float(max(longest - 1, 1))), _scale(values, low, high)
-    parts = _frame(x, y, labels, ticks_x=False)
+    x, y = (0.0, float(max(longest - 1, 1))), limits_of(values)
+    parts = _frame(x, y, labels, guides)
     for index, (name, line) in enumerate(series.items()):
         path, pen = [], "M"
         for i, value in enumerate(line):
@@ -121,6 +140,16 @@ def lines(series: Mapping[str, Sequence[float | None]], labels: tuple[str, str],
                 continue
             path.append(f"{pen}{_across(i, x):.1f} {_up(value, y):.1f}")
             pen = "L"
-        parts.append(f'<path class="line c{index % 8}" d="{" ".join(path)}"><title>{escape(name)}</title></path>')
-    legend = "".join(f'<span><i class="c{i % 8}"></i>{escape(name)}</span>' for i, name in enumerate(series))
-    return f'{_svg(parts, f"{labels[1]} along the layers")}<p class="legend">{legend}</p>'
+        parts.append(f'<path class="line c{index % COLORS}" {_dash(index)} d="{" ".join(path)}"><title>{escape(name)}'
+                     "</title></path>")  # fmt: skip
+    legend = "".join(
+        f'<span><svg class="key" viewBox="0 0 30 8"><path class="line c{i % COLORS}" {_dash(i)} d="M0 4 L30 4"/></svg>'
+        f"{escape(name)}</span>"
+        for i, name in enumerate(series)
+    )
+    return f'{svg(parts, f"{labels[1]} along the layers")}<p class="legend">{legend}</p>'
+
+
+def _dash(index: int) -> str:
+    dash = DASHES[index // COLORS % len(DASHES)]
+    return f'stroke-dasharray="{dash}"' if dash else ""

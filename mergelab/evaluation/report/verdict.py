@@ -2,49 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 
 from mergelab.evaluation.analysis import Finding
+from mergelab.evaluation.contrasts import Contrast, Primary
 from mergelab.evaluation.failures import summed_up
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.metrics.registry import built_in
-from mergelab.evaluation.names import STACK, display_name, label_of
+from mergelab.evaluation.names import STACK, label_of
 from mergelab.evaluation.quantities import PRESERVATION
-from mergelab.evaluation.report.lookup import finding, main_metric, metrics_with, recoveries, variants_of
-from mergelab.evaluation.report.numbers import decimal, percent_with_interval
+from mergelab.evaluation.report.choices import how_chosen
+from mergelab.evaluation.report.lookup import (
+    Index,
+    clusters_in_words,
+    corrected_over,
+    in_words,
+    indexed,
+    main_metric,
+    metrics_with,
+    names_of,
+    ranked,
+    recoveries,
+    scores_of,
+    some_of,
+    told_apart,
+)
+from mergelab.evaluation.report.numbers import decimal, difference, digits_for, p_value, percent_with_interval
 from mergelab.evaluation.result import Result
 
 
-def sentences(result: Result, calling: Mapping[str, set[str]]) -> list[str]:
-    """What one would tell a colleague: which merge keeps most of each, what is lost, what cannot be said."""
-    metric = main_metric(result)
-    prompts = {lora.name: sum(lora.name in called for called in calling.values()) for lora in result.config.loras}
-    if metric is None:
-        lines = [_nothing_seen(result, any(prompts.values()))]
+def sentences(result: Result) -> list[str]:
+    """What one would tell a colleague: which merge is best and by how much, what is lost, what cannot be said."""
+    metric, called = main_metric(result), any(result.calling.values())
+    if metric is None or result.primary is None:
+        lines = [_nothing_seen(result, called)]
     else:
-        lines = _ranking(result, metric) + _cost_of_leaks(result, metric)
-    lines += [f"{line[0].upper()}{line[1:]}." for line in summed_up(result.failures)]
-    lines += [f"No score at all: {name}." for name in result.silent]
-    if len(calling) == 1:
-        lines.append("One prompt gives no intervals: prompts are what varies.")
-    free = [prompt for prompt, called in calling.items() if not called]
-    if len(free) == 1 < len(calling):
-        lines.append("One prompt is free of triggers: the change on it has no interval.")
-    once = [name for name, count in prompts.items() if count == 1 < len(calling)]
-    if once:
-        lines.append(f"One prompt calls {', '.join(once)}: what was kept of it has no interval.")
-    if not free:
-        lines.append("No prompt is free of triggers: nothing is said about what the merges do to other prompts.")
-    uncalled = [name for name, count in prompts.items() if count == 0]
-    if 0 < len(uncalled) < len(prompts):
-        lines.append(f"No prompt calls {', '.join(uncalled)}: nothing is said about what was kept of it.")
-    blind = sorted({f"{known.metric} ({label_of(known.reference)})" for known in result.anchors if known.blind})
-    if blind:
-        lines.append(
-            "Blind, and not to be read (base model and adapter alone are less than two standard errors apart, on these "
-            f"prompts): {', '.join(blind)}."
-        )
-    return lines
+        index, names = indexed(result), names_of(result)
+        merges = _merges(result)
+        lines = _best(result, result.primary, merges, names)
+        lines += how_chosen(result, merges[0] if merges else "", names)
+        lines += _kept(result, index, metric, merges[:1], names) + _lost(result, index, metric, names)
+        lines += _cost_of_leaks(result, index, metric, names)
+    lines += _limits(result) if called else []
+    lines += _blind(result)
+    lines += [f"{_capital(line)}." for line in summed_up(result.failures)]
+    return lines + [f"No score at all: {name}." for name in result.silent.values()]
 
 
 def _nothing_seen(result: Result, called: bool) -> str:
@@ -58,45 +61,151 @@ def _nothing_seen(result: Result, called: bool) -> str:
     return "No recovery: no metric tells any adapter alone from the base model, on the prompts that call it."
 
 
-def _ranking(result: Result, metric: Description) -> list[str]:
-    table = {name: recoveries(result, str(name), metric) for name in variants_of(result)}
-    complete = max(len(rows) for rows in table.values()) if table else 0
-    worst = {
-        name: min((row.interval for row in rows.values()), key=lambda interval: interval.estimate)
-        for name, rows in table.items()
-        if name.kind == "merge" and rows and len(rows) == complete
-    }
+# Which is best.
+
+
+def _contrasts(result: Result) -> list[Contrast]:
+    """By the primary score."""
+    return next((own for score, own in scores_of(result) if score == result.primary), [])
+
+
+def _merges(result: Result) -> list[str]:
+    """The merges, best first by the primary score."""
+    found = [name for name in ranked(_contrasts(result)) if name != str(STACK)]
+    return found or [str(name) for name in result.variants if name.kind == "merge"]
+
+
+def _best(result: Result, primary: Primary, merges: Sequence[str], names: dict[str, str]) -> list[str]:
+    """The best merge against the stack, and against the other merges."""
+    if not merges:
+        return []
+    best, score = merges[0], in_words(result, primary)
+    stack = result.contrast(best, str(STACK))
+    others = {name: one for name in merges[1:] if (one := result.contrast(best, name)) is not None}
+    known = next((one for one in (stack, *others.values()) if one is not None), None)
+    if known is None:
+        return []
+    few = not math.isfinite(known.interval.low)
+    units = clusters_in_words(result, known.clusters)
     lines = []
-    if worst:
-        name = max(worst, key=lambda name: min(worst[name].estimate, 1.0))
-        equals = sum(interval.high >= worst[name].low for interval in worst.values()) - 1
-        doubt = f" Intervals overlap with {equals} of {len(worst) - 1} other merges." if equals > 0 else ""
-        lines.append(f"Best by the adapter that suffers most, on these prompts and seeds: {name.display} keeps "
-                     f"{_kept(table[name])} ({metric.name}; chosen on the images it is judged by).{doubt}")  # fmt: skip
-    if table.get(STACK):
-        lines.append(f"The unmerged stack keeps {_kept(table[STACK])}.")
-    lost = [
-        f"{name.display} keeps {percent_with_interval(row.interval)} of {adapter}"
-        for name, rows in table.items()
-        for adapter, row in rows.items()
-        if name.kind == "merge" and row.interval.high < 0.5
-    ]
-    if lost:
-        lines.append(f"Lost, with the whole interval below half: {'; '.join(lost)}.")
+    if stack is not None:
+        tests = sum(one.corrected is not None for one in _contrasts(result))
+        lines.append(
+            _against(names[best], "the stack", stack, few, f"{score}, {corrected_over(tests)}, {units}", units)
+        )
+    if others:
+        lines.append(_among(best, others, few, names, "" if stack is not None else f" ({score}, {units})"))
+    if few:
+        lines.append(f"{_capital(units)} give no intervals: below five, what a difference is worth cannot be said.")
     return lines
 
 
-def _kept(rows: Mapping[str, Finding]) -> str:
-    return ", ".join(f"{percent_with_interval(row.interval)} of {adapter}" for adapter, row in rows.items())
+def _against(first: str, second: str, contrast: Contrast, few: bool, by: str, units: str) -> str:
+    """One variant against another."""
+    gap = contrast.interval.estimate
+    if few:
+        what = f"{decimal(abs(gap), digits=digits_for(contrast.interval))} {'above' if gap > 0 else 'below'}"
+        return f"{first} is {what} {second} ({by})." if gap else f"{first} and {second} are even ({by})."
+    known = contrast.interval
+    if gap == 0 and contrast.wins == 0.5 and not contrast.resolvable > 0:  # whatever has not been seen yet
+        return f"{first} and {second} are even in every image ({by})."
+    p = p_value(contrast.p if contrast.corrected is None else contrast.corrected)
+    if told_apart(contrast):
+        shown = known if gap > 0 else contrast.turned().interval
+        above, below = (first, second) if gap > 0 else (second, f"{first}, the best merge,")
+        return f"{_capital(above) if gap < 0 else above} over {below} by {difference(shown)}, {p} ({by})."
+    if contrast.told_apart:
+        side = "above" if gap > 0 else "below"
+        shown = known if gap > 0 else contrast.turned().interval
+        return f"{first} is {side} {second} by {difference(shown)}, not significant after correction: {p} ({by})."
+    seen = f"; a difference of {decimal(contrast.resolvable, digits=digits_for(known))} could have been"
+    by = by.removesuffix(f", {units}") + (seen if math.isfinite(contrast.resolvable) else "")
+    return f"{first} and {second} cannot be told apart with {units}: {difference(known)}, {p} ({by})."
 
 
-def _cost_of_leaks(result: Result, metric: Description) -> list[str]:
-    rows = [finding(result, PRESERVATION.name, str(name), metric.name, "") for name in variants_of(result)]
-    losses = [row for row in rows if row and max(row.interval.low * metric.sign, row.interval.high * metric.sign) < 0]
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _among(best: str, others: dict[str, Contrast], few: bool, names: dict[str, str], by: str) -> str:
+    """The best merge against the other merges, whose tests are not corrected."""
+    following = next(iter(others))
+    gap = others[following].interval
+    if few:
+        ahead = f"{decimal(gap.estimate, digits=digits_for(gap))} above the next, {names[following]}"
+        return f"Among {len(others) + 1} merges {names[best]} is best, {ahead}{by}."
+    equal = [names[name] for name, one in others.items() if not told_apart(one)]
+    if equal:
+        worse = f"; {len(others) - len(equal)} are worse" if len(equal) < len(others) else ""
+        return (
+            f"Of the other merges, {some_of(equal)} cannot be told from {names[best]}{worse}{by or ' (exploratory)'}."
+        )
+    p = p_value(others[following].p)
+    every = f"every other merge; the next, {names[following]}," if len(others) > 1 else names[following]
+    return f"{names[best]} over {every} by {difference(gap)}, {p}, exploratory{by}."
+
+
+# What is kept, lost and harmed.
+
+
+def _kept(result: Result, index: Index, metric: Description, best: Sequence[str], names: dict[str, str]) -> list[str]:
+    said: list[str] = []
+    for name in (*best, str(STACK)):
+        rows = recoveries(result, index, name, metric)
+        called = ("the" if said else "The") + " unmerged stack" if name == str(STACK) else names[name]
+        if rows:
+            kept = ", ".join(f"{percent_with_interval(row.interval)} of {role}" for role, row in rows.items())
+            said.append(f"{called} keeps {kept}")
+    return [f"{'; '.join(said)}."] if said else []
+
+
+def _lost(result: Result, index: Index, metric: Description, names: dict[str, str]) -> list[str]:
+    merges = [str(name) for name in result.variants if name.kind == "merge"]
+    rows = {name: recoveries(result, index, name, metric) for name in merges}
+    lost = {
+        role: [names[name] for name in merges if role in rows[name] and rows[name][role].interval.high < 0.5]
+        for role in result.roles
+    }
+    said = [
+        f"{role} in {'all merges' if len(by) == len(merges) > 1 else some_of(by)}" for role, by in lost.items() if by
+    ]
+    return [f"Lost, with the whole interval below half: {'; '.join(said)}."] if said else []
+
+
+def _cost_of_leaks(result: Result, index: Index, metric: Description, names: dict[str, str]) -> list[str]:
+    keys = [(PRESERVATION.name, str(name), metric.name, "", "none") for name in result.variants]
+    rows: list[Finding] = [index[key] for key in keys if key in index]
+    losses = [row for row in rows if max(row.interval.low * metric.sign, row.interval.high * metric.sign) < 0]
     if not losses:
         return []
     worst = min(losses, key=lambda row: row.interval.estimate * metric.sign)
+    name = "The stack" if worst.variant == str(STACK) else names[worst.variant]
     return [
-        f"{display_name(worst.variant)} costs most on prompts that call no adapter: "
-        f"{decimal(worst.interval.estimate, '+')} ({metric.name})."
+        f"{name} costs most on prompts that call no adapter: {decimal(worst.interval.estimate, '+')} ({metric.shown})."
     ]
+
+
+# What cannot be said.
+
+
+def _limits(result: Result) -> list[str]:
+    """What the design can tell, and what it was not asked."""
+    lines = [_capital(result.design.sentence())]
+    uncalled = [role for role in result.roles if not any(role in called for called in result.calling.values())]
+    if uncalled:
+        lines.append(f"No prompt calls {some_of(uncalled)}: nothing is said about what was kept of it.")
+    if all(result.calling.values()):
+        lines.append("No prompt is free of triggers: nothing is said about what the merges do to other prompts.")
+    return lines
+
+
+def _blind(result: Result) -> list[str]:
+    blind: dict[str, list[str]] = {}
+    for known in result.anchors:
+        if known.blind:
+            blind.setdefault(known.metric, []).append(label_of(known.reference))
+    titles = {metric.name: metric.shown for metric in result.metrics}
+    said = [f"{titles.get(name, name)} for {some_of(list(dict.fromkeys(about)))}" for name, about in blind.items()]
+    if not said:
+        return []
+    return [f"Blind, in no ranking (base model and adapter alone cannot be told apart): {'; '.join(said)}."]

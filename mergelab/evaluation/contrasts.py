@@ -1,0 +1,181 @@
+"""Two variants, image by image: which is better, by how much, and what the design could have told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mergelab.evaluation.metrics.metric import Description
+from mergelab.evaluation.names import STACK, VariantName
+from mergelab.evaluation.quantities import QUANTITIES, Quantity, described, units_of
+from mergelab.evaluation.scores import Scores
+from mergelab.evaluation.statistics import (
+    Interval,
+    Range,
+    difference_interval,
+    holm,
+    resolvable,
+    sign_flip,
+    win_rate,
+)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The first variant against the second, over the same images.
+
+    Attributes:
+        quantity: "joint", "concept" (what is seen of an adapter), "likeness" (to the image of an adapter alone),
+            "preservation" (where no adapter is called), "score" (of a metric that gives one number for an image).
+        metric, reference, prompts: as of a `Finding`.
+        first, second: variants.
+        interval: of the mean difference, in units of the score, turned so that above zero the first is better.
+        p: of the sign-flip test over clusters, not corrected.
+        corrected: by Holm, within the primary family; None: exploratory.
+        wins: share of the images in which the first is better; a tie counts half.
+        resolvable: the difference that a design of this size would have told from zero in 80 % of runs; NaN where one
+            cluster cannot tell.
+        clusters: how many there are.
+        deviation: of the difference between clusters.
+        by_set: the difference in each set of adapters, over its prompts; where there are several.
+    """
+
+    quantity: str
+    metric: str
+    reference: str
+    prompts: str
+    first: str
+    second: str
+    interval: Interval
+    p: float
+    corrected: float | None
+    wins: float
+    resolvable: float
+    clusters: int
+    deviation: float
+    by_set: dict[str, Interval] = field(default_factory=dict)
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return bool(self.interval.low > 0 or self.interval.high < 0)
+
+    def turned(self) -> Contrast:
+        """The second against the first."""
+        return replace(
+            self,
+            first=self.second,
+            second=self.first,
+            interval=_turned(self.interval),
+            wins=1 - self.wins,
+            by_set={name: _turned(one) for name, one in self.by_set.items()},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As the summary has it."""
+        sets = {name: vars(one) for name, one in self.by_set.items()}
+        return {**vars(self), "interval": vars(self.interval), "by_set": sets}
+
+
+def _turned(interval: Interval, sign: int = -1) -> Interval:
+    """The interval of the negative, unless the sign is 1."""
+    return interval if sign > 0 else Interval(-interval.estimate, -interval.high, -interval.low)
+
+
+@dataclass(frozen=True)
+class Primary:
+    """The one question whose tests are corrected: does a merge do better than the stack, by this score?
+
+    Attributes:
+        quantity, metric, reference, prompts: of the score.
+    """
+
+    quantity: str
+    metric: str
+    reference: str
+    prompts: str
+
+    def asks(self, contrast: Contrast) -> bool:
+        """Whether a contrast is by this score."""
+        own = (contrast.quantity, contrast.metric, contrast.reference, contrast.prompts)
+        return own == (self.quantity, self.metric, self.reference, self.prompts)
+
+
+def contrasts(
+    scores: Scores,
+    metrics: Sequence[Description],
+    variants: Sequence[VariantName],
+    roles: Sequence[str],
+    primary: Primary | None,
+) -> list[Contrast]:
+    """Of each two of the stack and the merges, by every score."""
+    names = [str(variant) for variant in variants if variant.kind in ("stack", "merge")]
+    found = [
+        one
+        for role in (*roles, None)
+        for metric in metrics
+        for quantity in QUANTITIES
+        if quantity.contrast
+        for about in quantity.references(role, metric, scores)
+        for one in _of(scores, quantity, metric, about, role, names, primary)
+    ]
+    return corrected(found, primary)
+
+
+def _of(
+    scores: Scores,
+    quantity: Quantity,
+    metric: Description,
+    about: str,
+    role: str | None,
+    names: Sequence[str],
+    primary: Primary | None,
+) -> list[Contrast]:
+    """All pairs, by one score."""
+    table = scores.beside([(name, metric.name, about) for name in names], quantity.keys(scores, role))
+    known = described(quantity, metric)
+    asked = primary is not None and (quantity.contrast, metric.name, about, quantity.prompts) == (
+        primary.quantity, primary.metric, primary.reference, primary.prompts,
+    )  # fmt: skip
+    found = []
+    for second, first in combinations([name for name in names if name in table], 2):
+        pair = table[[first, second]].dropna()
+        if len(pair):
+            estimated = _estimated(pair, known.sign, scores.range(known, about), by_set=asked)
+            found.append(Contrast(quantity.contrast, metric.name, about, quantity.prompts, first, second, **estimated))
+    return found
+
+
+def _estimated(pair: pd.DataFrame, sign: int, range: Range, *, by_set: bool) -> dict[str, Any]:
+    units = units_of(pair)
+    first, second = (pair.iloc[:, place].to_numpy(float) for place in (0, 1))
+    sets = pair.index.get_level_values("set")
+    each = {}
+    if by_set and sets.nunique() > 1:
+        for name in sets.unique():
+            own = np.asarray(sets == name)
+            each[name] = _turned(difference_interval(first[own], second[own], units_of(pair[own]), range), sign)
+    means = units.means(first - second)
+    return {
+        "interval": _turned(difference_interval(first, second, units, range), sign),
+        "p": sign_flip(first - second, units),
+        "corrected": None,
+        "wins": win_rate(first, second, higher_is_better=sign > 0),
+        "resolvable": resolvable(first - second, units),
+        "clusters": units.count,
+        "deviation": float(means.std(ddof=1)) if len(means) > 1 else math.nan,
+        "by_set": each,
+    }
+
+
+def corrected(found: Sequence[Contrast], primary: Primary | None) -> list[Contrast]:
+    """With the p values of the primary family corrected."""
+    own = [i for i, one in enumerate(found) if primary is not None and primary.asks(one) and one.second == str(STACK)]
+    known = dict(zip(own, holm([found[i].p for i in own])))
+    return [replace(one, corrected=known.get(i)) for i, one in enumerate(found)]

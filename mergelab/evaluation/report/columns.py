@@ -1,0 +1,160 @@
+"""Which columns tables have, and what stands in them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mergelab.evaluation.analysis import Finding
+from mergelab.evaluation.metrics.metric import Description
+from mergelab.evaluation.names import single
+from mergelab.evaluation.quantities import (
+    IMAGE_RECOVERY,
+    JOINT,
+    QUANTITIES,
+    Quantity,
+    concept_reference,
+)
+from mergelab.evaluation.report.lookup import Index, indexed, main_metric
+from mergelab.evaluation.result import Result
+
+Form = Literal["share", "change", "value"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: a quantity of one adapter or of none, by the first of some metrics that has it.
+
+    Attributes:
+        quantity, reference, prompts: as of a `Finding`.
+        form: how its numbers are written.
+        metrics: that may fill it, in order.
+        group: what its prompts call, in words.
+        head: by itself; `short`: within its group.
+        help: what it is.
+        blind: the metric does not see the adapter: there are no numbers, and that is said.
+    """
+
+    quantity: str
+    form: Form
+    metrics: tuple[Description, ...]
+    reference: str
+    prompts: str
+    group: str
+    head: str
+    short: str
+    help: str
+    blind: bool = False
+
+    def finding(self, index: Index, variant: object) -> Finding | None:
+        """What stands in the row of a variant."""
+        keys = ((self.quantity, str(variant), metric.name, self.reference, self.prompts) for metric in self.metrics)
+        rows = (index[key] for key in keys if key in index)
+        return next((row for row in rows if math.isfinite(row.interval.estimate)), None)
+
+    @property
+    def span(self) -> float:
+        """Of all that can stand in it; bounds as far apart say nothing."""
+        if self.form == "share":
+            return 1.0
+        low, high = self.metrics[0].range if self.metrics else (-math.inf, math.inf)
+        return high - low
+
+
+def columns(result: Result) -> list[Column]:
+    """The quantities that tables show and that have a number somewhere, group by group."""
+    index = indexed(result)
+    variants = dict.fromkeys(finding.variant for finding in result.findings)
+    found = [
+        one
+        for one in _all(result)
+        if one.blind or any(one.finding(index, variant) for variant in variants if variant != "base")
+    ]
+    order = list(dict.fromkeys(["together", *result.roles, "none", "every"]))
+    return sorted(found, key=lambda one: order.index(_place(one, result.roles)))
+
+
+def _place(column: Column, roles: Sequence[str]) -> str:
+    alone = [role for role in roles if column.group == _group("alone", role, roles)]
+    return alone[0] if alone else column.prompts
+
+
+def _group(prompts: str, role: str, roles: Sequence[str]) -> str:
+    """A class of prompts in words."""
+    return {
+        "together": f"prompts that call {'both' if len(roles) == 2 else 'several'}",
+        "alone": f"only {role}",
+        "none": "none called",
+        "every": "every prompt",
+    }.get(prompts, prompts)
+
+
+def _all(result: Result) -> Iterable[Column]:
+    for quantity in QUANTITIES:
+        if quantity.shown:
+            for metrics in _shown_by(result, quantity):
+                for role in result.roles if quantity.of_adapters else [""]:
+                    yield _column(result, quantity, metrics, role)
+    yield from _image_recoveries(result)
+
+
+def _shown_by(result: Result, quantity: Quantity) -> list[list[Description]]:
+    """For each of its columns the metrics that may fill it."""
+    asked = [m for m in result.metrics if m.compares_with in quantity.asks and m.name not in result.silent]
+    main = main_metric(result)
+    if quantity.shown == "share" or quantity.about in ("concepts", "joint"):
+        return [[main]] if main else []  # what is blind says nothing of a share
+    if quantity.shown == "change":
+        return [[main, *asked] if main else asked]  # the sharpest that is there
+    if quantity.about == "labels":
+        bare = {row.metric for row in result.findings if row.quantity == quantity.name and not row.reference}
+        return [[metric] for metric in asked if metric.name in bare]
+    return [[metric] for metric in asked]
+
+
+def _column(result: Result, quantity: Quantity, metrics: Sequence[Description], role: str) -> Column:
+    higher = all(metric.higher_is_better for metric in metrics)
+    first = metrics[0] if metrics else None
+    words = {
+        "metric": first.shown if first else "",
+        "adapter": role,
+        "way": "likeness to" if higher else "distance from",
+        "direction": "" if higher else "; lower is better",
+    }
+    head, help = (text.format_map(words) for text in (quantity.head, quantity.help))
+    reference = ""
+    if role:
+        reference = concept_reference(first, role) if first and quantity.about == "concepts" else single(role)
+    elif quantity.about == "joint":
+        reference = JOINT
+    alone = quantity.prompts == "alone"
+    short = (
+        {"share": "recovery", "value": first.shown if first else ""}.get(str(quantity.shown), head) if alone else head
+    )
+    sees_nothing = {(one.metric, one.reference) for one in result.anchors if one.blind}
+    share = quantity.shown == "share" and not alone
+    blind = share and first is not None and (first.name, reference) in sees_nothing
+    assert quantity.shown is not None
+    group = _group(quantity.prompts, role, result.roles)
+    return Column(
+        quantity.name, quantity.shown, tuple(metrics), reference, quantity.prompts, group, head, short, help, blind
+    )
+
+
+def _image_recoveries(result: Result) -> Iterable[Column]:
+    """By the sharpest metric between images: a likeness before a distance."""
+    known = {row.metric for row in result.findings if row.quantity == IMAGE_RECOVERY}
+    metrics = [metric for metric in result.metrics if metric.name in known]
+    metrics = [*(m for m in reversed(metrics) if m.higher_is_better), *(m for m in metrics if not m.higher_is_better)]
+    if not metrics:
+        return
+    name = metrics[0].shown
+    for role in result.roles:
+        yield Column(
+            IMAGE_RECOVERY, "share", (metrics[0],), single(role), "alone", _group("alone", role, result.roles),
+            f"{name} recovery of {role}", f"{name} recovery",
+            f"of the {name} to the image of {role} alone, how much: 0 % as the base model, 100 % as {role} alone with "
+            "another seed",
+        )  # fmt: skip

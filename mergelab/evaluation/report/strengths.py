@@ -1,0 +1,82 @@
+"""Contact sheets of merges that differ in the weights of their adapters alone: one adapter down, another across."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mergelab.evaluation.names import BASE, VariantName
+from mergelab.evaluation.report.labels import parts_of
+from mergelab.evaluation.report.pictures import image_of
+from mergelab.evaluation.result import Result
+from mergelab.evaluation.sets import AdapterSet
+from mergelab.evaluation.variants import Variant
+
+Point = tuple[float, ...]
+
+
+def strength_sheets(result: Result, variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """A sheet for each set and each method whose entry has weights as an axis."""
+    sheets = []
+    for one in result.sets:
+        own = [variant for variant in variants if variant.set == one.name]
+        families: dict[str, list[Variant]] = {}
+        for variant in own:
+            if variant.recipe is not None and all(isinstance(w, float) for w in variant.recipe.strengths.values()):
+                families.setdefault(repr(variant.recipe.keywords), []).append(variant)
+        sheets += [sheet for merges in families.values() if (sheet := _sheet(result, one, own, merges))]
+    return sheets
+
+
+def _sheet(result: Result, of: AdapterSet, own: Sequence[Variant], merges: Sequence[Variant]) -> dict[str, Any] | None:
+    """Of one method; None where no weight differs."""
+    strengths = [_strengths(variant) for variant in merges]
+    roles = [role for role in of.adapters if len({known[role] for known in strengths}) > 1][:2]
+    if not roles or not of.prompts:
+        return None
+    prompt = max(of.prompts, key=lambda known: (min(len(known.calls), 2), -known.index))
+    seed = result.config.seeds[0]
+    # Where more than two differ, the others stay as they are in the first.
+    fixed = {role: weight for role, weight in strengths[0].items() if role not in roles}
+    at = {tuple(known[role] for role in roles): variant for variant, known in zip(merges, strengths)
+          if all(known[role] == weight for role, weight in fixed.items())}  # fmt: skip
+    at |= _edges(of, own, roles) if len(roles) == len(of.adapters) else {}
+    down = sorted({point[0] for point in at})
+    across = sorted({point[1] for point in at}) if len(roles) > 1 else [None]
+    rows = []
+    for weight in down:
+        points = [(weight,) if other is None else (weight, other) for other in across]
+        cells = [at.get(point) for point in points]
+        rows.append({"weight": f"{weight:g}", "images": [
+            None if variant is None else image_of(result, variant, prompt.text, seed) for variant in cells
+        ]})  # fmt: skip
+    method, options = parts_of(merges[0].name.label, [*of.adapters, *of.names])
+    said = " ".join(f"{key} {value}" for key, value in options.items() if key not in (*of.adapters, "weights"))
+    return {
+        "set": of.name,
+        "method": f"{method} {said}".strip(),
+        "prompt": prompt.text,
+        "seed": seed,
+        "down": roles[0],
+        "across": roles[1] if len(roles) > 1 else "",
+        "heads": [f"{other:g}" for other in across if other is not None],
+        "rows": rows,
+    }
+
+
+def _strengths(variant: Variant) -> Mapping[str, float]:
+    assert variant.recipe is not None
+    return {role: weight for role, weight in variant.recipe.strengths.items() if isinstance(weight, float)}
+
+
+def _edges(of: AdapterSet, own: Sequence[Variant], roles: Sequence[str]) -> dict[Point, Variant]:
+    """The base model where every weight is 0, and each adapter alone, at its own weight."""
+    known = {str(variant.name): variant for variant in own}
+    edges: dict[Point, Variant] = {}
+    if str(BASE) in known:
+        edges[(0.0,) * len(roles)] = known[str(BASE)]
+    for place, role in enumerate(roles):
+        strength, name = of.adapters[role].strength, str(VariantName("single", of.adapters[role].name))
+        if isinstance(strength, float) and name in known and len(roles) > 1:
+            edges[tuple(strength if other == place else 0.0 for other in range(len(roles)))] = known[name]
+    return edges
