@@ -119,7 +119,14 @@ LAYERS = {
         "aitoolkit | config | failures | names",
     ),
     "mergelab.evaluation.metrics": ("registry", "*", "encoders", "metric"),
-    "mergelab.evaluation.report": ("page", "figures | tables | verdict | pictures", "lookup | numbers | plots"),
+    "mergelab.evaluation.report": (
+        "page",
+        "cells | figures | matrix | strengths | verdict",
+        "choices | forest | pictures | tables",
+        "columns | plots",
+        "lookup | numbers",
+        "labels",
+    ),
     "mergelab.cli": (
         "app",
         "evaluating | fusing | publishing | showing | writing",

@@ -149,14 +149,18 @@ def _among(best: str, others: dict[str, Contrast], few: bool, names: dict[str, s
 
 
 def _kept(result: Result, index: Index, metric: Description, best: Sequence[str], names: dict[str, str]) -> list[str]:
-    said = []
+    """By the best merge and by the stack."""
+    kept = {}
     for name in (*best, str(STACK)):
         rows = recoveries(result, index, name, metric)
-        called = ("the" if said else "The") + " unmerged stack" if name == str(STACK) else names[name]
         if rows:
-            kept = ", ".join(f"{percent_with_interval(row.interval)} of {role}" for role, row in rows.items())
-            said.append(f"{called} keeps {kept}")
-    return [f"{'; '.join(said)}."] if said else []
+            kept[name] = ", ".join(f"{percent_with_interval(row.interval)} of {role}" for role, row in rows.items())
+    if len(kept) == 2 and len(set(kept.values())) == 1:
+        return [f"{names[best[0]]} keeps {kept[best[0]]}, and so does the unmerged stack."]
+    said = [
+        f"{'the unmerged stack' if name == str(STACK) else names[name]} keeps {what}" for name, what in kept.items()
+    ]
+    return [f"{_capital(line) if line.startswith('the ') else line}." for line in ["; ".join(said)] if line]
 
 
 def _lost(result: Result, index: Index, metric: Description, names: dict[str, str]) -> list[str]:
