@@ -1,7 +1,7 @@
 """A stand-in for the Hugging Face Hub that can be written to: accounts, repositories, branches, uploads, commits.
 
 It speaks the calls of huggingface_hub: POST /api/repos/create, preupload, Git LFS' batch and its uploads, and a commit
-as lines of JSON; and it serves what was committed.
+as lines of JSON; and it serves what was committed. Datasets lie beside models, as `datasets/user/name`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from huggingface_hub.utils.sha import git_hash
 from tests.serving import Page, Site, serving
 
 Files = dict[str, bytes]
+_DATASETS = "datasets/"
+_NAME = f"(?:{_DATASETS})?[^/]+/[^/]+?"
 TOKENS = {"hf_write": "user", "hf_read": "reader"}
 """Token -> the account; a reader's may write nowhere."""
 
@@ -82,32 +84,33 @@ class Hub:
             return _validated(content["content"])
         if parts.path == "/api/repos/create":
             return self._create(account, content)
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([\w-]+)/([^/]+))?", parts.path):
+        if match := re.fullmatch(rf"/api/(?:models/)?({_NAME})(?:/([\w-]+)/([^/]+))?", parts.path):
             rest = match[2] or "revision", unquote(match[3] or "main")
             return self._of_repo(method, account, match[1], *rest, content, body, "create_pr" in parse_qs(parts.query))
-        if match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", parts.path):
+        if match := re.fullmatch(rf"/{_NAME}\.git/info/lfs/objects/batch", parts.path):
             return _json({"transfer": "basic", "objects": [self._to_upload(known) for known in content["objects"]]})
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", parts.path):
+        if match := re.fullmatch(rf"/({_NAME})/resolve/([^/]+)/(.+)", parts.path):
             return self._file(account, match[1], unquote(match[2]), unquote(match[3]))
         return None
 
     def _create(self, account: str | None, content: dict[str, Any]) -> Page:
         owner = content.get("organization") or account
-        name = f"{owner}/{content['name']}"
+        full = f"{owner}/{content['name']}"
+        name = f"datasets/{full}" if content.get("type") == "dataset" else full
         if name in self.repos:
             return _json({"error": "You already created this model repo"}, 409)
         if account == "reader" or owner != account:
             return _json({"error": f"You don't have the rights to create a model under the namespace {owner!r}"}, 403)
         self.repos[name] = Repo(content.get("visibility") == "private")
-        return _json({"url": f"{self.site.address}/{name}", "name": name})
+        return _json({"url": f"{self.site.address}/{name}", "name": full})
 
     def _of_repo(
         self, method: str, account: str | None, name: str, what: str, branch: str, content: Any, body: bytes, pr: bool
     ) -> Page:
-        repo = self.repos.get(name)
-        if repo is None or (repo.private and account != name.partition("/")[0]):
+        repo, owner = self.repos.get(name), name.removeprefix(_DATASETS).partition("/")[0]
+        if repo is None or (repo.private and account != owner):
             return _json({"error": "Repository not found"}, 401, {"X-Error-Code": "RepoNotFound"})
-        if method == "POST" and what != "paths-info" and account != name.partition("/")[0]:
+        if method == "POST" and what != "paths-info" and account != owner:
             return _json({"error": "You don't have write access"}, 403)
         if what == "branch":
             repo.branches[branch] = dict(repo.branches["main"])
@@ -117,7 +120,9 @@ class Hub:
         files = repo.branches[branch]
         if what == "revision":
             siblings = [{"rfilename": path} for path in files]
-            return _json({"id": name, "sha": _sha(files), "private": repo.private, "siblings": siblings})
+            return _json(
+                {"id": name.removeprefix(_DATASETS), "sha": _sha(files), "private": repo.private, "siblings": siblings}
+            )
         if what == "tree":
             return _json([_described(path, data) for path, data in files.items()])
         if what == "paths-info":
@@ -153,8 +158,8 @@ class Hub:
         return {**known, "actions": {"upload": {"href": f"{self.site.address}/lfs/{known['oid']}"}}}
 
     def _file(self, account: str | None, name: str, branch: str, path: str) -> Page:
-        repo = self.repos.get(name)
-        if repo is None or (repo.private and account != name.partition("/")[0]):
+        repo, owner = self.repos.get(name), name.removeprefix(_DATASETS).partition("/")[0]
+        if repo is None or (repo.private and account != owner):
             return Page(status=401, headers={"X-Error-Code": "RepoNotFound"})
         known = {**repo.branches, **{_sha(files): files for files in repo.branches.values()}}
         files = known.get(branch, {})
@@ -175,7 +180,7 @@ def _sha(files: Files) -> str:
 
 
 def _is_large(path: str) -> bool:
-    return path.endswith((".safetensors", ".png"))
+    return path.endswith((".safetensors", ".png", ".parquet"))
 
 
 def _described(path: str, data: bytes) -> dict[str, Any]:

@@ -94,8 +94,8 @@ def _cases() -> Iterator[Case]:
         yield Case(f"exponential, means {scale} and 1", (expon(scale=scale), expon()), positive)
     for p, q in ((0.03, 0.03), (0.5, 0.5), (0.97, 0.97), (0.97, 0.9), (0.97, 0.5), (0.5, 0.2), (0.2, 0.03)):
         yield Case(f"0/1 at {p} and {q}", (bernoulli(p), bernoulli(q)), ZERO_ONE)
-    for a, b in (((3, 8), (2, 8)), ((0.5, 0.3), (0.3, 0.5)), ((4, 0.2), (4, 0.5)), ((4, 0.2), (0.3, 0.3))):
-        yield Case(f"beta{a} and beta{b}", (beta(*a), beta(*b)), ZERO_ONE)
+    for first, second in (((3, 8), (2, 8)), ((0.5, 0.3), (0.3, 0.5)), ((4, 0.2), (4, 0.5)), ((4, 0.2), (0.3, 0.3))):
+        yield Case(f"beta{first} and beta{second}", (beta(*first), beta(*second)), ZERO_ONE)
 
     yield Case("Gaussian, .5", (normal(0.4, 0.2), normal(0.1, 0.1), normal(0.7, 0.15)))
     yield Case("exponential, .5", (expon(scale=0.6), expon(scale=0.2), expon()), positive)

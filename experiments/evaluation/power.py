@@ -17,6 +17,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 import mergelab as ml
 from mergelab.evaluation.statistics import Array, Range, Units, difference_interval, mean_interval, sign_flip
@@ -58,12 +59,12 @@ def joint(scores: pd.DataFrame) -> pd.DataFrame:
     return rows.groupby(["prompt", "variant"]).value.min().unstack("variant")
 
 
-def picks(pool: int, prompts: int, draws: int) -> Array:
+def picks(pool: int, prompts: int, draws: int) -> NDArray[np.intp]:
     """Prompts of each draw, without replacement."""
     return np.argsort(np.random.default_rng(0).random((draws, pool)), axis=1)[:, :prompts]
 
 
-def shares(first: Array, second: Array, chosen: Array) -> tuple[float, float, float]:
+def shares(first: Array, second: Array, chosen: NDArray[np.intp]) -> tuple[float, float, float]:
     """How often the paired interval excludes zero, the sign-flip p value is at most .05, marginal intervals overlap."""
     units = Units(range(chosen.shape[1]))
     found = []
@@ -76,7 +77,7 @@ def shares(first: Array, second: Array, chosen: Array) -> tuple[float, float, fl
     return tuple(np.mean(found, axis=0).tolist())
 
 
-def least_effect(first: Array, second: Array, chosen: Array, power: float = 0.85) -> float:
+def least_effect(first: Array, second: Array, chosen: NDArray[np.intp], power: float = 0.85) -> float:
     """The mean difference, were the same differences shifted, that is told from zero with this power."""
     units = Units(range(chosen.shape[1]))
     centred = first - second - (first - second).mean()
@@ -112,7 +113,7 @@ def main() -> None:
         "| least effect, 85 % |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    for names in combinations([name for name in scores if name.startswith("merge:") or name == "stack"], 2):
+    for names in combinations([name for name in map(str, scores) if name.startswith("merge:") or name == "stack"], 2):
         first, second = (scores[name].to_numpy(float) for name in names)
         told, significant, overlap = shares(first, second, chosen)
         gap = first - second

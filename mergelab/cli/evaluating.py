@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from mergelab.cli import streams
 from mergelab.cli.arguments import Import, check_plain, import_plugins
-from mergelab.errors import OutputError
+from mergelab.errors import OptionError, OutputError
 from mergelab.evaluation.failures import summed_up
 
 
@@ -26,23 +27,46 @@ def evaluate(
         bool,
         typer.Option("--dry-run", help="Say what it takes and can tell: one image is drawn, nothing is written."),
     ] = False,
+    log_with: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TRACKER", help="Tell trackio, wandb, tensorboard or mlflow; as often as needed."),
+    ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(metavar="USER/REPO", help="Push the run to the Hugging Face Hub as a dataset when it is done."),
+    ] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Of a new dataset; default: as the account says.")
+    ] = None,
     plugins: Import = None,
 ) -> str:
     """Generate with a model, its adapters and their merges, score them, and write a report."""
     from mergelab.evaluation import evaluate as evaluate_config
+    from mergelab.evaluation.dataset.pushing import destination
     from mergelab.evaluation.planning import plan
 
     check_plain(overrides or ())
     import_plugins(plugins)
     if dry_run:
         return str(plan(config, output, overrides=overrides or ()))
+    if push_to_hub is not None:  # what keeps a push from being made is known before hours of drawing
+        destination(push_to_hub, private=private).found()
+    elif private is not None:
+        raise OptionError("--private and --public are of what --push-to-hub makes")
     with interruptible(output):
-        result = evaluate_config(config, output, overrides=overrides or ())
+        result = evaluate_config(config, output, overrides=overrides or (), log_with=log_with)
     others = (row for row in result.failures if row["metric"] not in result.silent)
-    if wrong := [*summed_up(others), *result.silent.values()]:
-        streams.show(str(result))
+    said, wrong = [str(result)], [*summed_up(others), *result.silent.values()]
+    if push_to_hub is not None:
+        try:
+            said.append(str(result.push_to_hub(push_to_hub, private=private)))
+        except OutputError as error:
+            again = shlex.join(["mergelab", "push", str(output), push_to_hub, "--run-dataset"])
+            wrong.append(f"{error}; `{again}` pushes it alone")
+    if wrong:
+        streams.show("\n".join(said))
         raise OutputError(f"{output}: the run is done, but {'; '.join(wrong)}")
-    return str(result)
+    return "\n".join(said)
 
 
 def demo(

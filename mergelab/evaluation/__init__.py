@@ -11,14 +11,16 @@ From the bottom up:
     statistics                        intervals, tests, designs: pure functions of arrays
     scores, quantities, ranges, joining, analysis, contrasts, selection, design, analysing   from scores to a result
     result, report/, exhibits         what was found, how people see it, and what a model card shows of it
+    contact_sheets, dataset/, results, tracking/   the same for other tools: sheets, a dataset on the Hub, trackers
     planning, run, demo               all of it, before and after
 """
 
 from mergelab.evaluation.config import Config
+from mergelab.evaluation.dataset.pushing import push_run
 from mergelab.evaluation.metrics.registry import register_metric
 from mergelab.evaluation.planning import Plan, plan
 from mergelab.evaluation.reading import read_config as read
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.run import evaluate
 
-__all__ = ["Config", "Plan", "Result", "evaluate", "plan", "read", "register_metric"]
+__all__ = ["Config", "Plan", "Result", "evaluate", "plan", "push_run", "read", "register_metric"]

@@ -190,6 +190,11 @@ def _seeds(value: Any) -> Any:
     return list(range(value)) if isinstance(value, int) else value
 
 
+def _log_with(value: Any) -> Any:
+    entries = value if isinstance(value, list) else [value]
+    return [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
+
+
 class Config(_Strict):
     """One evaluation, as its YAML file holds it; `recipes.expanded_merges` is the grid that its axes span.
 
@@ -223,6 +228,7 @@ class Config(_Strict):
     memory: Memory = Memory()
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device: str | None = None
+    log_with: Annotated[list[dict[str, Any]], BeforeValidator(_log_with)] = []
 
     @property
     def miniature(self) -> str | None:

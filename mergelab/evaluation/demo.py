@@ -9,7 +9,7 @@ from mergelab import miniature
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.run import evaluate
 
-PAIR = ("ghost", "day")
+PAIR = ("ghost", "stripes")
 """The subject and the style that are merged."""
 PLACES = [(size, ground) for size in ("large ", "small ") for ground in ("gray", "navy", "white", "sand")]
 """Size and ground of the pictures that call both: prompts are what varies, and eight of them can tell something."""

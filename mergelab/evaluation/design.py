@@ -44,8 +44,8 @@ class Design:
             more = "sets" if self.unit == "sets" else "prompts that call several adapters"
             return (
                 f"no difference from the stack can be significant: {counted(self.clusters, 'cluster')} ({self.unit}) "
-                f"and {counted(self.family, 'test')} reach p = {self.least_p:.2g} at best; more {more}, or fewer merges, "
-                "would"
+                f"and {counted(self.family, 'test')} reach p = {self.least_p:.2g} at best; more {more}, or fewer "
+                "merges, would"
             )
         return None
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mergelab.formats.fetching.folders import without_secrets
 from mergelab.tables import counted
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Failures:
         set: str = "",
     ) -> None:
         """Record one; a metric that failed is named, and so is the set of adapters."""
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        said = f"{type(error).__name__}: {without_secrets(' '.join(str(error).split()))[:300]}"
         cell = {"set": set, "variant": str(variant), "metric": metric, "prompt": prompt, "seed": seed}
         self.rows.append(cell | {"error": said})
 

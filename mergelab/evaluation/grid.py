@@ -147,8 +147,11 @@ def _scored(
     concepts = known.concepts if about == "words" else {}
     photos = known.photos if description.photographs else {}
     request = {"metric": description.name, "settings": dict(metric.settings), "image": key, "prompt": prompt}
-    request |= {"references": dict(comparisons), "version": package_version(), "concepts": concepts}
-    request |= {"photos": {name: [picture.key for picture in pictures] for name, pictures in photos.items()}}
+    request |= {"references": dict(comparisons), "version": package_version()}
+    if about == "words":
+        request["concepts"] = concepts
+    if photos:
+        request["photos"] = {name: sorted(picture.key for picture in pictures) for name, pictures in photos.items()}
     request_key = hash_of(request)
     kept = grid.store.recall(request_key)
     if kept is not None:

@@ -83,7 +83,7 @@ def planned_merges(
 
 
 def made_merges(
-    planned: Mapping[str, Planned], loras: Sequence[Adapter], device: str | None
+    planned: Mapping[str, Planned], loras: Sequence[Adapter], device: str | None, progress: bool | None
 ) -> dict[str, dict[str, Any] | Exception]:
     """The record of each merge by its label; where it failed, why: the others are made all the same."""
     found: dict[str, dict[str, Any] | Exception] = {}
@@ -93,7 +93,7 @@ def made_merges(
     missing = [label for label in planned if label not in found]
     for first in range(0, len(missing), AT_A_TIME):
         labels = missing[first : first + AT_A_TIME]
-        for label, made in zip(labels, _made([planned[label].keywords for label in labels], loras, device)):
+        for label, made in zip(labels, _made([planned[label].keywords for label in labels], loras, device, progress)):
             try:
                 found[label] = made if isinstance(made, Exception) else planned[label].keep(*made)
             except Exception as error:  # a full disk
@@ -103,14 +103,14 @@ def made_merges(
 
 
 def _made(
-    asked: Sequence[Mapping[str, Any]], adapters: Sequence[Adapter], device: str | None
+    asked: Sequence[Mapping[str, Any]], adapters: Sequence[Adapter], device: str | None, progress: bool | None
 ) -> Iterator[tuple[Adapter, float] | Exception]:
     """Merges and their seconds: all at once, or, where one of them fails, one by one."""
     merged = list[Adapter]()
     start = time.perf_counter()
     if len(asked) > 1:
         with suppress(Exception):  # the merges by themselves tell whose it is
-            merged = merge_many(adapters, asked, device=device)
+            merged = merge_many(adapters, asked, device=device, progress=progress)
     if merged:
         seconds = (time.perf_counter() - start) / len(asked)
         yield from ((merged.pop(0), seconds) for _ in asked)
@@ -118,7 +118,7 @@ def _made(
     for keywords in asked:
         start = time.perf_counter()
         try:
-            made = merge(adapters, device=device, **keywords)
+            made = merge(adapters, device=device, progress=progress, **keywords)
         except Exception as error:  # out of memory, a rule of the user's own: this merge alone
             yield error
         else:

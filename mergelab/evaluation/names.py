@@ -122,6 +122,22 @@ def renamed(name: str, names: Mapping[str, str]) -> str:
     return name if shown is None else photos(names.get(shown.label, shown.label))
 
 
+def apart(name: str, taken: set[str]) -> str:
+    """A name as it is, or with a number behind it where another has it already; it is taken from then on.
+
+    Example:
+        >>> names: set[str] = set()
+        >>> apart("svd-8", names), apart("svd-8", names)
+        ('svd-8', 'svd-8-2')
+    """
+    count, found = 1, name
+    while found in taken:
+        count += 1
+        found = f"{name}-{count}"
+    taken.add(found)
+    return found
+
+
 def at_seed(name: str, seed: int) -> str:
     """A reference to the image of the same prompt with another seed, which is what noise looks like."""
     return f"{name}{_OTHER_SEED}{seed}"

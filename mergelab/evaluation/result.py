@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ import pandas as pd
 from mergelab.evaluation.analysis import Finding
 from mergelab.evaluation.config import Config
 from mergelab.evaluation.contrasts import Contrast, Primary
+from mergelab.evaluation.dataset.pushing import push_run
 from mergelab.evaluation.design import Design
 from mergelab.evaluation.failures import Failure, summed_up
 from mergelab.evaluation.metrics.metric import Description
@@ -19,6 +21,7 @@ from mergelab.evaluation.names import VariantName
 from mergelab.evaluation.ranges import MetricRange
 from mergelab.evaluation.selection import Choice
 from mergelab.evaluation.sets import AdapterSet
+from mergelab.publishing import Pushed
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,6 +103,24 @@ class Result:
         return pd.DataFrame(
             [{**{k: v for k, v in vars(c).items() if k not in left_out}, **vars(c.interval)} for c in self.contrasts]
         )
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        overwrite: bool = False,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> Pushed:
+        """Push the run to the Hugging Face Hub as a dataset; arguments and errors are those of `push_run`."""
+        return push_run(
+            self.folder, repo, private=private, token=token, commit_message=commit_message, revision=revision,
+            create_pr=create_pr, overwrite=overwrite, folder=folder,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         places = [f"merged adapters: {self.folder / 'adapters'}", f"report: {self.folder / 'report.html'}"]

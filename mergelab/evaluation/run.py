@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -28,9 +29,12 @@ from mergelab.evaluation.progress import bar
 from mergelab.evaluation.reading import read_config
 from mergelab.evaluation.report.page import render
 from mergelab.evaluation.result import Result
+from mergelab.evaluation.results import results_of
 from mergelab.evaluation.sets import AdapterSet, adapter_sets
 from mergelab.evaluation.store import Store, to_json, write
 from mergelab.evaluation.summary import SUMMARY, summary_of
+from mergelab.evaluation.tracking.registry import open_trackers
+from mergelab.evaluation.tracking.telling import tell
 from mergelab.evaluation.variants import Pool, Variant, make_variants
 from mergelab.formats.base_models import check_base_models
 from mergelab.formats.files import replacing
@@ -40,6 +44,7 @@ from mergelab.pipelines.staging import Stage
 
 log = logging.getLogger(__name__)
 
+LogWith = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 CONFIG = "config.yaml"
 """In the run folder: the configuration as it was resolved; its addresses are whole, to be run again."""
 
@@ -51,6 +56,7 @@ def evaluate(
     pipeline: Pipeline | None = None,
     overrides: Iterable[str] = (),
     progress: bool | None = None,
+    log_with: LogWith | None = None,
 ) -> Result:
     """Generates with a model, its adapters and their merges, and scores what each merge kept of each adapter.
 
@@ -65,17 +71,21 @@ def evaluate(
             `pipeline`, and may not name one that this is known not to be; it is handed back unchanged.
         overrides: "seeds=4", "clip.model=RN50", ...
         progress: a progress bar; None shows one on a terminal.
+        log_with: trackers of experiments that are told what was found, in place of the configuration's key: "trackio",
+            "wandb", "tensorboard" or "mlflow", a mapping such as {"name": "wandb", "project": "merges", "run": "first"}
+            with whatever else the tracker takes, or several of them.
 
     Returns:
         The findings; `report.html` in the folder shows them with the images.
 
     Raises:
         OptionError: a key or a value of the configuration is wrong, or no metric has anything to say; the pipeline
-            handed in is none that takes adapters, carries some already, or is another than the configuration names.
+            handed in is none that takes adapters, carries some already, or is another than the configuration names; the
+            package of a tracker is not there.
         SourceError, FormatError, LayerError: the configuration, the pipeline or an adapter cannot be read.
         ArchitectureError: the adapters are for different base models, or for another than the pipeline's.
         OutputError: the folder is in use, or is neither new, empty nor an earlier run's; a file that was given would be
-            replaced; or every single cell failed.
+            replaced; or every single cell failed. Or, after everything is written, a tracker could not be told.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -95,6 +105,8 @@ def evaluate(
     """
     if pipeline is not None:
         check_bare(pipeline)
+    if log_with is not None:
+        overrides = [*overrides, f"log_with={json.dumps(log_with, default=str)}"]
     settings = read_config(config, overrides, pipeline=None if pipeline is None else name_of(pipeline))
     if pipeline is not None and (settings.dtype is not None or settings.memory != Memory()):
         raise OptionError("dtype and memory say how a pipeline is loaded; the one handed in is used as it is")
@@ -103,7 +115,10 @@ def evaluate(
     with Store(Path(out)).open() as store:
         if isinstance(config, (str, os.PathLike)):
             _check_not_replaced(Path(config), store.folder / CONFIG, settings)
-        return _run(settings, store, pipeline, progress)
+        trackers = open_trackers(settings.log_with, store.folder)
+        result, summary = _run(settings, store, pipeline, progress)
+        tell(trackers, result, summary)
+    return result
 
 
 def _as_yaml(config: Config) -> str:
@@ -119,7 +134,8 @@ def _check_not_replaced(given: Path, target: Path, config: Config) -> None:
         )
 
 
-def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | None) -> Result:
+def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | None) -> tuple[Result, dict[str, Any]]:
+    """What was found, and what summary.json holds."""
     start = time.perf_counter()
     # What cannot work is found before anything is written, and before hours of merging and drawing.
     sets = adapter_sets(config)
@@ -137,7 +153,7 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
         photos = {lora.name: photographs(Path(lora.references), lora.name) for lora in config.loras if lora.references}
         ready = time.perf_counter()
         write(store.folder / CONFIG, _as_yaml(config))
-        failures, pool = Failures(), Pool(loras, config.device)
+        failures, pool = Failures(), Pool(loras, config.device, progress if len(sets) == 1 else False)
         comparison = _compared(sets, pool) if len(sets) == 1 else None
         variants = _made(config, sets, pool, store, failures, progress)
         grid = Grid(config, store, sets, variants, photos, progress, failures)
@@ -159,8 +175,9 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     summary = summary_of(result, grid, metrics, model, seconds)
     summary |= {"exhibits": exhibits(result, grid.variants)}
     write(store.folder / SUMMARY, to_json(summary))
+    write(store.folder / "results.json", to_json(results_of(result, summary)))
     write(store.folder / "report.html", render(result, grid.variants, comparison, summary))
-    return result
+    return result, summary
 
 
 def _compared(sets: Sequence[AdapterSet], pool: Pool) -> Comparison | None:

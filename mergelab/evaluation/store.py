@@ -3,7 +3,7 @@
 It is a folder that is new, empty or an earlier run's: a run replaces no files but those of runs.
 
 config.yaml  images/<hash>.png  adapters/<label>.safetensors + .json  journal.jsonl
-scores.parquet  summary.json  report.html
+scores.parquet  summary.json  results.json  report.html
 """
 
 from __future__ import annotations

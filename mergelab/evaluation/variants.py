@@ -54,10 +54,17 @@ class Variant:
 
 @dataclass
 class Pool:
-    """The adapters of a run: as they are, and at their weights; each is scaled and hashed once."""
+    """The adapters of a run: as they are, and at their weights; each is scaled and hashed once.
+
+    Attributes:
+        loras: by their names.
+        device: where they are merged.
+        progress: whether each merge has a bar.
+    """
 
     loras: Mapping[str, Adapter]
     device: str | None
+    progress: bool | None = None
     _scaled: dict[str, tuple[Adapter, str]] = field(default_factory=dict)
     _hashes: dict[str, str] = field(default_factory=dict)
 
@@ -73,7 +80,7 @@ class Pool:
         if key not in self._scaled:
             adapter = self.loras[name]
             if isinstance(weight, dict):
-                adapter = merge([adapter], [weight], method="cat", device=self.device)
+                adapter = merge([adapter], [weight], method="cat", device=self.device, progress=self.progress)
             else:
                 adapter = weight * adapter
             self._scaled[key] = replace(adapter, source=name), adapter_hash(adapter)
@@ -101,7 +108,7 @@ def make_variants(config: Config, of: AdapterSet, pool: Pool, store: Store, fail
     merges = [recipe for recipe in asked if recipe.keywords["method"] not in COMBINATIONS]
     folder = store.adapters / file_name(of.name) if len(config.sets) > 1 else store.adapters
     planned = planned_merges(merges, usual, {name: pool.hash(name) for name in names}, folder)
-    made = made_merges(planned, [pool.loras[name] for name in names], config.device)
+    made = made_merges(planned, [pool.loras[name] for name in names], config.device, pool.progress)
     for recipe in asked:
         name = VariantName("merge", recipe.label)
         if recipe.keywords["method"] in COMBINATIONS:

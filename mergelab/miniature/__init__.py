@@ -197,7 +197,8 @@ def perceptual() -> lpips.LPIPS:
 
     It takes images (n, 3, 48, 48) in [-1, 1], or in [0, 1] with `normalize=True`, as `lpips.LPIPS` does. It is the mean
     over the layers, not their sum, so that images of different scenes are about 0.6 apart, as photographs of different
-    scenes are in the usual LPIPS. Two seeds of a prompt are about 0.05 apart: in the drawn world, prompts leave little open.
+    scenes are in the usual LPIPS. Two seeds of a prompt are about 0.05 apart: in the drawn world, prompts leave little
+    open.
     """
     import warnings
 

@@ -8,6 +8,7 @@ From the bottom up:
     card                         all of that as README.md, beside what its owner wrote
     staging                      the files, as they will lie in the repository
     hub                          the repository: who may write, what is there, one commit
+    pushing                      files that are made here, into a repository or a folder
     publishable                  `push_to_hub`
 """
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from mergelab.checks import readable
 from mergelab.errors import OutputError
@@ -77,6 +77,23 @@ def card(facts: Facts, existing: str | None = None) -> str:
     Raises:
         OutputError: the one that exists has no such part, or its front matter cannot be read.
     """
+    return joined(existing, _front(facts), _given(facts), lambda marks: _body(facts, marks))
+
+
+def joined(
+    existing: str | None, ours: Mapping[str, Any], given: Collection[str], body: Callable[[Iterable[str]], str]
+) -> str:
+    """A README.md with mergelab's part in its place, and all else as its owner wrote it.
+
+    Args:
+        existing: the one that is there.
+        ours: mergelab's front matter.
+        given: those of its keys that were asked for.
+        body: mergelab's part, between `BEGIN` and `END`, with the marks of what is its own in the front matter.
+
+    Raises:
+        OutputError: the one that exists has no such part, or its front matter cannot be read.
+    """
     yaml, text = parted(existing or "")
     start, end = text.find(BEGIN), text.find(END)
     if not text.strip():  # none, or a licence alone, which the Hub asked for
@@ -87,8 +104,23 @@ def card(facts: Facts, existing: str | None = None) -> str:
         raise OutputError(f"{CARD} there was not written by mergelab")
     found = _MARKS.match(text, start) if start >= 0 else None
     front = FrontMatter(yaml, frozenset(found[1].split()) if found else frozenset())
-    front = front.updated(_front(facts), _given(facts))
-    return f"---\n{front.text}---\n{before}{_body(facts, front.marks)}{after}"
+    front = front.updated(ours, given)
+    return f"---\n{front.text}---\n{before}{body(front.marks)}{after}"
+
+
+def rendered(template: Template, marks: Iterable[str], **content: Any) -> str:
+    """mergelab's part of a card, from its template."""
+    text = template.render(begin=f"{BEGIN}\n<!-- its keys: {' '.join(sorted(marks))} -->", end=END, **content)
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def templates(package: str) -> Environment:
+    """Of a package, with filters for texts from outside: `plain`, `code`, `strong`."""
+    environment = Environment(
+        loader=PackageLoader(package, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"plain": plain, "code": code, "linked": _linked, "strong": _strong}
+    return environment
 
 
 def _given(facts: Facts) -> set[str]:
@@ -136,16 +168,9 @@ def _front(facts: Facts) -> dict[str, Any]:
 
 
 def _body(facts: Facts, marks: Iterable[str]) -> str:
-    environment = Environment(
-        loader=PackageLoader("mergelab.publishing", "."),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"plain": plain, "code": code, "linked": _linked, "strong": _strong}
-    text = environment.get_template("card.md.j2").render(
-        begin=f"{BEGIN}\n<!-- its keys: {' '.join(sorted(marks))} -->",
-        end=END,
+    return rendered(
+        templates("mergelab.publishing").get_template("card.md.j2"),
+        marks,
         title=facts.title,
         name=shlex.quote(facts.place.name),
         stem=shlex.quote(facts.place.repo.rpartition("/")[2]),
@@ -160,7 +185,6 @@ def _body(facts: Facts, marks: Iterable[str]) -> str:
         recipe=recipe_of(facts.data.metadata),
         exhibit=facts.exhibit,
     )
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
 def _size(data: AdapterData) -> str:

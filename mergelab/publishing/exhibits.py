@@ -90,7 +90,7 @@ def exhibit_of(run: str | os.PathLike[str], data: AdapterData) -> Exhibit:
         OptionError: none of its merges is this adapter, the tensors beside its layers included.
     """
     folder = Path(run)
-    summary = _summary(folder)
+    summary = read_summary(folder)
     try:
         return _read(folder, summary[_KEY], summary["triggers"], data)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
@@ -108,7 +108,7 @@ def _read(folder: Path, content: Mapping[str, Any], triggers: Mapping[str, list[
         Score(
             column["head"],
             column["help"],
-            {name: _in_words(cells[i]) for name, cells in rows.items()},
+            {name: in_words(cells[i]) for name, cells in rows.items()},
             _number(rows[merge["row"]][i]["value"]),
         )
         for i, column in enumerate(content["columns"])
@@ -129,7 +129,12 @@ def _read(folder: Path, content: Mapping[str, Any], triggers: Mapping[str, list[
     )
 
 
-def _summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a finished run.
+
+    Raises:
+        SourceError: there is none, or a damaged one, or one of a mergelab before there were exhibits.
+    """
     path = folder / _SUMMARY
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
@@ -198,7 +203,8 @@ def _moved(*adapters: AdapterData) -> float:
     return _SAME if kinds[0] == kinds[1] else max(_SAME, *(torch.finfo(kind).eps for kind in set().union(*kinds)))
 
 
-def _in_words(cell: Mapping[str, Any]) -> str:
+def in_words(cell: Mapping[str, Any]) -> str:
+    """A cell of the table of scores: the estimate, and its bounds where it has some."""
     return f"{cell['text']} [{cell['bounds']}]" if cell["bounds"] else str(cell["text"])
 
 

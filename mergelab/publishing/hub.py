@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mergelab.errors import MergelabError, OutputError
 from mergelab.formats import sha256_of
@@ -18,6 +18,8 @@ from mergelab.publishing.card import CARD
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+Kind = Literal["model", "dataset"]
+"""Of a repository."""
 _NOTHING = "nothing was uploaded"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 
@@ -61,6 +63,7 @@ class Repository:
         private: whether others cannot see it; None where it is not there.
         names: of its files.
         commit_seen: the last commit of the branch.
+        kind: of a model, or of a dataset.
     """
 
     api: HfApi
@@ -72,13 +75,15 @@ class Repository:
     private: bool | None
     names: frozenset[str]
     commit_seen: str | None
+    kind: Kind = "model"
 
     def text_of_card(self) -> str | None:
         """README.md, where there is one."""
         if CARD not in self.names:
             return None
         with told(self.repo, self.account):
-            path = self.api.hf_hub_download(self.repo, CARD, revision=self.revision if self.has_revision else None)
+            revision = self.revision if self.has_revision else None
+            path = self.api.hf_hub_download(self.repo, CARD, revision=revision, repo_type=self.kind)
             return Path(path).read_text(encoding="utf-8")
 
     def changed(self, files: Mapping[str, Path]) -> list[str]:
@@ -88,7 +93,8 @@ class Repository:
             return []
         with told(self.repo, self.account):
             revision = self.revision if self.has_revision else None
-            there = {known.path: known for known in self.api.get_paths_info(self.repo, names, revision=revision)}
+            found = self.api.get_paths_info(self.repo, names, revision=revision, repo_type=self.kind)
+            there = {known.path: known for known in found}
         return [name for name in names if not _is_same(files[name], there.get(name))]
 
     def commit(self, files: Mapping[str, Path], message: str, private: bool | None, create_pr: bool) -> str:
@@ -103,16 +109,17 @@ class Repository:
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
         if not self.exists:
             with told(self.repo, self.account):
-                self.api.create_repo(self.repo, private=private)
+                self.api.create_repo(self.repo, private=private, repo_type=self.kind)
         left = _NOTHING if self.exists else "the repository was made, and no file was uploaded"
         with told(self.repo, self.account, left), _bars_on_a_terminal():
             if not self.has_revision and self.revision:
-                self.api.create_branch(self.repo, branch=self.revision, exist_ok=True)
+                self.api.create_branch(self.repo, branch=self.revision, repo_type=self.kind, exist_ok=True)
             done = self.api.create_commit(
                 self.repo,
                 operations,
                 commit_message=message,
                 revision=self.revision,
+                repo_type=self.kind,
                 create_pr=create_pr,
                 parent_commit=self.commit_seen if self.has_revision else None,
             )
@@ -126,27 +133,29 @@ def full_name(repo: str, token: str | None) -> str:
     return f"{_account(repo, token)[1]}/{repo}"
 
 
-def look(repo: str, revision: str | None, token: str | None) -> Repository:
+def look(repo: str, revision: str | None, token: str | None, kind: Kind = "model") -> Repository:
     """The repository as it is.
 
     Raises:
         OutputError: there is no token, or none that is valid, or the Hub cannot be reached.
     """
     api, account = _account(repo, token)
-    exists, has_revision, info = True, True, None
+    exists, has_revision = True, True
+    info: Any = None
     with told(repo, account):
         try:
-            info = api.model_info(repo, revision=revision)
+            info = api.repo_info(repo, revision=revision, repo_type=kind)
         except Exception as error:
             if not _is(error, "RepositoryNotFoundError", "RevisionNotFoundError"):
                 raise
             exists, has_revision = _is(error, "RevisionNotFoundError"), False
         if exists and not has_revision:
-            info = api.model_info(repo)  # of which the branch will be a copy
+            info = api.repo_info(repo, repo_type=kind)  # of which the branch will be a copy
     names = frozenset(known.rfilename for known in (info.siblings or ())) if info else frozenset()
     private = info.private if info else None
     seen = info.sha if info else None
-    return Repository(api, account, repo, revision, exists, has_revision or revision is None, private, names, seen)
+    has_revision = has_revision or revision is None
+    return Repository(api, account, repo, revision, exists, has_revision, private, names, seen, kind)
 
 
 def _account(repo: str, token: str | None) -> tuple[HfApi, str]:

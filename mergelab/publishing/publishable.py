@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
 from mergelab.checks import short_repr
-from mergelab.errors import OptionError, OutputError
+from mergelab.errors import OptionError
 from mergelab.formats import Savable, check_choice, to_dtype
-from mergelab.formats.fetching.hub import by_name
-from mergelab.formats.files import replacing
-from mergelab.formats.messages import about
 from mergelab.formats.tools import PACKED
 from mergelab.publishing.base_models import check_base_model
-from mergelab.publishing.card import CARD
-from mergelab.publishing.hub import Pushed, Repository, full_name, look
+from mergelab.publishing.hub import Pushed
+from mergelab.publishing.pushing import Destination
 from mergelab.publishing.staging import Request, Staged, stage
 
 
@@ -102,44 +97,17 @@ class Publishable(Savable):
         to_dtype(dtype)
         check_base_model(base_model)
         _check_license(license)
-        repo, revision = _named(repo, revision)
-        if folder is None:
-            repo = full_name(repo, token)
-        elif "/" not in repo:
-            raise OptionError(f"{repo}: expected 'user/repo' beside folder=, the name that the card is to show")
-        request = Request(repo, revision, format, dtype, for_, base_model, license, run, card)
+        message = commit_message or "Upload LoRA with mergelab"
+        to = Destination(repo, revision, "model", private, token, create_pr, overwrite, card, message)
+        to = to.named(on_the_hub=folder is None)
+        request = Request(to.repo, to.revision, format, dtype, for_, base_model, license, run, card)
         readable = all(path.suffix in (".safetensors", ".json") for path in self.inputs)
         sources = self.inputs if self.is_file and readable else ()
-        if folder is not None:
-            return _write(self, sources, Path(folder), request, private, create_pr)
-        found = look(repo, revision, token)
-        if found.private is not None and private is not None and found.private != private:
-            kind = "private" if found.private else "public"
-            raise OutputError(f"{repo}: exists, and is {kind}; leave private= (--private) out, or choose another name")
-        with TemporaryDirectory() as temporary:
-            staged = stage(self, sources, Path(temporary), request)
-            said = _write_card(staged, found, overwrite) if card else []
-            if (changed := found.changed(staged.files)) and not overwrite and not create_pr:
-                raise OutputError(
-                    f"{repo}: has another {changed[0]}; overwrite=True (--force) replaces it, revision= or create_pr= "
-                    "(--revision, --create-pr) leave it as it is"
-                )
-            sizes = {name: path.stat().st_size for name, path in staged.files.items()}
-            message = commit_message or "Upload LoRA with mergelab"
-            url = found.commit(staged.files, message, private, create_pr)
-        return Pushed(repo, url, sizes, (*staged.notes, *said, *_beside(found, set(sizes), changed)))
 
+        def make(place: Path) -> Staged:
+            return stage(self, sources, place, request)
 
-def _named(repo: str, revision: str | None) -> tuple[str, str | None]:
-    """A repository and its revision, from "user/repo@revision" too."""
-    if "/" not in repo:
-        return repo, revision
-    reference = by_name(repo)
-    if reference is None or reference.path:
-        raise OptionError(f"{repo}: expected a repository on the Hugging Face Hub, 'user/repo' or 'user/repo@revision'")
-    if revision is not None and reference.revision not in (None, revision):
-        raise OptionError(f"{repo}: names another revision than revision={revision!r}; give one")
-    return reference.repo, revision or reference.revision
+        return to.push(make) if folder is None else to.write(make, Path(folder))
 
 
 def _check_license(license: object) -> None:
@@ -148,61 +116,3 @@ def _check_license(license: object) -> None:
             f"license={short_repr(license)}: expected an identifier of the Hugging Face Hub in small letters, such as "
             "'mit', 'apache-2.0', 'openrail++' or 'other'"
         )
-
-
-def _upload(request: Request, folder: Path, private: bool | None, create_pr: bool) -> str:
-    """The command of huggingface_hub that pushes a folder as was asked."""
-    words = ["hf", "upload", request.repo, str(folder), "."]
-    words += ["--revision", request.revision] if request.revision else []
-    words += ["--private"] * bool(private) + ["--create-pr"] * create_pr
-    return shlex.join(words)
-
-
-def _write(
-    adapter: Savable,
-    sources: tuple[Path, ...],
-    folder: Path,
-    request: Request,
-    private: bool | None,
-    create_pr: bool,
-) -> Pushed:
-    """The files in a folder of the user's."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder}: exists already, expected a new or an empty folder")
-    if not folder.absolute().parent.is_dir():
-        raise OutputError(f"{folder}: there is no folder {folder.parent}")
-    with replacing(folder) as partial:
-        partial.mkdir()
-        staged = stage(adapter, sources, partial, request)
-        if request.card:
-            staged.write_card()
-        sizes = {name: path.stat().st_size for name, path in staged.files.items()}
-    note = f"nothing was pushed; `{_upload(request, folder, private, create_pr)}` pushes the folder as it is"
-    return Pushed(request.repo, str(folder), sizes, (*staged.notes, note))
-
-
-def _write_card(staged: Staged, found: Repository, overwrite: bool) -> list[str]:
-    """Beside what its owner wrote; what is to be said about that."""
-    existing = found.text_of_card()
-    try:
-        with about(found.repo):
-            staged.write_card(existing)
-    except OutputError as error:
-        if not overwrite:
-            raise OutputError(
-                f"{error}; overwrite=True (--force) replaces it, card=False (--no-card) leaves it as it is"
-            ) from None
-        staged.write_card()
-        return [f"{CARD} took the place of the one that was there"]
-    return [] if existing is None else [f"{CARD} is written anew where mergelab wrote it; the rest of it is kept"]
-
-
-def _beside(found: Repository, pushed: set[str], changed: list[str]) -> list[str]:
-    """What is to be said of the repository, and of other files in it."""
-    said = [] if found.exists else ["the repository is new"]
-    said += [] if found.has_revision else [f"the branch {found.revision} is new"]
-    said += [f"{name} took the place of another" for name in changed]
-    others = sorted(name for name in found.names if name.endswith(".safetensors") and name not in pushed)
-    if others:
-        said.append(f"the repository also holds {', '.join(others)}: whoever loads one has to name it")
-    return said

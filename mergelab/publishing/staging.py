@@ -74,6 +74,11 @@ class Staged:
         """README.md, beside what its owner wrote; raises as `card` does."""
         (self.folder / CARD).write_text(card(self.facts, existing), encoding="utf-8", newline="\n")
 
+    def beside(self, others: Sequence[str]) -> list[str]:
+        """Loaders take the one file of weights, and ask where there are several."""
+        weights = [name for name in others if name.endswith(".safetensors")]
+        return [f"the repository also holds {', '.join(weights)}: whoever loads one has to name it"] if weights else []
+
 
 def stage(adapter: Savable, sources: Sequence[Path], folder: Path, request: Request) -> Staged:
     """Weights and pictures in a folder; the card is written when it is known what lies in the repository.

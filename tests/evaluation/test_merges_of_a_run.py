@@ -16,8 +16,9 @@ from mergelab.evaluation import merging
 from mergelab.evaluation.config import Config
 from mergelab.evaluation.failures import Failures
 from mergelab.evaluation.reading import read_config
+from mergelab.evaluation.sets import adapter_sets
 from mergelab.evaluation.store import Store
-from mergelab.evaluation.variants import Variant, make_variants
+from mergelab.evaluation.variants import Pool, Variant, make_variants
 from tests.evaluation.small import SMALL
 
 MERGES: list[dict[str, Any]] = [{"method": "svd", "rank": [4, 8]}, {"method": "ties", "rank": 4, "density": [0.3, 0.5]}]
@@ -31,9 +32,14 @@ def config_of(merges: Sequence[dict[str, Any]]) -> Config:
 
 def run(config: Config, folder: Path, failures: Failures) -> dict[str, Variant]:
     """The variants of a run, by their names."""
-    loras = {lora.name: ml.load(lora.path) for lora in config.loras}
     with Store(folder).open() as store:
-        return {str(variant.name): variant for variant in make_variants(config, loras, loras, store, failures)}
+        return {str(variant.name): variant for variant in made(config, store, failures)}
+
+
+def made(config: Config, store: Store, failures: Failures) -> list[Variant]:
+    """The variants of the one set."""
+    pool = Pool({lora.name: ml.load(lora.path) for lora in config.loras}, config.device)
+    return make_variants(config, *adapter_sets(config), pool, store, failures)
 
 
 @pytest.fixture
@@ -57,7 +63,7 @@ def test_merges_are_made_together_and_kept(tmp_path: Path, sweeps: list[int]) ->
     merged = [name for name in found if name.startswith("merge:")]
     assert merged[:2] == ["merge:svd rank=4", "merge:svd rank=8"] and merged[-1] == "merge:switch" and len(merged) == 6
     loras, weights = [lora.path for lora in config.loras], [lora.weight for lora in config.loras]
-    (adapter,) = found["merge:ties rank=4 density=0.5"].adapters.values()
+    (adapter,) = found["merge:ties rank=4 density=0.5"].loaded().values()
     alone = ml.merge(loras, weights, "ties", rank=4, density=0.5).save(tmp_path / "alone.safetensors")
     again = ml.load(alone)
     assert all(torch.equal(x.lora_A, again.layers[name].lora_A) for name, x in adapter.layers.items())
@@ -95,8 +101,7 @@ def test_a_merge_that_cannot_be_written_is_recorded(tmp_path: Path) -> None:
     failures = Failures()
     store = Store(tmp_path / "run")
     config = config_of(MERGES)
-    loras = {lora.name: ml.load(lora.path) for lora in config.loras}
-    found = {str(variant.name) for variant in make_variants(config, loras, loras, store, failures)}
+    found = {str(variant.name) for variant in made(config, store, failures)}
     assert [row["variant"] for row in failures.rows] == ["merge:svd rank=8"]
     assert "merge:svd rank=8" not in found and "merge:ties rank=4 density=0.5" in found
     records = [

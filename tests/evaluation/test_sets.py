@@ -99,7 +99,8 @@ def test_what_a_prompt_calls_can_be_said() -> None:
         ({"pairs": None}, "loras: expected at least one"),
         ({"pairs": {"subjects": []}}, "pairs.subjects: expected at least one"),
         ({"distractors": {"targts": []}, "pairs": None}, "unknown key 'distractors.targts'; did you mean 'targets'"),
-        ({"pairs": {"subjects": [GHOST], "styles": ["x.safetensors"]}, "prompts": ["{style.trigger}"]}, "asks for the trigger of x"),
+        ({"pairs": {"subjects": [GHOST], "styles": ["x.safetensors"]}, "prompts": ["{style.trigger}"]},
+         "asks for the trigger of x"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_sets(changed: dict[str, Any], message: str) -> None:
@@ -115,7 +116,7 @@ def labels(merges: list[dict[str, Any]], **changed: Any) -> dict[str, Any]:
 
 
 def test_axes_of_weights() -> None:
-    """Of an entry by role or name, as vectors, or of an adapter: the label says the point, the merge has its weights."""
+    """Of an entry by role or name, as vectors, or of an adapter: the label says the point."""
     assert labels([{"method": "cat", "weights": {"ghost": [0.5, 1], "style": 0.7}}]) == {
         "cat ghost=0.5 day=0.7": (0.5, 0.7), "cat ghost=1 day=0.7": (1.0, 0.7),
     }  # fmt: skip

@@ -9,7 +9,6 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mergelab.comparing import Comparison
-from mergelab.evaluation.config import Config
 from mergelab.evaluation.names import label_of
 from mergelab.evaluation.report.cells import all_heads, finding_row, grouped, rows_of, with_costs
 from mergelab.evaluation.report.columns import columns
@@ -21,7 +20,7 @@ from mergelab.evaluation.report.pictures import are_small, pictures
 from mergelab.evaluation.report.strengths import strength_sheets
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.variants import Variant
-from mergelab.formats.fetching import shown
+from mergelab.formats.fetching import public
 
 
 def render(
@@ -59,19 +58,15 @@ def render(
         sets=pictures(result, variants),
         pixelated=are_small(result, variants),
         scatters=scatters(result, main_metric(result), names),
-        layers=layer_lines(first, comparison, names),
+        layers=layer_lines(first, comparison, names, f", of {result.sets[0].name}" if len(result.sets) > 1 else ""),
         anchors=summary["anchors"],
         titles=titles,
         findings=[finding_row(row, titles) for row in result.findings],
         failures=result.failures,
         notes=summary["notes"],
-        config=yaml.safe_dump(_public(result.config), sort_keys=False, allow_unicode=True),
+        config=yaml.safe_dump(
+            public(result.config.model_dump(exclude_defaults=True)), sort_keys=False, allow_unicode=True
+        ),
         versions=summary["versions"],
         seconds=summary["seconds"],
     )
-
-
-def _public(config: Config) -> dict[str, Any]:
-    """As a page may show it that is passed on: addresses of adapters without what opens them."""
-    content = config.model_dump(exclude_defaults=True)
-    return content | {"loras": [lora | {"path": shown(lora["path"])} for lora in content["loras"]]}

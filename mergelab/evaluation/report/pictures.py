@@ -54,11 +54,10 @@ def pictures(result: Result, variants: Sequence[Variant]) -> list[dict[str, Any]
 def _grid(result: Result, one: AdapterSet, own: Sequence[Variant], prompt: Called, room: Room) -> dict[str, Any]:
     """The images of a prompt; links alone where there is no room left."""
     inside = room.left > 0
-    rows = [
-        {"seed": seed, "images": [image_of(result, variant, prompt.text, seed, inside=inside) for variant in own]}
-        for seed in result.config.seeds
-    ]
-    room.take([image for row in rows for image in row["images"]])
+    seeds = result.config.seeds
+    drawn = [[image_of(result, variant, prompt.text, seed, inside=inside) for variant in own] for seed in seeds]
+    rows = [{"seed": seed, "images": images} for seed, images in zip(seeds, drawn)]
+    room.take([image for images in drawn for image in images])
     calls = [role for role in one.adapters if role in prompt.calls]
     return {"prompt": prompt.text, "calls": ", ".join(calls) or "no adapter", "rows": rows, "inside": inside}
 

@@ -73,16 +73,14 @@ def _strengths(variant: Variant) -> Mapping[str, float]:
 def _edges(
     of: AdapterSet, own: Sequence[Variant], roles: Sequence[str], fixed: Mapping[str, float]
 ) -> dict[Point, Variant]:
-    """The base model where every weight is 0, and each adapter alone, at its own weight; of one or two adapters."""
-    known = {str(variant.name): variant for variant in own}
-    weights = [dict.fromkeys(of.adapters, 0.0)]
-    weights += [
-        weights[0] | {role: lora.strength} for role, lora in of.adapters.items() if isinstance(lora.strength, float)
-    ]
-    names = [str(BASE), *(str(VariantName("single", lora.name)) for lora in of.adapters.values())]
-    edges: dict[Point, Variant] = {}
-    for name, known_weights in zip(names, weights):
-        fits = all(known_weights[role] == weight for role, weight in fixed.items())
-        if name in known and fits and len(of.adapters) <= 2:
-            edges[tuple(known_weights[role] for role in roles)] = known[name]
-    return edges
+    """The base model where every weight is 0, and each adapter alone, at its own weight: where the fixed ones fit."""
+    none: dict[str, float] = dict.fromkeys(of.adapters, 0.0)
+    at = {str(BASE): none}
+    for role, lora in of.adapters.items():
+        if isinstance(lora.strength, float):
+            at[str(VariantName("single", lora.name))] = none | {role: lora.strength}
+    return {
+        tuple(at[str(variant.name)][role] for role in roles): variant
+        for variant in own
+        if str(variant.name) in at and all(at[str(variant.name)][role] == weight for role, weight in fixed.items())
+    }

@@ -150,7 +150,7 @@ def _among(best: str, others: dict[str, Contrast], few: bool, names: dict[str, s
 
 def _kept(result: Result, index: Index, metric: Description, best: Sequence[str], names: dict[str, str]) -> list[str]:
     """By the best merge and by the stack."""
-    kept = {}
+    kept: dict[str, str] = {}
     for name in (*best, str(STACK)):
         rows = recoveries(result, index, name, metric)
         if rows:
@@ -160,7 +160,8 @@ def _kept(result: Result, index: Index, metric: Description, best: Sequence[str]
     said = [
         f"{'the unmerged stack' if name == str(STACK) else names[name]} keeps {what}" for name, what in kept.items()
     ]
-    return [f"{_capital(line) if line.startswith('the ') else line}." for line in ["; ".join(said)] if line]
+    whole = "; ".join(said)
+    return [f"{whole if best and best[0] in kept else _capital(whole)}."] if said else []
 
 
 def _lost(result: Result, index: Index, metric: Description, names: dict[str, str]) -> list[str]:

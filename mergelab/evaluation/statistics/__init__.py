@@ -18,7 +18,6 @@ from mergelab.evaluation.statistics.intervals import (
     mean_interval,
     recovery_interval,
 )
-from mergelab.evaluation.statistics.legacy import cluster_means, interval
 from mergelab.evaluation.statistics.tests import holm, sign_flip, win_rate
 from mergelab.evaluation.statistics.units import ENOUGH, Array, Units
 
@@ -28,10 +27,8 @@ __all__ = [
     "Interval",
     "Range",
     "Units",
-    "cluster_means",
     "difference_interval",
     "holm",
-    "interval",
     "is_blind",
     "least_p",
     "mean_interval",

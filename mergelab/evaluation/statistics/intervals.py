@@ -12,9 +12,10 @@ import numpy as np
 from scipy.special import stdtrit
 
 from mergelab.evaluation.statistics import bounded
-from mergelab.evaluation.statistics.moments import moments, spread
+from mergelab.evaluation.statistics.moments import hall, moments, student
 from mergelab.evaluation.statistics.units import ENOUGH, Array, Units
 
+_ALIKE = 1e-5
 _NEAR, _SHARE, _FEW = 0.01, 0.25, 3.0
 
 
@@ -68,9 +69,21 @@ class Range:
         """
         every = np.concatenate(values)
         near = _NEAR * self.span
-        if not np.isfinite(near):
+        if not np.isfinite(self.high - self.low):
             return False
         return bool(np.mean((every <= self.low + near) | (every >= self.high - near)) >= _SHARE)
+
+    def same(self, first: Array, second: Array) -> bool:
+        """Whether two variants are scored alike in every image, three of which at least sit at no end of the range.
+
+        Example:
+            >>> soft = np.array([0.3, 0.62, 0.87, 1.0])
+            >>> Range(0, 1).same(soft, soft), Range(0, 1).same(np.ones(4), np.ones(4))
+            (True, False)
+        """
+        near = _NEAR * self.span
+        inside = (first > self.low + near) & (first < self.high - near)
+        return bool(np.allclose(first, second, rtol=0, atol=_ALIKE * self.span) and inside.sum() >= _FEW)
 
 
 _ANY = Range()
@@ -79,8 +92,8 @@ _ANY = Range()
 def mean_interval(values: Array, units: Units, range: Range = _ANY) -> Interval:
     """Of the mean score of a variant.
 
-    Student's and Hall's intervals over the clusters, the wider end of each; for saturated scores also the bounds of
-    `bounded.plausible`.
+    Student's interval over the clusters and, the wider end of each, Hall's as far as it lies within
+    `bounded.plausible`; where scores are saturated, all that is plausible.
 
     Args:
         values: (n,), one for each image.
@@ -89,7 +102,7 @@ def mean_interval(values: Array, units: Units, range: Range = _ANY) -> Interval:
 
     Example:
         >>> print(mean_interval(np.array([0.2, 0.5, 0.9, 0.4, 0.7]), Units("abcde"), Range(0, 1)))
-        0.540 [0.205, 0.907]
+        0.540 [0.205, 0.875]
         >>> print(mean_interval(np.ones(12), Units("abcdefghijkl"), Range(0, 1)))
         1.000 [0.735, 1.000]
     """
@@ -97,19 +110,19 @@ def mean_interval(values: Array, units: Units, range: Range = _ANY) -> Interval:
     estimate = float(weights @ means)
     if units.count < ENOUGH:
         return Interval(estimate, float("nan"), float("nan"))
-    low, high = spread(means, units)
-    if range.saturated(means):
-        below, above = bounded.plausible(means, weights, *range.ends)
-        low, high = min(low, below), max(high, above)
+    plausible = bounded.plausible(means, weights, *range.ends)
+    seen = plausible if range.saturated(means) else _within(hall(means, units), plausible)
+    low, high = _wider(student(means, units), seen)
     return Interval(estimate, max(low, range.low), min(high, range.high))
 
 
 def difference_interval(first: Array, second: Array, units: Units, range: Range = _ANY) -> Interval:
     """Of the mean of `first - second`, paired.
 
-    Student's and Hall's intervals over the differences of the clusters, the wider end of each. Of saturated scores
-    most pairs are equal and a few differ by much: where the differences weigh no more than three that are alike, the
-    interval also holds `bounded.difference`.
+    Student's interval over the differences of the clusters and, the wider end of each, Hall's as far as it lies within
+    `bounded.difference`. Of saturated scores most pairs are equal and a few differ by much: where the differences weigh
+    no more than three that are alike, the interval holds all of `bounded.difference`. Unless the two are the same:
+    every image is scored alike, and some are at no end of the range, where that is no coincidence.
 
     Args:
         first, second: (n,), the scores of two variants, image by image.
@@ -125,11 +138,12 @@ def difference_interval(first: Array, second: Array, units: Units, range: Range 
     estimate = float(units.weights @ differences)
     if units.count < ENOUGH:
         return Interval(estimate, float("nan"), float("nan"))
-    low, high = spread(differences, units)
-    if range.saturated(units.means(first), units.means(second)) and _few(differences, units.weights):
-        below, above = bounded.difference(differences, units.weights, range.span)
-        low, high = min(low, below), max(high, above)
-    return Interval(estimate, low, high)
+    plausible = bounded.difference(differences, units.weights, range.span)
+    ends = _wider(student(differences, units), _within(hall(differences, units), plausible))
+    saturated = range.saturated(units.means(first), units.means(second))
+    if saturated and _few(differences, units.weights) and not range.same(first, second):
+        ends = _wider(ends, plausible)
+    return Interval(estimate, *ends)
 
 
 def recovery_interval(variant: Array, base: Array, single: Array, units: Units, range: Range = _ANY) -> Interval:
@@ -161,12 +175,28 @@ def recovery_interval(variant: Array, base: Array, single: Array, units: Units, 
     bounds = _fieller(won, whole, units) if units.count >= ENOUGH else None
     if bounds is None:
         return Interval(ratio, float("nan"), float("nan"))
-    ends = [*bounds, *(ratio + end for end in spread((won - ratio * whole) / size, units))]
-    if range.saturated(units.means(variant), units.means(single)):
-        for differences, offset in ((won - whole, 1.0), (won, 0.0)):
-            if _few(differences, weights):
-                ends += [offset + end / size for end in bounded.difference(differences, weights, range.span)]
-    return Interval(ratio, min(ends), max(ends))
+    ends = _wider(bounds, _shifted(ratio, student((won - ratio * whole) / size, units)))
+    changes = [(won - whole, 1.0), (won, 0.0)]  # against the single, whose recovery is 1, and against the base
+    plausible = [_shifted(at, bounded.difference(one / size, weights, range.span / abs(size))) for one, at in changes]
+    skewed = _shifted(ratio, hall((won - ratio * whole) / size, units))
+    ends = _wider(ends, _within(skewed, _wider(*plausible)))
+    if range.saturated(units.means(variant), units.means(single)) and not range.same(variant, single):
+        ends = _wider(ends, *(one for (change, _), one in zip(changes, plausible) if _few(change, weights)))
+    return Interval(ratio, *ends)
+
+
+def _wider(*bounds: tuple[float, float]) -> tuple[float, float]:
+    """The lowest and the highest."""
+    return min(low for low, _ in bounds), max(high for _, high in bounds)
+
+
+def _within(bounds: tuple[float, float], others: tuple[float, float]) -> tuple[float, float]:
+    """No further out than others."""
+    return max(bounds[0], others[0]), min(bounds[1], others[1])
+
+
+def _shifted(by: float, bounds: tuple[float, float]) -> tuple[float, float]:
+    return by + bounds[0], by + bounds[1]
 
 
 def _fieller(above: Array, below: Array, units: Units) -> tuple[float, float] | None:

@@ -7,9 +7,9 @@ from urllib.parse import unquote
 
 from mergelab.errors import SourceError
 from mergelab.formats.fetching import hub, stores, web
-from mergelab.formats.fetching.folders import shown
+from mergelab.formats.fetching.folders import public, shown
 
-__all__ = ["fetch", "is_address", "said", "shown"]
+__all__ = ["fetch", "is_address", "public", "said", "shown"]
 
 
 def is_address(source: str) -> bool:

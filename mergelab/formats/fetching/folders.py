@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from mergelab.errors import SourceError
 from mergelab.formats.peft_config import PEFT_CONFIG, PEFT_WEIGHTS
@@ -51,6 +52,31 @@ def without_secrets(text: str) -> str:
         'GET https://example.org/x failed'
     """
     return re.sub(r"\S+://\S+", lambda match: shown(match[0]), text)
+
+
+def public(content: Any) -> Any:
+    """A configuration as it may be passed on: no address opens anything, and of a file here its name alone is told.
+
+    Example:
+        >>> public({"loras": [{"path": "https://example.org/x.safetensors?token=secret", "weight": 0.5}]})
+        {'loras': [{'path': 'https://example.org/x.safetensors', 'weight': 0.5}]}
+        >>> public([__file__, "/imagine a cat"])
+        ['folders.py', '/imagine a cat']
+    """
+    if isinstance(content, Mapping):
+        return {key: public(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [public(value) for value in content]
+    if not isinstance(content, str):
+        return content
+    return Path(content).name if _is_here(content) else without_secrets(content)
+
+
+def _is_here(text: str) -> bool:
+    """Whether a text is the absolute path of something here; a name may be too long to ask for."""
+    with suppress(OSError, ValueError):
+        return Path(text).is_absolute() and Path(text).exists()
+    return False
 
 
 @dataclass(frozen=True)
