@@ -163,6 +163,9 @@ def test_pictures_of_many_sets_have_their_room(tmp_path: Path, monkeypatch: pyte
     page = render(result, variants, None, SUMMARY)
     assert page.count("<details><summary>s") == 3 and 'class="linked"' in page
     assert page.count('<tr class="single">') == 2, "the rows are those of the roles"
+    assert "<span>cost</span>" not in page, "nothing is known of what they cost"
+    variants[-1].cost = {"bytes": 2e6}
+    assert ">2.00</td>" in (page := render(result, variants, None, SUMMARY)) and "seconds to merge" not in page
 
 
 def test_columns_stand_in_groups_of_prompts(tmp_path: Path) -> None:
