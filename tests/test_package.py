@@ -123,7 +123,14 @@ LAYERS = {
     "mergelab.evaluation.metrics": ("registry", "*", "encoders", "metric"),
     "mergelab.evaluation.dataset": ("pushing", "staging", "card"),
     "mergelab.evaluation.tracking": ("registry | telling", "record | *", "tracker"),
-    "mergelab.evaluation.report": ("page", "figures | tables | verdict | pictures", "lookup | numbers | plots"),
+    "mergelab.evaluation.report": (
+        "page",
+        "cells | figures | matrix | strengths | verdict",
+        "choices | forest | pictures | tables",
+        "columns | plots",
+        "lookup | numbers",
+        "labels",
+    ),
     "mergelab.cli": (
         "app",
         "evaluating | fusing | publishing | showing | writing",

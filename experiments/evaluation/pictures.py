@@ -16,9 +16,10 @@ from PIL import Image
 from mergelab.evaluation.names import display_name
 
 
-def picture(run: Path, target: Path, seed: int | None, prompts: int) -> None:
-    """A row for each of the first prompts, a column for each variant, all from the same noise."""
+def picture(run: Path, target: Path, seed: int | None, prompts: int, of: str | None = None) -> None:
+    """A row for each of the first prompts of a set of adapters, a column for each variant, all from the same noise."""
     scores = pd.read_parquet(run / "scores.parquet")
+    scores = scores[scores["set"] == (scores["set"].iloc[0] if of is None else of)]
     seed = scores["seed"].iloc[0] if seed is None else seed
     files = scores[scores["seed"] == seed].groupby(["prompt", "variant"])["image"].first()
     rows, columns = list(scores["prompt"].unique())[:prompts], list(scores["variant"].unique())
@@ -51,5 +52,6 @@ if __name__ == "__main__":
     parser.add_argument("-o", "--output", type=Path, required=True, help="PNG to write")
     parser.add_argument("--seed", type=int, help="which seed; the first of the run if left out")
     parser.add_argument("--prompts", type=int, default=3, help="how many prompts")
+    parser.add_argument("--set", help="which set of adapters; the first of the run if left out")
     known = parser.parse_args()
-    picture(known.run, known.output, known.seed, known.prompts)
+    picture(known.run, known.output, known.seed, known.prompts, known.set)

@@ -17,7 +17,7 @@ import mergelab as ml
 from mergelab import cli
 from mergelab.layer import BIAS_SUFFIX
 from mergelab.publishing.card import CARD
-from tests.evaluation.small import PROMPTS
+from tests.evaluation.small import PROMPTS, SMALL
 from tests.evaluation.test_report_browser import BROWSER, QUIET
 
 
@@ -48,17 +48,20 @@ def test_scores(run: ml.evaluation.Result, folder: Path) -> None:
     assert head == "| | base | fish alone | stripes alone | stack | this merge |"
     found = run.to_frame()
     of_fish = found[
-        (found["quantity"] == "recovery") & (found["reference"] == "single:fish") & (found["metric"] == "judge")
+        (found["quantity"] == "recovery")
+        & (found["reference"] == "single:fish")
+        & (found["metric"] == "judge")
+        & (found["prompts"] == "together")
     ]
     estimate = of_fish.set_index("variant")["estimate"]
-    shown = [float(value) / 100 for value in re.findall(r"(-?\d+)% \\\[", line)]
+    shown = [float(value) / 100 for value in re.findall(r"\| \**(-?\d+)%", line)]
     expected = [estimate[name] for name in ("base", "single:fish", "single:stripes", "stack", "merge:ties rank=8")]
     assert shown == pytest.approx(expected, abs=0.006)
     card = ModelCard.load(folder / CARD)
     results = {known.metric_name: known.metric_value for known in card.data.eval_results or []}
     assert results["recovery of fish"] == pytest.approx(estimate["merge:ties rank=8"], abs=1e-4)
     assert 'pipe.load_lora_weights("user/x", weight_name="ties-rank-8.safetensors")' in card.text
-    assert PROMPTS[0] in card.text and "3 prompts, 2 seeds each" in card.text
+    assert PROMPTS[0] in card.text and "5 prompts, 2 seeds each" in card.text
 
 
 def test_of_the_very_adapter(run: ml.evaluation.Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,6 +176,30 @@ def test_in_a_browser(folder: Path, tmp_path: Path) -> None:
     match = re.search(r'<body data-found="([^"]*)"', done.stdout)
     assert match, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(match[1].replace("&quot;", '"'))
-    assert found["images"] == [48, 48, 48] and found["broken"] is None
+    assert found["images"] == [48] * len(PROMPTS) and found["broken"] is None
     assert found["heads"] == ["Trigger words", "How to use it", "How it was made", "What it keeps"]
-    assert found["rows"] == 2 + 3 + 8 and found["code"] == 1
+    assert found["rows"] == 2 + 3 + 12 and found["code"] == 1
+
+
+def test_of_several_sets(pipeline: Any, tmp_path: Path) -> None:
+    """Each merge of each set has its file; the scores are those over all sets, beside the roles alone."""
+    config = SMALL | {
+        "loras": [],
+        "pairs": {"subjects": ["miniature/sdxl/fish", "miniature/sdxl/ghost"], "styles": ["miniature/sdxl/stripes"]},
+        "prompts": ["a {subject.trigger} {style.concept}", "a large {subject.trigger} {style.concept}", "a red square"],
+        "metrics": ["judge"], "seeds": 1, "generation": {"steps": 1, "batch": 5},
+    }  # fmt: skip
+    result = ml.evaluate(config, tmp_path / "run", pipeline=pipeline)
+    shown = json.loads((result.folder / "summary.json").read_text())["exhibits"]
+    assert [merge["file"] for merge in shown["merges"]] == [
+        f"adapters/{pair}/{name}.safetensors"
+        for pair in ("fish-stripes", "ghost-stripes")
+        for name in ("cat", "ties-rank-8")
+    ]
+    names = [row["name"] for row in shown["rows"]]
+    assert names == ["base", "subject alone", "style alone", "stack", "cat", "ties rank=8"]
+    assert shown["design"] == "2 sets of adapters, 3 prompts, 1 seed each"
+    ghost = ml.load(result.folder / "adapters" / "ghost-stripes" / "cat.safetensors")
+    ghost.push_to_hub("user/x", run=result.folder, folder=tmp_path / "x")
+    card = ModelCard.load(tmp_path / "x" / CARD)
+    assert "2 sets of adapters" in card.text and "a sks in vtx style" in card.text and "a qrv" not in card.text

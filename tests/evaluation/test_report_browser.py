@@ -1,4 +1,5 @@
-"""The report in a real browser, headless: no script errors, every image shown, sorting works, no wider than a phone."""
+"""The report in a real browser, headless: no script errors, every image shown, sorting, choosing and scrolling work, no
+wider than a phone."""
 
 from __future__ import annotations
 
@@ -23,21 +24,38 @@ EARLY = (
 )
 FRAME = """
 <!doctype html><body><iframe width="{width}" height="{height}" style="border: 0" srcdoc="{text}"
-  onload="document.body.dataset.found = this.contentDocument.body.dataset.found"></iframe></body>
+  onload="setInterval(() => document.body.dataset.found = this.contentDocument.body.dataset.found, 50)"></iframe></body>
 """  # a window of Chromium is never narrower than 500 pixels
 LATE = """
 <script>
-const order = () => [...document.querySelectorAll("#numbers tbody tr")].map(row => row.cells[0].textContent);
+const order = () => [...document.querySelectorAll("#numbers tbody tr")].map(row => row.cells[0].dataset.value);
 const values = () => [...document.querySelectorAll("#numbers tbody tr")].map(row => row.cells[1].dataset.value);
-addEventListener("load", () => {
+const box = element => element.getBoundingClientRect();
+addEventListener("load", async () => {
   const heads = document.querySelectorAll("#numbers th button");
+  document.querySelectorAll("img").forEach(image => image.loading = "eager");
+  await Promise.all([...document.images].map(image => image.decode().catch(() => 0)));
   found.images = document.images.length;
   found.shown = [...document.images].filter(image => image.complete && image.naturalWidth > 0).length;
   found.start = order();
   heads[1].click(); found.down = values();
   heads[1].click(); found.up = values();
-  found.sorted = document.querySelectorAll("#numbers th")[1].getAttribute("aria-sort");
+  found.sorted = heads[1].closest("th").getAttribute("aria-sort");
   heads[0].click(); heads[0].click(); found.names = order();
+  // The first column stays where it is, and a shade says that there is more.
+  const edge = document.getElementById("numbers").closest(".edge"), inner = edge.firstElementChild;
+  const cells = document.querySelector("#numbers tbody tr").cells;
+  found.hint = edge.classList.contains("more"); found.wide = inner.scrollWidth > inner.clientWidth + 2;
+  found.columns = [...cells].filter(cell => box(cell).right <= box(inner).right + 1).length - 1;
+  const before = [box(cells[0]).left, box(cells[1]).left];
+  inner.scrollLeft = 40; inner.dispatchEvent(new Event("scroll"));
+  found.fixed = box(cells[0]).left === before[0]; found.moved = before[1] - box(cells[1]).left;
+  found.from = edge.classList.contains("from");
+  // Another score for the matrix.
+  const select = document.getElementById("score"), parts = [...document.querySelectorAll('[data-in="matrix"]')];
+  const shown = () => parts.map((part, i) => [part, i]).filter(([part]) => part.offsetHeight > 0).map(([, i]) => i);
+  found.first = shown(); select.selectedIndex = 2; select.dispatchEvent(new Event("change")); found.chosen = shown();
+  found.options = select.options.length; found.parts = parts.length; found.exploratory = select.options[2].text;
   found.width = document.documentElement.scrollWidth; found.window = innerWidth;
   document.body.dataset.found = JSON.stringify(found);
 });
@@ -79,3 +97,9 @@ def test_in_a_browser(report: Path, size: tuple[int, int], tmp_path: Path) -> No
     assert [float(value) for value in found["up"] if value] == sorted(known) and found["sorted"] == "ascending"
     assert found["names"] == sorted(found["start"], key=str.lower)
     assert found["window"] == size[0] and found["width"] <= found["window"], "the page is wider than the screen"
+    assert found["hint"] == found["wide"] and found["fixed"]
+    if size[0] < 500:
+        assert found["wide"] and found["moved"] == 40 and found["from"]
+    assert found["columns"] >= 2, "two columns of numbers are seen"
+    assert found["first"] == [0] and found["chosen"] == [2] and found["options"] == found["parts"] > 2
+    assert found["exploratory"].endswith(" (exploratory)")

@@ -163,6 +163,9 @@ def test_pictures_of_many_sets_have_their_room(tmp_path: Path, monkeypatch: pyte
     page = render(result, variants, None, SUMMARY)
     assert page.count("<details><summary>s") == 3 and 'class="linked"' in page
     assert page.count('<tr class="single">') == 2, "the rows are those of the roles"
+    assert "<span>cost</span>" not in page, "nothing is known of what they cost"
+    variants[-1].cost = {"bytes": 2e6}
+    assert ">2.00</td>" in (page := render(result, variants, None, SUMMARY)) and "seconds to merge" not in page
 
 
 def test_columns_stand_in_groups_of_prompts(tmp_path: Path) -> None:
@@ -183,3 +186,14 @@ def test_columns_stand_in_groups_of_prompts(tmp_path: Path) -> None:
     assert "suppression of style" in heads and "recovery of style" not in heads
     page = render(replace(result, failures=[]), [], None, SUMMARY)
     assert re.search(r'<th class="top" colspan="3" scope="colgroup"><span>prompts that call both</span>', page)
+
+
+def test_one_weight_runs_across(tmp_path: Path) -> None:
+    """From the other adapter alone, where it is 0."""
+    merges = [{"method": "cat", "weights": {"subject": [0.5, 1.0]}}]
+    one = replace(a_set("ghost+day", 5), aliases={"subject": "subject"})
+    result = result_of(tmp_path, [one], VALUE, merges=merges, variants=["base", "stack"])
+    (sheet,) = strength_sheets(result, drawn(tmp_path, one, result))
+    assert (sheet["down"], sheet["across"], sheet["heads"]) == ("", "subject", ["0", "0.5", "1"])
+    labels = [image["label"].partition(" · ")[0] for image in sheet["rows"][0]["images"]]
+    assert labels == ["day alone", "cat subject=0.5", "cat subject=1"] and len(sheet["rows"]) == 1

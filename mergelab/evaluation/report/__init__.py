@@ -8,7 +8,7 @@ verdict   the findings in sentences
 columns   what tables show, in groups of prompts
 tables    the findings as a plain table
 cells     the findings as rows of the page
-matrix    each variant against each, and the difference in every set
+matrix    each variant against each, and the difference in every set (forest draws it)
 plots     figures as SVG; figures: which of them the page has
 pictures  the images of the grid; strengths: of merges that differ in weights alone
 page      report.html, from all of these and templates

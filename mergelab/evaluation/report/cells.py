@@ -38,11 +38,16 @@ def heads(shown: Sequence[Column]) -> list[dict[str, str]]:
     return [{"head": one.head, "short": one.short, "help": one.help, "group": one.group} for one in shown]
 
 
-def all_heads(result: Result, shown: Sequence[Column]) -> list[dict[str, str]]:
-    """And of the metrics without any score, and of the costs."""
+def all_heads(result: Result, shown: Sequence[Column], rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """And of the metrics without any score, and of what a row cost."""
     silent = [{"head": name, "short": name, "help": why, "group": NO_SCORE} for name, why in result.silent.items()]
-    costs = [{"head": head, "short": head, "help": help, "group": "cost"} for _, head, help, _ in COSTS]
+    costs = [{"head": head, "short": head, "help": help, "group": "cost"} for _, head, help, _ in _costs_of(rows)]
     return [*heads(shown), *silent, *costs]
+
+
+def _costs_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, str, Callable[[float], str]]]:
+    """Those that some row has."""
+    return [cost for cost in COSTS if any(cost[0] in row["costs"] for row in rows)]
 
 
 def grouped(heads: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
@@ -85,13 +90,25 @@ def rows_of(
     return rows
 
 
-def with_costs(result: Result, row: dict[str, Any]) -> dict[str, Any]:
-    """A row with the cells of `all_heads`."""
-    cells = [*row["cells"], *(NOTHING | {"text": NO_SCORE} for _ in result.silent)]
-    for key, _, _, form in COSTS:
-        cost = row["costs"].get(key)
-        cells.append(NOTHING if cost is None else NOTHING | {"text": form(cost), "value": cost})
-    return row | {"cells": cells}
+def with_costs(result: Result, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the cells of `all_heads`."""
+    silent = [NOTHING | {"text": NO_SCORE} for _ in result.silent]
+    return [
+        row
+        | {
+            "cells": [
+                *row["cells"],
+                *silent,
+                *(
+                    NOTHING | {"text": form(row["costs"][key]), "value": row["costs"][key]}
+                    if key in row["costs"]
+                    else NOTHING
+                    for key, _, _, form in _costs_of(rows)
+                ),
+            ]
+        }
+        for row in rows
+    ]
 
 
 def _costs(result: Result, variants: Sequence[Variant]) -> dict[str, dict[str, float]]:

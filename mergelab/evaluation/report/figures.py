@@ -53,9 +53,16 @@ def scatters(result: Result, metric: Description | None, names: Mapping[str, str
 
 
 def layer_lines(
-    variants: Sequence[Variant], comparison: Comparison | None, names: Mapping[str, str]
+    variants: Sequence[Variant], comparison: Comparison | None, names: Mapping[str, str], of: str = ""
 ) -> list[dict[str, str]]:
-    """Retained energy of every merge that is cut, and the interference of the adapters, along the layers."""
+    """Retained energy of every merge that is cut, and the interference of the adapters, along the layers.
+
+    Args:
+        variants: of one set of adapters.
+        comparison: of its adapters, before any merge.
+        names: what people call each variant.
+        of: which set it is, in words; empty where it is the only one.
+    """
     figures = []
     kept = {
         names.get(str(v.name), v.name.display): [row["retained_energy"] for row in v.layers]
@@ -67,7 +74,9 @@ def layer_lines(
     if cut:
         drawing = plots.lines(cut, ("layer", "retained energy"), (1.0,))
         all_of = f"; all of it everywhere: {some_of(whole, 6)}" if whole else ""
-        figures.append({"title": f"Energy of each merge that its rank holds, layer by layer{all_of}.", "svg": drawing})
+        figures.append(
+            {"title": f"Energy of each merge that its rank holds, layer by layer{of}{all_of}.", "svg": drawing}
+        )
     if comparison is not None and comparison.rows:
         for measure, guides in (("cosine", (0.0,)), ("sign_conflict", (0.5,))):
             series = {

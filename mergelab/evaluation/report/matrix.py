@@ -72,12 +72,13 @@ def _cell(contrast: Contrast | None, names: Mapping[str, str], tests: int, digit
 
 
 def forests(result: Result, names: Mapping[str, str]) -> list[dict[str, str]]:
-    """Of each merge, best first, the difference from the stack in every set of adapters, and over all of them."""
+    """Of each merge, best first, the difference from the stack in every set of adapters, and over all of them; none of
+    one that draws what the stack does."""
     contrasts = next((own for score, own in scores_of(result) if score == result.primary), [])
     found = []
     for name in ranked(contrasts):
         one = result.contrast(name, str(STACK))
-        if one is not None and len(one.by_set) > 1:
+        if one is not None and len(one.by_set) > 1 and any(each.estimate for each in one.by_set.values()):
             rows = _by_size(one.by_set)
             title = f"{names.get(name, name)} minus the stack"
             assert result.primary is not None

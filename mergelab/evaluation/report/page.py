@@ -41,7 +41,8 @@ def render(
     environment.filters |= {"decimal": decimal, "label": label_of}
     names, titles = names_of(result), {metric.name: metric.shown for metric in result.metrics}
     chosen, first = columns(result), [one for one in variants if one.set == result.sets[0].name]
-    heads = all_heads(result, chosen)
+    rows = rows_of(result, chosen, variants)
+    heads = all_heads(result, chosen, rows)
     return environment.get_template("report.html.j2").render(
         pipeline=result.config.pipeline,
         verdict=result.verdict,
@@ -51,14 +52,14 @@ def render(
         unit=result.design.unit,
         heads=heads,
         groups=grouped(heads),
-        rows=[with_costs(result, row) for row in rows_of(result, chosen, variants)],
+        rows=with_costs(result, rows),
         matrices=matrices(result, names),
         forests=forests(result, names),
         sheets=strength_sheets(result, variants),
         sets=pictures(result, variants),
         pixelated=are_small(result, variants),
         scatters=scatters(result, main_metric(result), names),
-        layers=layer_lines(first, comparison, names),
+        layers=layer_lines(first, comparison, names, f", of {result.sets[0].name}" if len(result.sets) > 1 else ""),
         anchors=summary["anchors"],
         titles=titles,
         findings=[finding_row(row, titles) for row in result.findings],

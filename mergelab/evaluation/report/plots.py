@@ -32,8 +32,10 @@ def limits_of(values: Sequence[float], least: float = 0.0) -> Limits:
     return round(low - room, 10), round(high + room, 10)
 
 
-def _frame(x: Limits, y: Limits, labels: tuple[str, str], guides: Sequence[float] = ()) -> list[str]:
-    """Axes with a few round ticks each, in the units of the data, and lines at the guides that are in view."""
+def _frame(
+    x: Limits, y: Limits, labels: tuple[str, str], upright: Sequence[float] = (), level: Sequence[float] = ()
+) -> list[str]:
+    """Axes with a few round ticks each, in the units of the data, and guides, upright and level, where in view."""
     parts = [f'<rect class="frame" x="{LEFT}" y="{EDGE}" width="{WIDE}" height="{HIGH}"/>']
     for value in ticks(x):
         parts.append(f'<text class="tick" x="{_across(value, x):.0f}" y="{HEIGHT - BOTTOM + 16}" '
@@ -42,13 +44,10 @@ def _frame(x: Limits, y: Limits, labels: tuple[str, str], guides: Sequence[float
         at = _up(value, y)
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.0f}" text-anchor="end">{value:g}</text>')
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - EDGE}" y1="{at:.1f}" y2="{at:.1f}"/>')
-    for guide in guides:
-        if x[0] < guide < x[1]:
-            at = _across(guide, x)
-            parts.append(f'<line class="guide" x1="{at:.1f}" x2="{at:.1f}" y1="{EDGE}" y2="{EDGE + HIGH}"/>')
-        if y[0] < guide < y[1]:
-            at = _up(guide, y)
-            parts.append(f'<line class="guide" x1="{LEFT}" x2="{WIDTH - EDGE}" y1="{at:.1f}" y2="{at:.1f}"/>')
+    for at in (_across(guide, x) for guide in upright if x[0] < guide < x[1]):
+        parts.append(f'<line class="guide" x1="{at:.1f}" x2="{at:.1f}" y1="{EDGE}" y2="{EDGE + HIGH}"/>')
+    for at in (_up(guide, y) for guide in level if y[0] < guide < y[1]):
+        parts.append(f'<line class="guide" x1="{LEFT}" x2="{WIDTH - EDGE}" y1="{at:.1f}" y2="{at:.1f}"/>')
     middle = (WIDTH + LEFT) / 2
     parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(labels[0])}</text>')
     parts.append(f'<text class="label" transform="translate(14 {(HEIGHT - BOTTOM) / 2}) rotate(-90)" '
@@ -79,7 +78,7 @@ def scatter(points: Mapping[str, tuple[float, float]], front: Set[str], labels: 
     """Named points; those of the Pareto front are filled and joined. Lines at 0 and 1, where these are in view."""
     x, y = (limits_of([point[axis] for point in points.values()], least=0.1) for axis in (0, 1))
     place = {name: (_across(a, x), _up(b, y)) for name, (a, b) in points.items()}
-    parts = _frame(x, y, labels, guides=(0.0, 1.0))
+    parts = _frame(x, y, labels, (0.0, 1.0), (0.0, 1.0))
     joined = sorted(place[name] for name in front)
     if len(joined) > 1:
         parts.append(f'<polyline class="front" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in joined)}"/>')
@@ -131,7 +130,7 @@ def lines(series: Mapping[str, Sequence[float | None]], labels: tuple[str, str],
     values = [value for line in series.values() for value in line if value is not None] or [0.0]
     longest = max((len(line) for line in series.values()), default=0)
     x, y = (0.0, float(max(longest - 1, 1))), limits_of(values)
-    parts = _frame(x, y, labels, guides)
+    parts = _frame(x, y, labels, level=guides)
     for index, (name, line) in enumerate(series.items()):
         path, pen = [], "M"
         for i, value in enumerate(line):

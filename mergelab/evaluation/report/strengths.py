@@ -40,16 +40,17 @@ def _sheet(result: Result, of: AdapterSet, own: Sequence[Variant], merges: Seque
     fixed = {role: weight for role, weight in strengths[0].items() if role not in roles}
     at = {tuple(known[role] for role in roles): variant for variant, known in zip(merges, strengths)
           if all(known[role] == weight for role, weight in fixed.items())}  # fmt: skip
-    at |= _edges(of, own, roles) if len(roles) == len(of.adapters) else {}
-    down = sorted({point[0] for point in at})
-    across = sorted({point[1] for point in at}) if len(roles) > 1 else [None]
-    rows = []
-    for weight in down:
-        points = [(weight,) if other is None else (weight, other) for other in across]
-        cells = [at.get(point) for point in points]
-        rows.append({"weight": f"{weight:g}", "images": [
-            None if variant is None else image_of(result, variant, prompt.text, seed) for variant in cells
-        ]})  # fmt: skip
+    at |= {point: variant for point, variant in _edges(of, own, roles, fixed).items() if point not in at}
+    # One alone runs across.
+    down, across = (sorted({point[place] for point in at}) for place in (0, -1))
+    points = [[(one, other) for other in across] for one in down] if len(roles) > 1 else [[(one,) for one in across]]
+    rows = [
+        {
+            "weight": f"{line[0][0]:g}" if len(roles) > 1 else "",
+            "images": [image_of(result, at[point], prompt.text, seed) if point in at else None for point in line],
+        }
+        for line in points
+    ]
     method, options = parts_of(merges[0].name.label, [*of.adapters, *of.names])
     said = " ".join(f"{key} {value}" for key, value in options.items() if key not in (*of.adapters, "weights"))
     return {
@@ -57,9 +58,9 @@ def _sheet(result: Result, of: AdapterSet, own: Sequence[Variant], merges: Seque
         "method": f"{method} {said}".strip(),
         "prompt": prompt.text,
         "seed": seed,
-        "down": roles[0],
-        "across": roles[1] if len(roles) > 1 else "",
-        "heads": [f"{other:g}" for other in across if other is not None],
+        "down": roles[0] if len(roles) > 1 else "",
+        "across": roles[-1],
+        "heads": [f"{other:g}" for other in across],
         "rows": rows,
     }
 
@@ -69,14 +70,17 @@ def _strengths(variant: Variant) -> Mapping[str, float]:
     return {role: weight for role, weight in variant.recipe.strengths.items() if isinstance(weight, float)}
 
 
-def _edges(of: AdapterSet, own: Sequence[Variant], roles: Sequence[str]) -> dict[Point, Variant]:
-    """The base model where every weight is 0, and each adapter alone, at its own weight."""
-    known = {str(variant.name): variant for variant in own}
-    edges: dict[Point, Variant] = {}
-    if str(BASE) in known:
-        edges[(0.0,) * len(roles)] = known[str(BASE)]
-    for place, role in enumerate(roles):
-        strength, name = of.adapters[role].strength, str(VariantName("single", of.adapters[role].name))
-        if isinstance(strength, float) and name in known and len(roles) > 1:
-            edges[tuple(strength if other == place else 0.0 for other in range(len(roles)))] = known[name]
-    return edges
+def _edges(
+    of: AdapterSet, own: Sequence[Variant], roles: Sequence[str], fixed: Mapping[str, float]
+) -> dict[Point, Variant]:
+    """The base model where every weight is 0, and each adapter alone, at its own weight: where the fixed ones fit."""
+    none: dict[str, float] = dict.fromkeys(of.adapters, 0.0)
+    at = {str(BASE): none}
+    for role, lora in of.adapters.items():
+        if isinstance(lora.strength, float):
+            at[str(VariantName("single", lora.name))] = none | {role: lora.strength}
+    return {
+        tuple(at[str(variant.name)][role] for role in roles): variant
+        for variant in own
+        if str(variant.name) in at and all(at[str(variant.name)][role] == weight for role, weight in fixed.items())
+    }

@@ -118,8 +118,9 @@ def _against(first: str, second: str, contrast: Contrast, few: bool, by: str, un
         side = "above" if gap > 0 else "below"
         shown = known if gap > 0 else contrast.turned().interval
         return f"{first} is {side} {second} by {difference(shown)}, not significant after correction: {p} ({by})."
-    seen = f"; a difference of {decimal(contrast.resolvable, digits=digits_for(known))} could have been"
-    by = by.removesuffix(f", {units}") + (seen if math.isfinite(contrast.resolvable) else "")
+    by = by.removesuffix(f", {units}")
+    if contrast.resolvable > (known.high - known.low) / 2:  # else what has not been seen yet makes the interval
+        by += f"; a difference of {decimal(contrast.resolvable, digits=digits_for(known))} could have been"
     return f"{first} and {second} cannot be told apart with {units}: {difference(known)}, {p} ({by})."
 
 
@@ -149,14 +150,19 @@ def _among(best: str, others: dict[str, Contrast], few: bool, names: dict[str, s
 
 
 def _kept(result: Result, index: Index, metric: Description, best: Sequence[str], names: dict[str, str]) -> list[str]:
-    said: list[str] = []
+    """By the best merge and by the stack."""
+    kept: dict[str, str] = {}
     for name in (*best, str(STACK)):
         rows = recoveries(result, index, name, metric)
-        called = ("the" if said else "The") + " unmerged stack" if name == str(STACK) else names[name]
         if rows:
-            kept = ", ".join(f"{percent_with_interval(row.interval)} of {role}" for role, row in rows.items())
-            said.append(f"{called} keeps {kept}")
-    return [f"{'; '.join(said)}."] if said else []
+            kept[name] = ", ".join(f"{percent_with_interval(row.interval)} of {role}" for role, row in rows.items())
+    if len(kept) == 2 and len(set(kept.values())) == 1:
+        return [f"{names[best[0]]} keeps {kept[best[0]]}, and so does the unmerged stack."]
+    said = [
+        f"{'the unmerged stack' if name == str(STACK) else names[name]} keeps {what}" for name, what in kept.items()
+    ]
+    whole = "; ".join(said)
+    return [f"{whole if best and best[0] in kept else _capital(whole)}."] if said else []
 
 
 def _lost(result: Result, index: Index, metric: Description, names: dict[str, str]) -> list[str]:
@@ -200,12 +206,15 @@ def _limits(result: Result) -> list[str]:
 
 
 def _blind(result: Result) -> list[str]:
+    titles = {metric.name: metric.shown for metric in result.metrics}
     blind: dict[str, list[str]] = {}
     for known in result.anchors:
         if known.blind:
-            blind.setdefault(known.metric, []).append(label_of(known.reference))
-    titles = {metric.name: metric.shown for metric in result.metrics}
-    said = [f"{titles.get(name, name)} for {some_of(list(dict.fromkeys(about)))}" for name, about in blind.items()]
+            blind.setdefault(titles.get(known.metric, known.metric), []).append(label_of(known.reference))
+    alike: dict[str, list[str]] = {}
+    for name, about in blind.items():
+        alike.setdefault(some_of(list(dict.fromkeys(about))), []).append(name)
+    said = [f"{some_of(names)} for {about}" for about, names in alike.items()]
     if not said:
         return []
     return [f"Blind, in no ranking (base model and adapter alone cannot be told apart): {'; '.join(said)}."]
