@@ -13,7 +13,6 @@ import typer
 from mergelab.cli import streams
 from mergelab.cli.arguments import Import, check_plain, import_plugins
 from mergelab.errors import OptionError, OutputError
-from mergelab.evaluation.failures import summed_up
 
 
 def evaluate(
@@ -43,6 +42,7 @@ def evaluate(
     """Generate with a model, its adapters and their merges, score them, and write a report."""
     from mergelab.evaluation import evaluate as evaluate_config
     from mergelab.evaluation.dataset.pushing import destination
+    from mergelab.evaluation.failures import summed_up
     from mergelab.evaluation.planning import plan
 
     check_plain(overrides or ())

@@ -9,7 +9,7 @@ From the bottom up:
     metrics/, photographs             what an image is scored by: one file a metric, one table
     merging, variants, opening, grid, drawing      what is merged, drawn and scored
     statistics                        intervals, tests, designs: pure functions of arrays
-    scores, quantities, ranges, joining, analysis, contrasts, selection, design, analysing   from scores to a result
+    selection, design, analysis/, concluding   what is chosen, what can be told, and from scores to a result
     result, report/, exhibits         what was found, how people see it, and what a model card shows of it
     contact_sheets, dataset/, results, tracking/   the same for other tools: sheets, a dataset on the Hub, trackers
     planning, run, demo               all of it, before and after

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mergelab.evaluation.config import Config
-from mergelab.evaluation.quantities import counts
 from mergelab.evaluation.recipes import recipes
-from mergelab.evaluation.sets import AdapterSet
+from mergelab.evaluation.sets import AdapterSet, counts
 from mergelab.evaluation.statistics import Units, least_p
 from mergelab.tables import counted
 

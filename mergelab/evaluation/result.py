@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from mergelab.evaluation.analysis import Finding
+from mergelab.evaluation.analysis.contrasts import Contrast, Primary
+from mergelab.evaluation.analysis.findings import Finding
+from mergelab.evaluation.analysis.ranges import MetricRange
 from mergelab.evaluation.config import Config
-from mergelab.evaluation.contrasts import Contrast, Primary
 from mergelab.evaluation.dataset.pushing import push_run
 from mergelab.evaluation.design import Design
 from mergelab.evaluation.failures import Failure, summed_up
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.names import VariantName
-from mergelab.evaluation.ranges import MetricRange
 from mergelab.evaluation.selection import Choice
 from mergelab.evaluation.sets import AdapterSet
 from mergelab.publishing import Pushed

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 from mergelab.adapter import load
 from mergelab.comparing import Comparison, compare
 from mergelab.errors import OptionError, OutputError
-from mergelab.evaluation.analysing import analysed
+from mergelab.evaluation.concluding import concluded
 from mergelab.evaluation.config import Config, Memory
 from mergelab.evaluation.design import design_of
 from mergelab.evaluation.drawing import generate_missing
@@ -28,6 +29,8 @@ from mergelab.evaluation.photographs import photographs
 from mergelab.evaluation.progress import bar
 from mergelab.evaluation.reading import read_config
 from mergelab.evaluation.report.page import render
+from mergelab.evaluation.report.tables import plain_table
+from mergelab.evaluation.report.verdict import sentences
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.results import results_of
 from mergelab.evaluation.sets import AdapterSet, adapter_sets
@@ -166,7 +169,8 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     if not len(frame):
         raise OptionError("no metric has anything to say: give the adapters concepts, or name other metrics")
 
-    result = analysed(grid, frame, metrics)
+    result = concluded(grid, frame, metrics)
+    result = replace(result, verdict=sentences(result), table=plain_table(result))
     with replacing(store.folder / "scores.parquet") as partial:
         frame.to_parquet(partial, index=False)
     end = time.perf_counter()

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Literal
 
 from mergelab.checks import did_you_mean
 from mergelab.errors import OptionError
@@ -23,6 +24,9 @@ from mergelab.evaluation.triggers import triggers_of, words_of
 _FIELD = re.compile(r"\{(?:([^{}.]+)\.)?(trigger|concept)\}")
 NAME = "name"
 """The key of a set that is no role."""
+Prompts = Literal["together", "alone", "not calling", "none", "every"]
+"""Prompts that call an adapter and another, an adapter alone, others or nobody, nobody; all of them. For no adapter in
+particular, "together" are prompts that call two or more."""
 
 
 @dataclass(frozen=True)
@@ -216,3 +220,15 @@ def _checked(sets: Sequence[AdapterSet], config: Config) -> list[AdapterSet]:
 def prompt_text(prompt: str | Prompt) -> str:
     """As it stands in the configuration."""
     return prompt if isinstance(prompt, str) else prompt.text
+
+
+def counts(prompts: Prompts, role: str | None) -> Callable[[frozenset[str]], bool]:
+    """Whether a prompt that calls some roles counts, for one role or for none in particular."""
+    tests: dict[Prompts, Callable[[frozenset[str]], bool]] = {
+        "together": lambda called: len(called) > 1 and (role is None or role in called),
+        "alone": lambda called: len(called) == 1 and (role is None or role in called),
+        "not calling": lambda called: role not in called,
+        "none": lambda called: not called,
+        "every": lambda called: True,
+    }
+    return tests[prompts]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mergelab.evaluation.analysing import analysed
+from mergelab.evaluation.concluding import concluded
 from mergelab.evaluation.config import Config
 from mergelab.evaluation.failures import Failures
 from mergelab.evaluation.grid import Grid
 from mergelab.evaluation.metrics.metric import Asked, Description, Metric, Picture
+from mergelab.evaluation.report.tables import plain_table
+from mergelab.evaluation.report.verdict import sentences
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.sets import AdapterSet
 from mergelab.evaluation.store import Store
@@ -66,4 +69,5 @@ def result_of(
     config = Config(pipeline="miniature/sdxl", loras=list(loras.values()), sets=several, **asked)
     grid = Grid(config, Store(folder), list(sets), list(drawn), {}, False, Failures())
     scores = pd.concat([frame(sets, variants, metric, value, len(config.seeds)) for metric in metrics])
-    return analysed(grid, scores, [Said(metric) for metric in metrics])
+    result = concluded(grid, scores, [Said(metric) for metric in metrics])
+    return replace(result, verdict=sentences(result), table=plain_table(result))

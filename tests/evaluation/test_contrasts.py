@@ -7,15 +7,15 @@ import pandas as pd
 import pytest
 
 import mergelab as ml
-from mergelab.evaluation.analysing import primary_of
-from mergelab.evaluation.analysis import findings
+from mergelab.evaluation.analysis.contrasts import Primary, contrasts
+from mergelab.evaluation.analysis.findings import findings
+from mergelab.evaluation.analysis.joining import join_concepts
+from mergelab.evaluation.analysis.ranges import metric_ranges
+from mergelab.evaluation.analysis.scores import Scores
+from mergelab.evaluation.concluding import primary_of
 from mergelab.evaluation.config import Config, Part, Select
-from mergelab.evaluation.contrasts import Primary, contrasts
-from mergelab.evaluation.joining import join_concepts
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.names import VariantName
-from mergelab.evaluation.ranges import metric_ranges
-from mergelab.evaluation.scores import Scores
 from mergelab.evaluation.selection import check_selection, chosen, parts_of
 from mergelab.evaluation.sets import AdapterSet
 from mergelab.evaluation.statistics import holm, sign_flip

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from mergelab.evaluation.analysis import Finding
+from mergelab.evaluation.analysis.findings import Finding
 from mergelab.evaluation.names import VariantName, display_name, renamed
 from mergelab.evaluation.report.columns import Column
 from mergelab.evaluation.report.labels import parts_of

@@ -7,16 +7,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mergelab.evaluation.analysis import Finding
-from mergelab.evaluation.metrics.metric import Description
-from mergelab.evaluation.names import single
-from mergelab.evaluation.quantities import (
+from mergelab.evaluation.analysis.findings import Finding
+from mergelab.evaluation.analysis.quantities import (
     IMAGE_RECOVERY,
     JOINT,
     QUANTITIES,
     Quantity,
     concept_reference,
 )
+from mergelab.evaluation.metrics.metric import Description
+from mergelab.evaluation.names import single
 from mergelab.evaluation.report.lookup import Index, indexed, main_metric
 from mergelab.evaluation.result import Result
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from mergelab.evaluation.analysis import Finding
-from mergelab.evaluation.contrasts import Contrast, Primary
+from mergelab.evaluation.analysis.contrasts import Contrast, Primary
+from mergelab.evaluation.analysis.findings import Finding
+from mergelab.evaluation.analysis.quantities import RECOVERY, concept_reference
 from mergelab.evaluation.metrics.metric import ComparesWith, Description
 from mergelab.evaluation.names import VariantName, label_of
-from mergelab.evaluation.quantities import RECOVERY, concept_reference
 from mergelab.evaluation.report.labels import short_names
 from mergelab.evaluation.result import Result
 from mergelab.tables import counted

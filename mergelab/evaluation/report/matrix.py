@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mergelab.evaluation.contrasts import Contrast
+from mergelab.evaluation.analysis.contrasts import Contrast
 from mergelab.evaluation.names import STACK
 from mergelab.evaluation.report.forest import forest
 from mergelab.evaluation.report.lookup import clusters_in_words, corrected_over, in_words, ranked, scores_of, told_apart

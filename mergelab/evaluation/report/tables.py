@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mergelab.evaluation.analysis import Finding
+from mergelab.evaluation.analysis.findings import Finding
 from mergelab.evaluation.report.columns import Column, columns
 from mergelab.evaluation.report.lookup import indexed, names_of
 from mergelab.evaluation.report.numbers import WIDE, decimal, percent_with_interval, says_nothing

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mergelab.evaluation.analysis import Finding
-from mergelab.evaluation.contrasts import Contrast, Primary
+from mergelab.evaluation.analysis.contrasts import Contrast, Primary
+from mergelab.evaluation.analysis.findings import Finding
+from mergelab.evaluation.analysis.quantities import PRESERVATION
 from mergelab.evaluation.failures import summed_up
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.metrics.registry import built_in
 from mergelab.evaluation.names import STACK, label_of
-from mergelab.evaluation.quantities import PRESERVATION
 from mergelab.evaluation.report.choices import how_chosen
 from mergelab.evaluation.report.lookup import (
     Index,

@@ -1,4 +1,4 @@
-"""From the scores of a run to its result: what was chosen, findings, contrasts, and what they say in words."""
+"""From the scores of a run to its result: what was chosen, findings, contrasts."""
 
 from __future__ import annotations
 
@@ -7,27 +7,25 @@ from dataclasses import replace
 
 import pandas as pd
 
-from mergelab.evaluation.analysis import findings
+from mergelab.evaluation.analysis.contrasts import Primary, contrasts
+from mergelab.evaluation.analysis.findings import findings
+from mergelab.evaluation.analysis.joining import join_concepts
+from mergelab.evaluation.analysis.quantities import JOINT_SCORE, RECOVERY, concept_reference, described
+from mergelab.evaluation.analysis.ranges import MetricRange, metric_ranges
+from mergelab.evaluation.analysis.scores import Scores
 from mergelab.evaluation.config import Select
-from mergelab.evaluation.contrasts import Primary, contrasts
 from mergelab.evaluation.design import design_of
 from mergelab.evaluation.grid import Grid
-from mergelab.evaluation.joining import join_concepts
 from mergelab.evaluation.metrics.metric import Description, Metric
 from mergelab.evaluation.metrics.registry import table_order
 from mergelab.evaluation.names import VariantName
-from mergelab.evaluation.quantities import JOINT_SCORE, RECOVERY, concept_reference, described
-from mergelab.evaluation.ranges import MetricRange, metric_ranges
-from mergelab.evaluation.report.tables import plain_table
-from mergelab.evaluation.report.verdict import sentences
 from mergelab.evaluation.result import Result
-from mergelab.evaluation.scores import Scores
 from mergelab.evaluation.selection import Choice, chosen, parts_of
 from mergelab.evaluation.sets import AdapterSet
 
 
-def analysed(grid: Grid, frame: pd.DataFrame, metrics: Sequence[Metric]) -> Result:
-    """The findings, and what they say in words."""
+def concluded(grid: Grid, frame: pd.DataFrame, metrics: Sequence[Metric]) -> Result:
+    """What was found: choices, findings, contrasts."""
     config = grid.config
     known = table_order(metric.described(frame[frame["metric"] == metric.description.name]) for metric in metrics)
     reported, sets, choices = frame, grid.sets, list[Choice]()
@@ -37,7 +35,7 @@ def analysed(grid: Grid, frame: pd.DataFrame, metrics: Sequence[Metric]) -> Resu
     primary = primary_of(scores, known, ranges, _roles(sets))
     positive = {role: any(_above_zero(one.adapters[role].strength) for one in sets if role in one.adapters)
                 for role in _roles(sets)}  # fmt: skip
-    result = Result(
+    return Result(
         grid.store.folder,
         config,
         sets,
@@ -51,7 +49,6 @@ def analysed(grid: Grid, frame: pd.DataFrame, metrics: Sequence[Metric]) -> Resu
         ranges,
         grid.failures.rows,
     )
-    return replace(result, verdict=sentences(result), table=plain_table(result))
 
 
 def _prepared(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from mergelab.evaluation.analysis.quantities import HARMONIC, JOINT, SHARES, concept_reference
+from mergelab.evaluation.analysis.ranges import MetricRange
+from mergelab.evaluation.analysis.scores import Scores
 from mergelab.evaluation.metrics.metric import Description
-from mergelab.evaluation.quantities import HARMONIC, JOINT, SHARES, concept_reference
-from mergelab.evaluation.ranges import MetricRange
-from mergelab.evaluation.scores import Scores
 
 
 def join_concepts(

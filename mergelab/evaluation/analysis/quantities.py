@@ -10,9 +10,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from mergelab.evaluation.analysis.scores import Column, Key, Scores
 from mergelab.evaluation.metrics.metric import ComparesWith, Description
 from mergelab.evaluation.names import BASE, STACK, photos, single
-from mergelab.evaluation.scores import Column, Key, Scores
+from mergelab.evaluation.sets import Prompts, counts
 from mergelab.evaluation.statistics import (
     Interval,
     Range,
@@ -27,10 +28,6 @@ SHARES = (0.0, 1.0)
 
 JOINT, HARMONIC = "joint", "harmonic mean"
 """References of scores that are computed from those of several concepts."""
-
-Prompts = Literal["together", "alone", "not calling", "none", "every"]
-"""Prompts that call an adapter and another, an adapter alone, others or nobody, nobody; all of them. For no adapter in
-particular, "together" are prompts that call two or more."""
 
 Statistic = Callable[[pd.DataFrame, Units, Range], Interval]
 """Of columns that line up, to an estimate with its interval."""
@@ -55,18 +52,6 @@ def _change(table: pd.DataFrame, units: Units, range: Range) -> Interval:
 
 def _mean(table: pd.DataFrame, units: Units, range: Range) -> Interval:
     return mean_interval(_column(table, 0), units, range)
-
-
-def counts(prompts: Prompts, role: str | None) -> Callable[[frozenset[str]], bool]:
-    """Whether a prompt that calls some roles counts, for one role or for none in particular."""
-    tests: dict[Prompts, Callable[[frozenset[str]], bool]] = {
-        "together": lambda called: len(called) > 1 and (role is None or role in called),
-        "alone": lambda called: len(called) == 1 and (role is None or role in called),
-        "not calling": lambda called: role not in called,
-        "none": lambda called: not called,
-        "every": lambda called: True,
-    }
-    return tests[prompts]
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mergelab.evaluation.analysis.quantities import QUANTITIES, Quantity, described, units_of
+from mergelab.evaluation.analysis.scores import Scores
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.names import STACK, VariantName
-from mergelab.evaluation.quantities import QUANTITIES, Quantity, described, units_of
-from mergelab.evaluation.scores import Scores
 from mergelab.evaluation.statistics import (
     Interval,
     Range,

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from mergelab.evaluation.analysis.quantities import concept_reference, units_of
+from mergelab.evaluation.analysis.scores import Scores
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.names import BASE, single
-from mergelab.evaluation.quantities import concept_reference, counts, units_of
-from mergelab.evaluation.scores import Scores
+from mergelab.evaluation.sets import counts
 from mergelab.evaluation.statistics import is_blind
 
 

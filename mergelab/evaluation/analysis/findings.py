@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from mergelab.evaluation.metrics.metric import Description
-from mergelab.evaluation.names import BASE, STACK, VariantName, single
-from mergelab.evaluation.quantities import (
+from mergelab.evaluation.analysis.quantities import (
     IMAGE_RECOVERY,
     QUANTITIES,
     RECOVERY,
     SUPPRESSION,
     Quantity,
-    counts,
     described,
     units_of,
 )
-from mergelab.evaluation.scores import Scores
+from mergelab.evaluation.analysis.scores import Scores
+from mergelab.evaluation.metrics.metric import Description
+from mergelab.evaluation.names import BASE, STACK, VariantName, single
+from mergelab.evaluation.sets import counts
 from mergelab.evaluation.statistics import Interval, is_blind, recovery_interval, sign_flip
 
 
