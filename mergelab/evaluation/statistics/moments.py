@@ -7,7 +7,7 @@ from scipy.special import stdtrit
 
 from mergelab.evaluation.statistics.units import Array, Units
 
-MOST_SKEWED = 0.35
+MOST_SKEWED = 0.5
 """Skewness of a mean that is believed; an exponential variable has .82 with six clusters and .41 with 24."""
 
 
