@@ -99,7 +99,8 @@ def test_one_between_images_is_treated_as_those_that_come_with_mergelab(
     ours = next(description for description in result.metrics if description.name == "mine")
     assert (ours.compares_with, ours.range, ours.higher_is_better) == ("images", (0.0, math.inf), False)
     page = (result.folder / "report.html").read_text()
-    assert "mine to fish: distance from the image of fish alone" in page and "Lower is better: lpips, mine." in page
+    assert "mine to fish: distance from the image of fish alone" in page
+    assert "Lower is better: lpips (miniature), mine." in page
     assert "clip_image to fish: likeness to the image of fish alone" in page and "mine to fish" in str(result)
 
 
@@ -116,16 +117,15 @@ def test_the_direction_decides_who_wins(run: ml.evaluation.Result, pipeline: Any
     ml.register_metric("likeness")(likeness)
     ml.register_metric("bounded", range=(-1, 0))(likeness)
     result = scored_again(run, tmp_path / "run", pipeline, ["distance", "likeness", "bounded"])
-    wins = {metric: [(f.variant, f.reference, f.interval.estimate) for f in result.findings
-                     if f.metric == metric and f.quantity == "wins over the stack"]
-            for metric in ("distance", "likeness", "bounded")}  # fmt: skip
+    wins = {metric: [(c.first, c.second, c.quantity, c.reference, c.wins) for c in result.contrasts
+                     if c.metric == metric] for metric in ("distance", "likeness", "bounded")}  # fmt: skip
     assert wins["distance"] == wins["likeness"] == wins["bounded"]
     frame = result.scores
-    rows = frame[(frame.metric == "distance") & (frame.reference == "single:fish") & frame.prompt.isin(PROMPTS[:2])]
+    rows = frame[(frame.metric == "distance") & (frame.reference == "single:fish") & (frame.prompt == PROMPTS[3])]
     rows = rows.set_index("variant")
     merge, stack = (rows.value[name].to_numpy() for name in ("merge:ties rank=8", "stack"))
     by_hand = (merge < stack).mean() + (merge == stack).mean() / 2
-    assert ("merge:ties rank=8", "single:fish", by_hand) in wins["distance"]
+    assert ("merge:ties rank=8", "stack", "likeness", "single:fish", by_hand) in wins["distance"]
     ranges = {a.metric: a for a in result.anchors if a.reference == "single:fish"}
     assert ranges["distance"].ceiling == ranges["bounded"].ceiling == 0 and math.isnan(ranges["likeness"].ceiling)
     assert ranges["distance"].blind == ranges["bounded"].blind and not ranges["likeness"].blind
@@ -146,15 +146,17 @@ def test_one_of_concepts_is_asked_for_recovery(
 
     shutil.copytree(run.folder, tmp_path / "run")
     result = ml.evaluate(SMALL | {"metrics": ["mine"]}, tmp_path / "run", pipeline=pipeline)
-    quantities = (
-        ("recovery", "wins over the stack") if not higher_is_better else ("recovery", "leakage", "preservation")
-    )
-    for quantity in quantities:
-        mine_rows, judge_rows = ({(f.variant, f.reference): f.interval.estimate for f in r.findings
+    for quantity in ("recovery", "leakage", "preservation") if higher_is_better else ("recovery",):
+        mine_rows, judge_rows = ({(f.variant, f.reference, f.prompts): f.interval.estimate for f in r.findings
                                   if (f.metric, f.quantity) == (name, quantity)}
                                  for r, name in ((result, "mine"), (run, "judge")))  # fmt: skip
         assert mine_rows == pytest.approx(judge_rows, nan_ok=True, abs=1e-6) and mine_rows
-    assert result.verdict[0] == run.verdict[0].replace("judge;", "mine;")
+    for quantity in ("joint", "concept", "preservation"):
+        mine_rows, judge_rows = ({(c.first, c.second, c.reference, c.prompts): c.interval.estimate for c in r.contrasts
+                                  if (c.metric, c.quantity) == (name, quantity)}
+                                 for r, name in ((result, "mine"), (run, "judge")))  # fmt: skip
+        assert mine_rows == pytest.approx(judge_rows, abs=1e-6) and mine_rows
+    assert result.verdict[0] == run.verdict[0].replace("judge", "mine")
     blind = {(name, a.reference): a.blind for r, name in ((result, "mine"), (run, "judge")) for a in r.anchors
              if a.metric == name}  # fmt: skip
     assert all(blind["mine", f"single:{name}"] == blind["judge", f"single:{name}"] for name in CONCEPTS)

@@ -45,7 +45,7 @@ def register_metric(
 
     - one number: the mean over all prompts stands in the tables;
     - a number for each reference, a likeness or a distance of two images: analysed as `lpips` and `clip_image` are,
-      with similarity to each adapter alone, wins over the stack, floor, ceiling and noise.
+      with similarity to each adapter alone, each two variants compared, floor, ceiling and noise.
 
     Its scores are kept in the run folder until its own text changes. A name that is registered again, as in a cell of a
     notebook that is run twice, gets the new function.
