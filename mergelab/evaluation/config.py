@@ -196,7 +196,7 @@ def _log_with(value: Any) -> Any:
 
 
 class Config(_Strict):
-    """One evaluation, as its YAML file holds it; `recipes.expanded_merges` is the grid that its axes span.
+    """One evaluation, as its YAML file holds it; `mergelab.evaluation.recipes` has the grid that its axes span.
 
     The pipeline may be left out where a loaded one is handed to `evaluate`.
 

@@ -11,7 +11,7 @@ from typing import Any
 from mergelab.checks import did_you_mean, is_number, short_repr
 from mergelab.errors import OptionError
 from mergelab.evaluation.config import Config, Weight
-from mergelab.evaluation.sets import AdapterSet, adapter_sets
+from mergelab.evaluation.sets import AdapterSet
 from mergelab.methods.registry import method_names, strategy_of
 from mergelab.pipelines.combinations.registry import COMBINATIONS, combination_of
 from mergelab.pipelines.combinations.schedule import Schedule
@@ -37,18 +37,6 @@ class Recipe:
     weights: tuple[Weight, ...] | None
     family: int
     strengths: Mapping[str, Weight]
-
-
-def expanded_merges(config: Config) -> dict[str, dict[str, Any]]:
-    """Label -> keywords of `mergelab.merge` or of a combination, for the first set of adapters.
-
-    Raises:
-        OptionError: as `recipes`.
-    """
-    return {
-        recipe.label: recipe.keywords | ({WEIGHTS: list(recipe.weights)} if recipe.weights else {})
-        for recipe in recipes(config, adapter_sets(config)[0])
-    }
 
 
 def recipes(config: Config, of: AdapterSet) -> list[Recipe]:

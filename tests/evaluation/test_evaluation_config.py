@@ -12,8 +12,10 @@ import yaml
 import mergelab as ml
 from mergelab import miniature
 from mergelab.evaluation import read
+from mergelab.evaluation.config import Config
 from mergelab.evaluation.reading import read_config
-from mergelab.evaluation.recipes import expanded_merges
+from mergelab.evaluation.recipes import recipes
+from mergelab.evaluation.sets import adapter_sets
 
 USUAL: dict[str, Any] = {
     "pipeline": "miniature/sdxl",
@@ -27,9 +29,14 @@ USUAL: dict[str, Any] = {
 }  # fmt: skip
 
 
+def merges_of(config: Config) -> dict[str, dict[str, Any]]:
+    """Label -> keywords, for the one set of adapters."""
+    return {recipe.label: recipe.keywords for recipe in recipes(config, *adapter_sets(config))}
+
+
 def test_axes_span_a_grid() -> None:
     """A list is an axis; the label says which point it is."""
-    labels = list(expanded_merges(read(USUAL)))
+    labels = list(merges_of(read(USUAL)))
     assert labels == [
         "svd rank=8",
         "svd rank=16",
@@ -46,7 +53,7 @@ def test_defaults_and_short_forms() -> None:
     assert config.seeds == [0, 1, 2] and read(USUAL | {"seeds": [5, 7]}).seeds == [5, 7]
     assert [lora.name for lora in config.loras] == ["subject", "style"]
     assert config.metrics == ["clip_text", "clip_image", "lpips"]
-    budget = expanded_merges(read(USUAL | {"merges": [{"method": "svd", "rank": "mean=4"}]}))
+    budget = merges_of(read(USUAL | {"merges": [{"method": "svd", "rank": "mean=4"}]}))
     assert budget["svd rank=mean=4"]["rank"] == ml.RankBudget(mean=4)
 
 
@@ -78,9 +85,9 @@ def test_a_budget_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config.model_dump()), encoding="utf-8")
     assert config == read(config) == read(file) == read(USUAL | {"merges": made.merges})
-    merges = expanded_merges(config)
+    merges = merges_of(config)
     assert list(merges) == [f"svd rank={rank} seed=1" for rank in ("mean=8", "mean=4,max=16", "mean=2", "8")]
-    assert merges == expanded_merges(made)
+    assert merges == merges_of(made)
     assert [merge["rank"] for merge in merges.values()] == [*ranks[:2], ml.RankBudget(2), 8]
 
 

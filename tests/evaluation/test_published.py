@@ -15,7 +15,8 @@ from experiments.published import photographs, train_loras
 from experiments.published.catalogue import RECIPES, STYLES
 from mergelab import miniature
 from mergelab.evaluation.reading import read_config
-from mergelab.evaluation.recipes import expanded_merges
+from mergelab.evaluation.recipes import recipes
+from mergelab.evaluation.sets import adapter_sets
 from mergelab.formats.yaml_files import read_yaml
 from mergelab.methods.registry import method_names
 from mergelab.pipelines.combinations.registry import COMBINATIONS
@@ -48,8 +49,9 @@ def test_configurations_are_valid_and_say_where_their_adapters_come_from(path: P
 
 def test_the_subjects_of_the_twin_meet_every_method() -> None:
     """The table of the preservation protocol has all that mergelab has, but K-LoRA, which takes two adapters."""
-    merges = expanded_merges(read_config(EVERY)).values()
-    assert {str(keywords["method"]) for keywords in merges} == {*method_names(), *COMBINATIONS} - {"klora"}
+    config = read_config(EVERY)
+    merges = recipes(config, adapter_sets(config)[0])
+    assert {str(recipe.keywords["method"]) for recipe in merges} == {*method_names(), *COMBINATIONS} - {"klora"}
 
 
 def test_commands_that_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,5 +122,6 @@ def test_twins_run(opened: tuple[str, Any], tmp_path: Path) -> None:
         config = read_config(path, less)
         result = ml.evaluate(config, tmp_path / path.stem, pipeline=pipe, progress=False)
         assert not result.failures
-        assert set(result.scores["variant"]) >= {"base", "stack", *map("merge:{}".format, expanded_merges(config))}
+        merges = {f"merge:{recipe.label}" for recipe in recipes(config, adapter_sets(config)[0])}
+        assert set(result.scores["variant"]) >= {"base", "stack", *merges}
         assert any(reference.startswith("photos:") for reference in result.scores["reference"])
