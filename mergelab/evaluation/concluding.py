@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
 
-from mergelab.evaluation.analysis.contrasts import Primary, contrasts
+from mergelab.evaluation.analysis.contrasts import Contrast, Primary, contrasts
 from mergelab.evaluation.analysis.findings import findings
 from mergelab.evaluation.analysis.joining import join_concepts
-from mergelab.evaluation.analysis.quantities import JOINT_SCORE, RECOVERY, concept_reference, described
+from mergelab.evaluation.analysis.quantities import JOINT_SCORE, RECOVERY, concept_reference, described, units_of
 from mergelab.evaluation.analysis.ranges import MetricRange, metric_ranges
 from mergelab.evaluation.analysis.scores import Scores
 from mergelab.evaluation.config import Select
-from mergelab.evaluation.design import design_of
+from mergelab.evaluation.design import Design, design_of
 from mergelab.evaluation.grid import Grid
 from mergelab.evaluation.metrics.metric import Description, Metric
 from mergelab.evaluation.metrics.registry import table_order
-from mergelab.evaluation.names import VariantName
+from mergelab.evaluation.names import VariantName, role_of
 from mergelab.evaluation.result import Result
-from mergelab.evaluation.selection import Choice, chosen, parts_of
-from mergelab.evaluation.sets import AdapterSet
+from mergelab.evaluation.selection import Choice, chosen, only, parts_of
+from mergelab.evaluation.sets import AdapterSet, counts
+from mergelab.evaluation.statistics import least_p
 
 
 def concluded(grid: Grid, frame: pd.DataFrame, metrics: Sequence[Metric]) -> Result:
@@ -35,6 +36,7 @@ def concluded(grid: Grid, frame: pd.DataFrame, metrics: Sequence[Metric]) -> Res
     primary = primary_of(scores, known, ranges, _roles(sets))
     positive = {role: any(_above_zero(one.adapters[role].strength) for one in sets if role in one.adapters)
                 for role in _roles(sets)}  # fmt: skip
+    found = contrasts(scores, known, variants, _roles(sets), primary)
     return Result(
         grid.store.folder,
         config,
@@ -42,9 +44,9 @@ def concluded(grid: Grid, frame: pd.DataFrame, metrics: Sequence[Metric]) -> Res
         known,
         frame,
         findings(scores, known, variants, positive),
-        contrasts(scores, known, variants, _roles(sets), primary),
+        found,
         primary,
-        design_of(config, sets),
+        _as_drawn(design_of(config, sets), scores, primary, found),
         choices,
         ranges,
         grid.failures.rows,
@@ -100,29 +102,44 @@ def _selected(
     """The scores of what is reported, the sets with the prompts that are, and what was chosen on the others."""
     on, report = parts_of(select, grid.sets, grid.config)
     units = list(zip(frame["set"], frame["prompt"]))
-    first = _only(grid.sets, on)
+    first, sets, rows = only(grid.sets, on), only(grid.sets, report), frame[[unit in report for unit in units]]
     scores, ranges, _ = _prepared(frame[[unit in on for unit in units]], metrics, first)
     primary = primary_of(scores, metrics, ranges, _roles(first))
+    if primary is None:
+        grid.notes.append("select: no metric sees an adapter on the prompts to choose on; nothing was chosen")
+        return rows, sets, []
     families = {str(v.name): v.recipe.family for v in grid.variants if v.recipe is not None}
-    means: dict[str, Mapping[str, float]] = {}
-    if primary is not None:
-        metric = next(one for one in metrics if one.name == primary.metric)
-        sign = (described(JOINT_SCORE, metric) if primary.quantity == JOINT_SCORE.contrast else metric).sign
-        for one in first:
-            keys = {(one.name, prompt.text) for prompt in one.prompts}
-            columns = {name: scores.aligned([(name, primary.metric, primary.reference)], keys) for name in families}
-            means[one.name] = {
-                name: sign * float(part.to_numpy().mean()) for name, part in columns.items() if len(part)
-            }
+    means = {one.name: _means(scores, metrics, primary, families, one) for one in first}
     kept, choices = chosen(families, means, select.each_set)
-    rows = frame[[unit in report for unit in units]]
-    names = [kept.get(one, {} if select.each_set else next(iter(kept.values()), {})) for one in rows["set"]]
+    names = [kept.get(one, {} if select.each_set else next(iter(kept.values()))) for one in rows["set"]]
     called = [known.get(v, v) for known, v in zip(names, rows["variant"])]
     shown = [not v.startswith("merge:") or v in known for known, v in zip(names, rows["variant"])]
-    return rows.assign(variant=called)[shown], _only(grid.sets, report), choices
+    return rows.assign(variant=called)[shown], sets, choices
 
 
-def _only(sets: Sequence[AdapterSet], keys: Set[tuple[str, str]]) -> list[AdapterSet]:
-    """The sets with those of their prompts that count."""
-    parts = [replace(one, prompts=tuple(p for p in one.prompts if (one.name, p.text) in keys)) for one in sets]
-    return [one for one in parts if one.prompts]
+def _means(
+    scores: Scores, metrics: Sequence[Description], primary: Primary, families: Mapping[str, int], one: AdapterSet
+) -> dict[str, float]:
+    """The score of each merge of a set, more being better; within a family over the images that all of it have."""
+    metric = next(metric for metric in metrics if metric.name == primary.metric)
+    sign = (described(JOINT_SCORE, metric) if primary.quantity == JOINT_SCORE.contrast else metric).sign
+    keys = {(one.name, prompt.text) for prompt in one.prompts}
+    found = dict[str, float]()
+    for family in set(families.values()):
+        labels = [label for label, own in families.items() if own == family]
+        table = scores.beside([(label, primary.metric, primary.reference) for label in labels], keys).dropna()
+        found |= {str(label): sign * float(table[label].mean()) for label in table if len(table)}
+    return found
+
+
+def _as_drawn(design: Design, scores: Scores, primary: Primary | None, found: Sequence[Contrast]) -> Design:
+    """The design as the primary contrasts have it: images may have failed, and sets may lack an adapter."""
+    own = [one for one in found if primary is not None and primary.asks(one)]
+    if not own:
+        return design
+    first = max(own, key=lambda one: one.clusters)
+    columns = [(name, first.metric, first.reference) for name in (first.first, first.second)]
+    table = scores.aligned(columns, scores.keys(counts(first.prompts, role_of(first.reference))))
+    units = units_of(table)
+    family = sum(one.corrected is not None for one in own)
+    return Design(units.kind, units.count, len(table), family, min(1.0, least_p(units.count) * max(family, 1)))

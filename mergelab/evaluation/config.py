@@ -21,6 +21,12 @@ Weight = float | dict[str, float]
 """One number, or one for each component or layer pattern."""
 
 
+def _concept(value: Any) -> Any:
+    if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        raise PydanticCustomError("concept", "expected a prompt, or a list of several")
+    return value
+
+
 class Lora(_Strict):
     """One adapter; a path alone will do.
 
@@ -41,7 +47,7 @@ class Lora(_Strict):
     path: str
     name: str = ""
     weight: Weight | Annotated[list[Weight], Field(min_length=1)] = 1.0
-    concept: str | Annotated[list[str], Field(min_length=1)] = ""
+    concept: Annotated[str | list[str], BeforeValidator(_concept)] = ""
     trigger: str = ""
     always: bool = False
     role: str = ""
@@ -55,7 +61,7 @@ class Lora(_Strict):
     @property
     def concepts(self) -> tuple[str, ...]:
         """Prompts of its concept alone."""
-        return tuple(self.concept) if isinstance(self.concept, list) else (self.concept,) * bool(self.concept)
+        return tuple(filter(None, self.concept if isinstance(self.concept, list) else [self.concept]))
 
 
 class Clip(_Strict):

@@ -50,10 +50,16 @@ class Design:
 
 
 def design_of(config: Config, sets: Sequence[AdapterSet]) -> Design:
-    """Of the primary contrast: on the prompts that call several adapters, or where there are none, that call any."""
-    together = counts("together", None)
-    keys = [(one.name, p.text) for one in sets for p in one.prompts if together(p.calls)]
-    keys = keys or [(one.name, p.text) for one in sets for p in one.prompts if p.calls]
+    """Of the primary contrast: on the prompts that call several adapters, or else on those of the first that is called.
+
+    Args:
+        config: of the run.
+        sets: with the prompts that are reported.
+    """
+    roles = dict.fromkeys(role for one in sets for role in one.adapters)
+    tests = [counts("together", None), *(counts("alone", role) for role in roles)]
+    drawn = ([(one.name, p.text) for one in sets for p in one.prompts if test(p.calls)] for test in tests)
+    keys = next((found for found in drawn if found), [])
     rows = [key for key in keys for _ in config.seeds]
     units = Units([prompt for _, prompt in rows], [name for name, _ in rows])
     several = any(len(one.adapters) > 1 for one in sets)

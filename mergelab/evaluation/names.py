@@ -108,6 +108,18 @@ def label_of(name: str) -> str:
     return known.label if known else name
 
 
+def role_of(reference: str) -> str | None:
+    """The adapter that a reference is about; None for another, as of a joint score.
+
+    Example:
+        >>> role_of("photos:ghost"), role_of("joint"), role_of("stack")
+        ('ghost', None, None)
+    """
+    known = VariantName.parse(reference)
+    shown = Photographs.parse(reference)
+    return shown.label if shown else known.label if known and known.kind == "single" else None
+
+
 def renamed(name: str, names: Mapping[str, str]) -> str:
     """A name of the files with another adapter in it.
 

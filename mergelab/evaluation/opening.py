@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from mergelab import miniature
+from mergelab.checks import did_you_mean
 from mergelab.errors import OptionError
 from mergelab.evaluation.config import Config
 from mergelab.pipelines.fingerprints import fingerprint
@@ -37,13 +39,19 @@ def pipeline_keywords(config: Config, pipeline: Pipeline) -> dict[str, Any]:
     """Keywords of every call of the pipeline: the configuration's, on top of the miniature's own.
 
     Raises:
-        OptionError: a guidance scale that the model has no input for.
+        OptionError: a guidance scale that the model has no input for; an option that the pipeline does not take.
     """
     if config.generation.guidance is not None and ignores_guidance(pipeline):
         raise OptionError(
             "generation.guidance does nothing on a model without a guidance embedding; for true guidance set "
             "generation.options.true_cfg_scale, and generation.negative_prompt"
         )
+    known = inspect.signature(type(pipeline).__call__).parameters
+    for key in config.generation.options:
+        if key not in known:
+            raise OptionError(
+                f"generation.options: {type(pipeline).__name__} takes no {key!r}; {did_you_mean(key, list(known)[1:])}"
+            )
     return (miniature.settings(config.miniature) if config.miniature else {}) | config.generation.keywords()
 
 

@@ -17,12 +17,15 @@ from mergelab.evaluation.config import Config
 from mergelab.evaluation.design import Design, design_of
 from mergelab.evaluation.metrics.registry import check_metrics
 from mergelab.evaluation.opening import opened, pipeline_keywords, threads_for
+from mergelab.evaluation.photographs import photographs
 from mergelab.evaluation.reading import read_config
 from mergelab.evaluation.recipes import recipes
+from mergelab.evaluation.selection import reported
 from mergelab.evaluation.sets import AdapterSet, adapter_sets
 from mergelab.evaluation.statistics import resolvable_with
 from mergelab.evaluation.store import known_seconds
 from mergelab.evaluation.summary import SUMMARY
+from mergelab.evaluation.tracking.registry import open_trackers
 from mergelab.pipelines.combinations.registry import COMBINATIONS
 from mergelab.pipelines.images import generate_images
 from mergelab.pipelines.opening import Pipeline, name_of
@@ -31,6 +34,10 @@ from mergelab.tables import counted
 USUAL_DEVIATION = 0.3
 """Between clusters, of the paired difference of two merges that score from 0 to 1: what a plan assumes where no run of
 the configuration is there to be asked. On the pairs of the miniature models it was .13 to .30."""
+
+
+EQUAL = 1e-4
+"""Two variants whose difference deviates by less are the same, and say nothing of others."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Plan:
             drawing += f"\nhow long an image takes was not measured: {self.measured}"
         said = ", ".join(f"{number} {kind}" for kind, number in self.prompts.items() if number)
         lines = [
-            f"{counted(self.sets, 'set')} of adapters, {counted(self.merges, 'merge')}",
+            f"{counted(self.sets, 'set')} of adapters, {counted(self.merges, 'merge')} ",
             f"{counted(sum(self.prompts.values()), 'prompt')}: {said}",
             drawing,
             f"design: {self.design.sentence()}",
@@ -118,8 +125,12 @@ def plan(
     settings = read_config(config, overrides, pipeline=None if pipeline is None else name_of(pipeline))
     check_metrics(settings)
     sets = adapter_sets(settings)
-    design = design_of(settings, sets)
-    deviation = _deviation(out)
+    open_trackers(settings.log_with, Path(out or "."))
+    for lora in settings.loras:
+        if lora.references:
+            photographs(Path(lora.references), lora.name)
+    design = design_of(settings, reported(settings, sets))
+    deviation = _deviation(out, settings.metrics)
     seconds, measured = _seconds(settings, out, pipeline, sets, measure)
     return Plan(
         len(sets),
@@ -166,12 +177,14 @@ def _seconds(
         return math.nan, "it was not asked for"
     with threads_for(config), opened(config, given) as (pipeline, _):
         keywords, prompt = pipeline_keywords(config, pipeline), sets[0].prompts[0].text
+        unit = [(prompt, config.seeds[0])]
+        generate_images(pipeline, unit, keywords | {"num_inference_steps": 1})  # the first takes longer than others
         start = time.perf_counter()
-        generate_images(pipeline, [(prompt, config.seeds[0])], keywords)
+        generate_images(pipeline, unit, keywords)
         return time.perf_counter() - start, "one image of the base model, drawn now"
 
 
-def _deviation(out: str | os.PathLike[str] | None) -> tuple[float, str]:
+def _deviation(out: str | os.PathLike[str] | None, metrics: Sequence[str]) -> tuple[float, str]:
     """Of the paired difference between clusters: as an earlier run found it, or as is usual."""
     path = Path(out) / SUMMARY if out is not None else None
     if path is not None and path.exists():
@@ -180,7 +193,9 @@ def _deviation(out: str | os.PathLike[str] | None) -> tuple[float, str]:
         own = [
             one["deviation"]
             for one in summary.get("contrasts", ())
-            if all(one[key] == value for key, value in asked.items()) and one["deviation"] is not None
+            if asked.get("metric") in metrics
+            and all(one[key] == value for key, value in asked.items())
+            and (one["deviation"] or 0) > EQUAL
         ]
         if own:
             return median(own), f"the median of {counted(len(own), 'contrast')} of this run"
@@ -197,4 +212,4 @@ def _duration(seconds: float) -> str:
     for unit, name in ((3600.0, "hours"), (60.0, "minutes")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:.2g} {name}"
-    return f"{seconds:.2g} seconds"
+    return f"{seconds:.0f} seconds"

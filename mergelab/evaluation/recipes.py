@@ -72,6 +72,8 @@ def _weighted(given: Any, of: AdapterSet) -> Iterator[tuple[dict[str, str], tupl
     """What a label says of the weights, and the weights, for every point of their axes."""
     usual: dict[str, Any] = {role: lora.weight for role, lora in of.adapters.items()}
     if isinstance(given, list):
+        if not given:
+            raise OptionError("merges: weights: expected at least one value")
         for vector in given if any(isinstance(one, list) for one in given) else [given]:
             if not isinstance(vector, list) or len(vector) != len(usual):
                 raise OptionError(
@@ -87,6 +89,8 @@ def _weighted(given: Any, of: AdapterSet) -> Iterator[tuple[dict[str, str], tupl
     for name, value in (given or {}).items():
         if name not in names:
             raise OptionError(f"merges: weights: there is no {name!r}; {did_you_mean(str(name), list(names))}")
+        if value == []:
+            raise OptionError(f"merges: weights: {name}: expected at least one value")
         asked[names[name]] = value
     values = {role: value if isinstance(value, list) else [value] for role, value in (usual | asked).items()}
     shown = [role for role in usual if role in asked or len(values[role]) > 1]
@@ -121,6 +125,8 @@ def _points(key: str, value: Any) -> list[Any]:
             isinstance(v, list) and any(isinstance(w, list) for w in v) for v in value
         )
         return list(value) if many else [value]
+    if value == []:
+        raise OptionError(f"merges: {key}: expected at least one value")
     return value if isinstance(value, list) else [value]
 
 

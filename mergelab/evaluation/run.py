@@ -33,6 +33,7 @@ from mergelab.evaluation.report.tables import plain_table
 from mergelab.evaluation.report.verdict import sentences
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.results import results_of
+from mergelab.evaluation.selection import reported
 from mergelab.evaluation.sets import AdapterSet, adapter_sets
 from mergelab.evaluation.store import Store, to_json, write
 from mergelab.evaluation.summary import SUMMARY, summary_of
@@ -142,7 +143,7 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     start = time.perf_counter()
     # What cannot work is found before anything is written, and before hours of merging and drawing.
     sets = adapter_sets(config)
-    if warning := design_of(config, sets).warning():
+    if warning := design_of(config, reported(config, sets)).warning():
         log.warning("%s", warning)
     loras = {lora.name: load(lora.path) for lora in config.loras}
     check_base_models(list(loras.values()), list(loras))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mergelab.checks import did_you_mean
 from mergelab.errors import OptionError
@@ -49,6 +49,17 @@ def parts_of(select: Select, sets: Sequence[AdapterSet], config: Config) -> tupl
     return on, report
 
 
+def only(sets: Sequence[AdapterSet], keys: Set[Key]) -> list[AdapterSet]:
+    """The sets with those of their prompts that count."""
+    parts = [replace(one, prompts=tuple(p for p in one.prompts if (one.name, p.text) in keys)) for one in sets]
+    return [one for one in parts if one.prompts]
+
+
+def reported(config: Config, sets: Sequence[AdapterSet]) -> list[AdapterSet]:
+    """The sets with the prompts that are reported: all, unless something is chosen on others."""
+    return list(sets) if config.select is None else only(sets, parts_of(config.select, sets, config)[1])
+
+
 def check_selection(select: Select, config: Config, sets: Sequence[AdapterSet]) -> None:
     """Raises where a choice would be made on what is reported, or on nothing.
 
@@ -64,6 +75,8 @@ def check_selection(select: Select, config: Config, sets: Sequence[AdapterSet]) 
     on, report = parts_of(select, sets, config)
     if not on or not report:
         raise OptionError("select: expected prompts or sets to choose on, and others to report")
+    if not any(prompt.calls for one in only(sets, on) for prompt in one.prompts):
+        raise OptionError("select: no prompt to choose on calls any adapter, so there is nothing to choose by")
     if on & report:
         name, prompt = min(on & report)
         raise OptionError(f"select: {prompt!r} of {name} is chosen on and reported; the two must differ")
@@ -87,7 +100,7 @@ def chosen(
     pooled = {
         label: sum(scores[label] for scores in means.values()) / len(means)
         for label in families
-        if all(label in scores for scores in means.values())
+        if means and all(label in scores for scores in means.values())
     }
     kept: dict[str, dict[str, str]] = {name: {} for name in means}
     choices = []

@@ -92,16 +92,20 @@ def explicit_sets(config: Config) -> list[dict[str, str]]:
     Raises:
         OptionError: more than one of `sets`, `pairs`, `distractors`; too few distractors; no adapter at all.
     """
-    given = [key for key in ("sets", "pairs", "distractors") if getattr(config, key)]
+    given = [key for key in ("sets", "pairs", "distractors") if getattr(config, key) not in (None, [])]
     if len(given) > 1:
         raise OptionError(f"{' and '.join(given)}: give one of them")
     if not given and not config.loras:
         raise OptionError("loras: expected at least one")
     if config.pairs is not None:
-        roles = [role[:-1] if role.endswith("s") and len(role) > 1 else role for role in config.pairs]
+        roles = [role[:-1] if re.fullmatch(r".+[^s]s", role) else role for role in config.pairs]
+        if not roles or NAME in roles or len(set(roles)) < len(roles):
+            raise OptionError("pairs: expected a list of adapters for each role, such as subjects and styles")
         return [dict(zip(roles, chosen)) for chosen in product(*config.pairs.values())]
     if config.distractors is not None:
         return list(_distracted(config.distractors))
+    if any(not set(one) - {NAME} for one in config.sets):
+        raise OptionError("sets: expected at least one adapter in each")
     return list(config.sets)
 
 
@@ -132,6 +136,9 @@ def adapter_sets(config: Config) -> list[AdapterSet]:
     """
     pool = {lora.name: lora for lora in config.loras}
     if not config.sets:
+        given_roles = [lora.role for lora in config.loras if lora.role]
+        if double := next((role for role in given_roles if given_roles.count(role) > 1), None):
+            raise OptionError(f"loras: two have the role {double!r}, and are in one set")
         one = _filled(config, AdapterSet("+".join(pool), pool), {role: lora for lora in pool.values()
                       for role in (lora.role, lora.name) if role})  # fmt: skip
         return _checked([one], config)
@@ -191,6 +198,12 @@ def _texts(template: str, adapters: Iterable[Lora], scope: Mapping[str, Lora]) -
 
 
 def _said(template: str, scope: Mapping[str, Lora]) -> str:
+    rest = _FIELD.sub("", template)
+    if odd := re.search(r"\{[\w .-]*\}|\{[^{}]*(trigger|concept)", rest):
+        raise OptionError(
+            f"prompts: {template!r}: there is no field {odd[0]!r}; expected {{trigger}}, {{concept}}, or one of an "
+            "adapter, such as {subject.trigger}"
+        )
     return _FIELD.sub(lambda match: _word(scope[match[1] or ""], match[2], template), template)
 
 

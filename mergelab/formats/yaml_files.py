@@ -49,6 +49,15 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+# True and false alone are truth values, as in YAML 1.2: `on` may be a key, and `no` a word.
+_TRUTH = re.compile("true|True|TRUE|false|False|FALSE")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":bool")]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _TRUTH, list("tTfF"))
+
+
 class _WithExponents(_Loader):
     """Numbers may have an exponent without a point."""
 

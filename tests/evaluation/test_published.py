@@ -18,7 +18,7 @@ from mergelab.evaluation.reading import read_config
 from mergelab.evaluation.recipes import recipes
 from mergelab.evaluation.sets import adapter_sets
 from mergelab.formats.yaml_files import read_yaml
-from mergelab.methods.registry import method_names
+from mergelab.methods.registry import METHODS
 from mergelab.pipelines.combinations.registry import COMBINATIONS
 
 FOLDER = Path(train_loras.__file__).parent
@@ -51,7 +51,7 @@ def test_the_subjects_of_the_twin_meet_every_method() -> None:
     """The table of the preservation protocol has all that mergelab has, but K-LoRA, which takes two adapters."""
     config = read_config(EVERY)
     merges = recipes(config, adapter_sets(config)[0])
-    assert {str(recipe.keywords["method"]) for recipe in merges} == {*method_names(), *COMBINATIONS} - {"klora"}
+    assert {str(recipe.keywords["method"]) for recipe in merges} == {*METHODS, *COMBINATIONS} - {"klora"}
 
 
 def test_commands_that_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,10 +39,10 @@ def test_every_finding_is_there(run: Result, results: dict[str, Any]) -> None:
 
 def test_values_intervals_and_directions(run: Result, results: dict[str, Any]) -> None:
     """Of one finding by hand; plus and minus 1.96 standard errors are as wide as the interval."""
-    of = ("recovery", "merge:cat", "judge", "single:fish")
+    of = ("similarity", "merge:ties rank=8", "lpips", "stack")
     row = next(f for f in run.findings if (f.quantity, f.variant, f.metric, f.reference) == of)
-    task, bounds = results["results"]["merge-cat"], results["intervals"]["merge-cat"]
-    key = next(key for key in task if key.startswith("recovery.judge,single-fish"))
+    task, bounds = (results[key]["merge-ties-rank-8"] for key in ("results", "intervals"))
+    key = next(key for key in task if key.startswith("similarity.lpips,stack"))
     assert task[key] == row.interval.estimate and bounds[key] == [row.interval.low, row.interval.high]
     error = task[key.replace(",", "_stderr,")]
     assert 2 * 1.959964 * error == pytest.approx(row.interval.high - row.interval.low)

@@ -57,7 +57,7 @@ def test_a_folder_that_cannot_be_made(out: str, tmp_path: Path, refused: Refused
 def test_configurations_with_slips(tmp_path: Path) -> None:
     """Each sentence says where the thing belongs."""
     for wrong, needle in (
-        ({"merges": [{"method": "cat", "weights": [1, 1]}]}, "every adapter under loras has a weight of its own"),
+        ({"merges": [{"method": "cat", "weight": 1}]}, "every adapter under loras has a weight of its own"),
         ({"pipeline": "nope"}, "and the pipeline is 'nope'"),
     ):
         with pytest.raises(ml.OptionError, match=needle):

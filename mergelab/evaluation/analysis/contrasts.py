@@ -15,13 +15,18 @@ from mergelab.evaluation.analysis.quantities import QUANTITIES, Quantity, descri
 from mergelab.evaluation.analysis.scores import Scores
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.names import STACK, VariantName
+from mergelab.evaluation.sets import Prompts
 from mergelab.evaluation.statistics import (
+    ENOUGH,
+    Array,
     Interval,
     Range,
+    Units,
     difference_interval,
     holm,
     resolvable,
     sign_flip,
+    student,
     win_rate,
 )
 
@@ -49,7 +54,7 @@ class Contrast:
     quantity: str
     metric: str
     reference: str
-    prompts: str
+    prompts: Prompts
     first: str
     second: str
     interval: Interval
@@ -161,17 +166,26 @@ def _estimated(pair: pd.DataFrame, sign: int, range: Range, *, by_set: bool) -> 
         for name in sets.unique():
             own = np.asarray(sets == name)
             each[name] = _turned(difference_interval(first[own], second[own], units_of(pair[own]), range), sign)
-    means = units.means(first - second)
+    means, interval = units.means(first - second), difference_interval(first, second, units, range)
     return {
-        "interval": _turned(difference_interval(first, second, units, range), sign),
+        "interval": _turned(interval, sign),
         "p": sign_flip(first - second, units),
         "corrected": None,
         "wins": win_rate(first, second, higher_is_better=sign > 0),
-        "resolvable": resolvable(first - second, units),
+        "resolvable": resolvable(first - second, units) * _widened(interval, means, units),
         "clusters": units.count,
         "deviation": float(means.std(ddof=1)) if len(means) > 1 else math.nan,
         "by_set": each,
     }
+
+
+def _widened(interval: Interval, means: Array, units: Units) -> float:
+    """By how much the longer arm of an interval is longer than Student's."""
+    if units.count < ENOUGH:
+        return 1.0
+    _, high = student(means, units)
+    longest = max(interval.estimate - interval.low, interval.high - interval.estimate)
+    return longest / (high - interval.estimate) if high > interval.estimate else 1.0
 
 
 def corrected(found: Sequence[Contrast], primary: Primary | None) -> list[Contrast]:

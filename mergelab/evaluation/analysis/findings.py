@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -93,6 +94,8 @@ def _finding(
         if len(pair):
             p = sign_flip((pair.iloc[:, 0] - pair.iloc[:, 1]).to_numpy(float), units_of(pair))
     interval = quantity.statistic(table, units_of(table), scores.range(described(quantity, metric), about))
+    if len(set(columns)) < len(columns):  # of the base model itself, or of an adapter alone: so by definition
+        interval = replace(interval, low=math.nan, high=math.nan)
     return [Finding(quantity.name, str(variant), metric.name, about, quantity.prompts, interval, p)]
 
 

@@ -18,6 +18,7 @@ from mergelab.evaluation.statistics.intervals import (
     mean_interval,
     recovery_interval,
 )
+from mergelab.evaluation.statistics.moments import student
 from mergelab.evaluation.statistics.tests import holm, sign_flip, win_rate
 from mergelab.evaluation.statistics.units import ENOUGH, Array, Units
 
@@ -36,5 +37,6 @@ __all__ = [
     "resolvable",
     "resolvable_with",
     "sign_flip",
+    "student",
     "win_rate",
 ]

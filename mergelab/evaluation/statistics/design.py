@@ -71,7 +71,8 @@ def is_blind(floor: Array, ceiling: Array, units: Units, *, higher_is_better: bo
     """Whether a metric does not tell the adapter alone from the base model, so that nothing it says counts.
 
     It is blind unless Student's interval of `ceiling - floor`, over the clusters, or over the images where there are
-    fewer than five clusters, lies on the better side of zero.
+    fewer than five clusters, lies on the better side of zero. Fewer than five images cannot tell: there it is blind
+    only where the adapter alone is not above the base model.
 
     Args:
         floor, ceiling: (n,), scores of the base model and of the adapter alone, image by image.
@@ -79,14 +80,14 @@ def is_blind(floor: Array, ceiling: Array, units: Units, *, higher_is_better: bo
         higher_is_better: of the metric.
 
     Example:
-        >>> is_blind(np.zeros(4), np.array([0.1, -0.1, 0.2, 0.0]), Units("aabb"))
+        >>> is_blind(np.zeros(6), np.array([0.1, -0.1, 0.2, 0.0, -0.1, 0.1]), Units("aabbcc"))
         True
     """
     gains = (ceiling - floor) * (1 if higher_is_better else -1)
     if units.count < ENOUGH:
         units = Units(range(len(gains)))
     mean = float(units.weights @ units.means(gains))
-    if units.count == 1:
+    if units.count < ENOUGH:
         return mean <= 0
     error, df, _ = moments(units.means(gains), units)
     return not mean > float(stdtrit(df, 0.975)) * error

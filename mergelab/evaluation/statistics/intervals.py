@@ -81,9 +81,11 @@ class Range:
             >>> Range(0, 1).same(soft, soft), Range(0, 1).same(np.ones(4), np.ones(4))
             (True, False)
         """
-        near = _NEAR * self.span
-        inside = (first > self.low + near) & (first < self.high - near)
-        return bool(np.allclose(first, second, rtol=0, atol=_ALIKE * self.span) and inside.sum() >= _FEW)
+        for near, apart in ((_NEAR * self.span, _ALIKE * self.span), (0.0, 0.0)):
+            inside = (first > self.low + near) & (first < self.high - near)
+            if np.abs(first - second).max() <= apart and inside.sum() >= _FEW:
+                return True
+        return False
 
 
 _ANY = Range()
@@ -143,7 +145,8 @@ def difference_interval(first: Array, second: Array, units: Units, range: Range 
     saturated = range.saturated(units.means(first), units.means(second))
     if saturated and _few(differences, units.weights) and not range.same(first, second):
         ends = _wider(ends, plausible)
-    return Interval(estimate, *ends)
+    most = range.high - range.low
+    return Interval(estimate, max(ends[0], -most), min(ends[1], most))
 
 
 def recovery_interval(variant: Array, base: Array, single: Array, units: Units, range: Range = _ANY) -> Interval:
