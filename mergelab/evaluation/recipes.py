@@ -89,7 +89,7 @@ def _weighted(given: Any, of: AdapterSet) -> Iterator[tuple[dict[str, str], tupl
     for name, value in (given or {}).items():
         if name not in names:
             raise OptionError(f"merges: weights: there is no {name!r}; {did_you_mean(str(name), list(names))}")
-        if value == []:
+        if isinstance(value, list) and not value:
             raise OptionError(f"merges: weights: {name}: expected at least one value")
         asked[names[name]] = value
     values = {role: value if isinstance(value, list) else [value] for role, value in (usual | asked).items()}
@@ -125,7 +125,7 @@ def _points(key: str, value: Any) -> list[Any]:
             isinstance(v, list) and any(isinstance(w, list) for w in v) for v in value
         )
         return list(value) if many else [value]
-    if value == []:
+    if isinstance(value, list) and not value:
         raise OptionError(f"merges: {key}: expected at least one value")
     return value if isinstance(value, list) else [value]
 

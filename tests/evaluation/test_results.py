@@ -49,7 +49,7 @@ def test_values_intervals_and_directions(run: Result, results: dict[str, Any]) -
     better = results["higher_is_better"]["merge-cat"]
     assert better["recovery.judge"] and not better["similarity.lpips"] and better["similarity.clip_image"]
     assert "preservation.judge" not in better and not better["preservation.lpips"]
-    assert results["n-samples"]["merge-cat"] == {"original": 6, "effective": 6}
+    assert results["n-samples"]["merge-cat"] == {"original": 10, "effective": 10}
     assert results["config"]["model_args"] == "pretrained=miniature/sdxl"
 
 
