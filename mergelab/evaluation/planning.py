@@ -77,7 +77,7 @@ class Plan:
             drawing += f"\nhow long an image takes was not measured: {self.measured}"
         said = ", ".join(f"{number} {kind}" for kind, number in self.prompts.items() if number)
         lines = [
-            f"{counted(self.sets, 'set')} of adapters, {counted(self.merges, 'merge')} ",
+            f"{counted(self.sets, 'set')} of adapters, {counted(self.merges, 'merge')}",
             f"{counted(sum(self.prompts.values()), 'prompt')}: {said}",
             drawing,
             f"design: {self.design.sentence()}",
