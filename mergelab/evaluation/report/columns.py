@@ -17,7 +17,7 @@ from mergelab.evaluation.analysis.quantities import (
 )
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.names import single
-from mergelab.evaluation.report.lookup import Index, indexed, main_metric
+from mergelab.evaluation.report.lookup import Index, blind_for, indexed, main_metric
 from mergelab.evaluation.result import Result
 
 Form = Literal["share", "change", "value"]
@@ -34,7 +34,6 @@ class Column:
         group: what its prompts call, in words.
         head: by itself; `short`: within its group.
         help: what it is.
-        blind: the metric does not see the adapter: there are no numbers, and that is said.
     """
 
     quantity: str
@@ -46,7 +45,6 @@ class Column:
     head: str
     short: str
     help: str
-    blind: bool = False
 
     def finding(self, index: Index, variant: object) -> Finding | None:
         """What stands in the row of a variant."""
@@ -70,7 +68,7 @@ def columns(result: Result) -> list[Column]:
     found = [
         one
         for one in _all(result)
-        if one.blind or any(one.finding(index, variant) for variant in variants if variant != "base")
+        if any(one.finding(index, variant) for variant in variants if variant != "base")
     ]
     order = list(dict.fromkeys(["together", *result.roles, "none", "every"]))
     return sorted(found, key=lambda one: order.index(_place(one, result.roles)))
@@ -133,14 +131,11 @@ def _column(result: Result, quantity: Quantity, metrics: Sequence[Description], 
     short = (
         {"share": "recovery", "value": first.shown if first else ""}.get(str(quantity.shown), head) if alone else head
     )
-    sees_nothing = {(one.metric, one.reference) for one in result.anchors if one.blind}
-    share = quantity.shown == "share" and not alone
-    blind = share and first is not None and (first.name, reference) in sees_nothing
+    sees_nothing = blind_for(result)
+    seeing = tuple(metric for metric in metrics if (metric.name, reference) not in sees_nothing)
     assert quantity.shown is not None
     group = _group(quantity.prompts, role, result.roles)
-    return Column(
-        quantity.name, quantity.shown, tuple(metrics), reference, quantity.prompts, group, head, short, help, blind
-    )
+    return Column(quantity.name, quantity.shown, seeing, reference, quantity.prompts, group, head, short, help)
 
 
 def _image_recoveries(result: Result) -> Iterable[Column]:
@@ -150,8 +145,10 @@ def _image_recoveries(result: Result) -> Iterable[Column]:
     metrics = [*(m for m in reversed(metrics) if m.higher_is_better), *(m for m in metrics if not m.higher_is_better)]
     if not metrics:
         return
-    name = metrics[0].shown
+    name, sees_nothing = metrics[0].shown, blind_for(result)
     for role in result.roles:
+        if (metrics[0].name, single(role)) in sees_nothing:
+            continue
         yield Column(
             IMAGE_RECOVERY, "share", (metrics[0],), single(role), "alone", _group("alone", role, result.roles),
             f"{name} recovery of {role}", f"{name} recovery",
