@@ -4,6 +4,7 @@ labels    method and options of a merge; the shortest names that tell merges apa
 numbers   numbers as people read them
 lookup    what everything below asks a result: names, scores and their contrasts, who is ranked where
 choices   how options were chosen, in words
+limits    what cannot be said, in sentences
 verdict   the findings in sentences
 columns   what tables show, in groups of prompts
 tables    the findings as a plain table

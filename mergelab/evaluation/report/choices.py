@@ -29,7 +29,7 @@ def how_chosen(result: Result, best: str, names: dict[str, str]) -> list[str]:
         said = some_of([f"{_name(label, names)} in {number}" for label, number in counts])
         sets = len({choice.set for choice in result.choices})
         chance = sum(abs(choice.score) < CHANCE for choice in result.choices)
-        most = f"; {chance} of them by chance, at a score of 0.00" if chance else ""
+        most = f"; in {counted(chance, 'set')} at a score of 0.00, which is chance" if chance else ""
         return [f"Options were chosen on other images, by each of {counted(sets, 'set')} for itself: {said}{most}."]
     if result.choices:
         said = "; ".join(f"{_name(one.label, names)} among {one.among} ({_there(one)})" for one in result.choices)

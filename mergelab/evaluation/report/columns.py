@@ -66,9 +66,7 @@ def columns(result: Result) -> list[Column]:
     index = indexed(result)
     variants = dict.fromkeys(finding.variant for finding in result.findings)
     found = [
-        one
-        for one in _all(result)
-        if any(one.finding(index, variant) for variant in variants if variant != "base")
+        one for one in _all(result) if any(one.finding(index, variant) for variant in variants if variant != "base")
     ]
     order = list(dict.fromkeys(["together", *result.roles, "none", "every"]))
     return sorted(found, key=lambda one: order.index(_place(one, result.roles)))

@@ -106,3 +106,23 @@ def p_value(p: float) -> str:
     if p < 0.001:
         return "p < 0.001"
     return f"p = {p:.3f}" if p < 0.9995 else "p = 1"
+
+
+def cut(text: str, most: int = 160) -> str:
+    """A text that is no longer than two lines.
+
+    Example:
+        >>> cut("a long one", 7), cut("short", 7)
+        ('a long…', 'short')
+    """
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+
+
+def capital(text: str) -> str:
+    """A sentence with a capital, whatever the rest has.
+
+    Example:
+        >>> capital("the LoRA")
+        'The LoRA'
+    """
+    return text[:1].upper() + text[1:]

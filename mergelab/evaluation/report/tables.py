@@ -23,8 +23,8 @@ _FIRST = ("joint", "recovery", "preservation", "score", "suppression")
 
 
 def plain_table(result: Result) -> str:
-    """Stack and merges, or where there are none what there is, as text: the primary score, the columns that matter most, as many as fit, in their order; a metric without any
-    score has one that says so."""
+    """Stack and merges, or what there is where there are none, as text: the primary score and the columns that matter
+    most, as many as fit, in their order; a metric without any score has one that says so."""
     index, names, shown = indexed(result), names_of(result), columns(result)
     variants = result.variants or [BASE, *shown_variants(result)]
     rows = [["", *(names[str(variant)] for variant in variants)]]
