@@ -99,7 +99,7 @@ def _all(result: Result) -> Iterable[Column]:
 def _shown_by(result: Result, quantity: Quantity) -> list[list[Description]]:
     """For each of its columns the metrics that may fill it."""
     asked = [m for m in result.metrics if m.compares_with in quantity.asks and m.name not in result.silent]
-    main = main_metric(result)
+    main = main_metric(result) or _first_seeing(result)
     if quantity.shown == "share" or quantity.about in ("concepts", "joint"):
         return [[main]] if main else []  # what is blind says nothing of a share
     if quantity.shown == "change":
@@ -108,6 +108,15 @@ def _shown_by(result: Result, quantity: Quantity) -> list[list[Description]]:
         bare = {row.metric for row in result.findings if row.quantity == quantity.name and not row.reference}
         return [[metric] for metric in asked if metric.name in bare]
     return [[metric] for metric in asked]
+
+
+def _first_seeing(result: Result) -> Description | None:
+    """The first metric that sees an adapter, where there is nothing that a primary score would compare."""
+    seen = {
+        one.metric for one in result.anchors for role in result.roles for metric in result.metrics
+        if not one.blind and (one.metric, one.reference) == (metric.name, concept_reference(metric, role))
+    }  # fmt: skip
+    return next((metric for metric in result.metrics if metric.name in seen), None)
 
 
 def _column(result: Result, quantity: Quantity, metrics: Sequence[Description], role: str) -> Column:

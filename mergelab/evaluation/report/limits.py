@@ -48,5 +48,5 @@ def failed(result: Result) -> list[str]:
     if len(kinds) > MOST:
         lines.append(f"{counted(len(kinds) - MOST, 'more kind')} of failure: see the report.")
     if any(row["prompt"] is not None for row in rows):
-        lines.append("Means of variants are then over different images; a pair in the matrix is over those of both.")
+        lines.append("Where cells failed, means are over different images; a pair in the matrix is over those of both.")
     return lines + [cut(f"No score at all: {name}.") for name in result.silent.values()]

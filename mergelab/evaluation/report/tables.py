@@ -26,6 +26,8 @@ def plain_table(result: Result) -> str:
     """Stack and merges, or what there is where there are none, as text: the primary score and the columns that matter
     most, as many as fit, in their order; a metric without any score has one that says so."""
     index, names, shown = indexed(result), names_of(result), columns(result)
+    if not shown and not result.silent:
+        return ""
     variants = result.variants or [BASE, *shown_variants(result)]
     rows = [["", *(names[str(variant)] for variant in variants)]]
     cells = {

@@ -158,6 +158,8 @@ def _among(best: str, others: dict[str, Contrast], few: bool, names: dict[str, s
         ahead = f"{decimal(gap.estimate, digits=digits_for(gap))} above the next, {names[following]}"
         return f"Among {len(others) + 1} merges {names[best]} is best, {ahead}{by}."
     equal = [names[name] for name, one in others.items() if not (told_apart(one) and one.interval.estimate > 0)]
+    if len(others) == 1 and all(map(is_zero, vars(gap).values())):
+        return f"{names[best]} and {names[following]} differ by less than 0.001, {p}, exploratory{by}."
     if equal and len(others) == 1:
         if others[following].told_apart and others[following].p > 0.05:
             what = f"is above {equal[0]} by {difference(gap)}, {p} (exploratory), which is no proof"
@@ -166,8 +168,10 @@ def _among(best: str, others: dict[str, Contrast], few: bool, names: dict[str, s
     if equal:
         number = len(others) - len(equal)
         worse = f"; {number} {'is' if number == 1 else 'are'} worse" if number else ""
-        if by:  # nothing stands before
-            return f"{names[best]} is best, but {some_of(equal)} cannot be told from it{worse}{by}."
+        if by and not number:  # nothing stands before
+            return f"Which of {len(others) + 1} merges is best cannot be told, exploratory{by}."
+        if by:
+            return f"{names[best]} is best, but {some_of(equal)} cannot be told from it{worse}, exploratory{by}."
         of = "Of the other merges, " if number else ""
         return f"{of}{some_of(equal)} cannot be told from {names[best]}{worse} (exploratory)."
     every = f"every other merge; the next, {names[following]}," if len(others) > 1 else names[following]
