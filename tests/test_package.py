@@ -134,7 +134,7 @@ LAYERS = {
         "choices | forest | limits | pictures | tables",
         "columns | plots",
         "lookup",
-        "labels | numbers",
+        "labels | numbers | raw",
     ),
     "mergelab.cli": (
         "app",

@@ -144,6 +144,25 @@ def test_the_primary_score_is_named_and_in_the_table(tmp_path: Path) -> None:
     assert "all at once" in plain_table(result).splitlines()[0]
 
 
+def test_the_primary_score_of_one_adapter(tmp_path: Path) -> None:
+    """Seen over all prompts and not on those that call both: its means are shown, their difference is the verdict's."""
+    usual = worth(stack=0.4, cat=0.6)
+
+    def value(name: str, variant: str, prompt: str, seed: int, role: str) -> float:
+        if role == "style" or (variant == "single:subject" and prompt in ("prompt 0", "prompt 1")):
+            return 0.1 + 0.02 * (prompt == "prompt 0" and variant == "base")
+        return usual(name, variant, prompt, seed, role)
+
+    result = result_of(tmp_path, [a_set("ghost+day", 2, 12)], value)
+    assert result.primary is not None and (result.primary.quantity, result.primary.prompts) == ("concept", "together")
+    head, *rows = result.table.splitlines()
+    assert "subject by judge" in head and "recovery of subject" not in head
+    place = head.index("subject by judge")
+    means = {row[:place].split("  ")[0]: float(row[place:].split()[0]) for row in rows if not row.startswith("(")}
+    one = result.contrast("merge:cat", "stack")
+    assert one is not None and means["cat"] - means["stack"] == pytest.approx(one.interval.estimate, abs=0.002)
+
+
 def test_merged_adapters_are_named_where_there_are_any(tmp_path: Path) -> None:
     """An empty folder is none."""
     result = result_of(tmp_path, [a_set("ghost+day", 3)], worth())

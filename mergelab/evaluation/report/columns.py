@@ -12,12 +12,13 @@ from mergelab.evaluation.analysis.quantities import (
     IMAGE_RECOVERY,
     JOINT,
     QUANTITIES,
+    RECOVERY,
     Quantity,
     concept_reference,
 )
 from mergelab.evaluation.metrics.metric import Description
-from mergelab.evaluation.names import single
-from mergelab.evaluation.report.lookup import Index, blind_for, indexed, main_metric
+from mergelab.evaluation.names import label_of, single
+from mergelab.evaluation.report.lookup import Index, blind_for, in_words, indexed, main_metric
 from mergelab.evaluation.result import Result
 
 Form = Literal["share", "change", "value"]
@@ -93,6 +94,13 @@ def _all(result: Result) -> Iterable[Column]:
             for metrics in _shown_by(result, quantity):
                 for role in result.roles if quantity.of_adapters else [""]:
                     yield _column(result, quantity, metrics, role)
+    one, main = result.primary, main_metric(result)
+    if one is not None and main is not None and one.quantity == RECOVERY.contrast:
+        role, title = label_of(one.reference), in_words(result, one)
+        group = _group(one.prompts, role, result.roles)
+        yield Column(
+            one.quantity, "value", (main,), one.reference, one.prompts, group, title, title, "the primary score"
+        )
     yield from _image_recoveries(result)
 
 

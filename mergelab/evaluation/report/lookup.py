@@ -14,6 +14,7 @@ from mergelab.evaluation.names import VariantName, label_of
 from mergelab.evaluation.recipes import recipes
 from mergelab.evaluation.report.labels import short_names
 from mergelab.evaluation.report.numbers import is_zero
+from mergelab.evaluation.report.raw import raw_primary
 from mergelab.evaluation.result import Result
 from mergelab.tables import counted
 
@@ -33,8 +34,9 @@ def main_metric(result: Result) -> Description | None:
 
 
 def indexed(result: Result) -> Index:
-    """Every finding by what it is of."""
-    return {(f.quantity, f.variant, f.metric, f.reference, f.prompts): f for f in result.findings}
+    """Every finding by what it is of, and the primary score."""
+    found = [*result.findings, *raw_primary(result)]
+    return {(f.quantity, f.variant, f.metric, f.reference, f.prompts): f for f in found}
 
 
 def recoveries(result: Result, index: Index, variant: str, metric: Description) -> dict[str, Finding]:

@@ -49,8 +49,9 @@ def _is_primary(column: Column, primary: Primary | None) -> bool:
     """Whether it shows the primary score, or what share of an adapter that score says is there."""
     if primary is None:
         return False
-    quantity = RECOVERY.name if primary.quantity == RECOVERY.contrast else primary.quantity
-    return (column.quantity, column.reference, column.prompts) == (quantity, primary.reference, primary.prompts)
+    quantities = {primary.quantity, RECOVERY.name} if primary.quantity == RECOVERY.contrast else {primary.quantity}
+    own = (column.reference, column.prompts) == (primary.reference, primary.prompts)
+    return own and column.quantity in quantities
 
 
 def _by_importance(shown: Sequence[Column]) -> list[list[int]]:
