@@ -69,7 +69,8 @@ def test_a_metric_that_fails_everywhere(pipeline: Any, tmp_path: Path, caplog: p
     said = [record.getMessage() for record in caplog.records if record.name.startswith("mergelab")]
     place = f"(base, {PROMPTS[0]!r}, seed 0)"
     assert f"metric failing: 5 cells failed, the first {place} with KeyError: 'nobody'" in said
-    assert sum(line.startswith("metric at times: ") for line in said) == 1 and len(said) == 2
+    assert sum(line.startswith("metric at times: ") for line in said) == 1
+    assert len([line for line in said if line.startswith("metric")]) == 2
     assert "metric at times: 4 cells failed" in "".join(said) or "metric at times: 1 cell failed" in "".join(said)
     assert list(result.silent) == ["failing"] and set(result.scores.metric) == {"judge", "at times"}
     head, *rows = result.table.splitlines()

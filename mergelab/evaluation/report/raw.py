@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import cast
 
 from mergelab.evaluation.analysis.findings import Finding
 from mergelab.evaluation.analysis.quantities import RECOVERY, units_of
 from mergelab.evaluation.analysis.scores import Scores
 from mergelab.evaluation.names import label_of
 from mergelab.evaluation.result import Result
+from mergelab.evaluation.sets import Prompts, counts
 from mergelab.evaluation.statistics import mean_interval
 
 
@@ -25,7 +26,7 @@ def raw_primary(result: Result) -> list[Finding]:
         return []
     scores = Scores(result.scores, result.sets)
     metric = next(metric for metric in result.metrics if metric.name == one.metric)
-    keys = replace(RECOVERY, prompts=one.prompts).keys(scores, label_of(one.reference))
+    keys = scores.keys(counts(cast(Prompts, one.prompts), label_of(one.reference)))
     found = []
     for variant in (
         "base",
