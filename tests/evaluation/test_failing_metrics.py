@@ -77,7 +77,7 @@ def test_a_metric_that_fails_everywhere(pipeline: Any, tmp_path: Path, caplog: p
     assert head.endswith("failing") and all(row.endswith("no score") for row in rows)
     assert str(result).count("metric failing: 5 cells failed, the first") == 1
     page = (tmp_path / "report.html").read_text()
-    assert "no score" in page and "failing of single:fish" in page
+    assert "no score" in page and "failing of fish alone" in page
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
