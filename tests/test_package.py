@@ -120,7 +120,8 @@ LAYERS = {
         "reading",
         "recipes | selection | store",
         "sets",
-        "aitoolkit | config | failures | names | progress | statistics | triggers",
+        "aitoolkit | config | failures | progress | statistics | triggers",
+        "names",
     ),
     "mergelab.evaluation.analysis": ("contrasts | findings | joining", "ranges", "quantities", "scores"),
     "mergelab.evaluation.statistics": ("design", "intervals", "bounded | moments", "tests", "units"),
@@ -130,10 +131,10 @@ LAYERS = {
     "mergelab.evaluation.report": (
         "page",
         "cells | figures | matrix | strengths | verdict",
-        "choices | forest | pictures | tables",
+        "choices | forest | limits | pictures | tables",
         "columns | plots",
-        "lookup | numbers",
-        "labels",
+        "lookup",
+        "labels | numbers | raw",
     ),
     "mergelab.cli": (
         "app",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mergelab.evaluation.names import display_name
 from mergelab.formats.fetching.folders import without_secrets
 from mergelab.tables import counted
 
@@ -63,8 +64,9 @@ def summed_up(failures: Iterable[Failure]) -> list[str]:
 
 def _line(alike: list[Failure]) -> str:
     first = alike[0]
+    variant = display_name(first["variant"])
     what = f"metric {first['metric']}: " if first["metric"] else ""
     if first["prompt"] is None:
-        return f"{what}{counted(len(alike), 'variant')} failed, the first ({first['variant']}) with {first['error']}"
-    place = f"{first['variant']}, {first['prompt']!r}, seed {first['seed']}"
+        return f"{what}{counted(len(alike), 'variant')} failed, the first ({variant}) with {first['error']}"
+    place = f"{variant}, {first['prompt']!r}, seed {first['seed']}"
     return f"{what}{counted(len(alike), 'cell')} failed, the first ({place}) with {first['error']}"

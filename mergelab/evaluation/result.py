@@ -123,5 +123,7 @@ class Result:
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        places = [f"merged adapters: {self.folder / 'adapters'}", f"report: {self.folder / 'report.html'}"]
+        adapters = self.folder / "adapters"
+        merged = adapters.is_dir() and any(path.is_file() for path in adapters.rglob("*"))
+        places = [*([f"merged adapters: {adapters}"] if merged else []), f"report: {self.folder / 'report.html'}"]
         return "\n".join([*self.verdict, "", self.table, "", *places])

@@ -2,8 +2,10 @@
 
 labels    method and options of a merge; the shortest names that tell merges apart
 numbers   numbers as people read them
+raw       the primary score where it is no share
 lookup    what everything below asks a result: names, scores and their contrasts, who is ranked where
 choices   how options were chosen, in words
+limits    what cannot be said, in sentences
 verdict   the findings in sentences
 columns   what tables show, in groups of prompts
 tables    the findings as a plain table

@@ -11,7 +11,7 @@ from mergelab.evaluation.analysis.findings import Finding
 from mergelab.evaluation.names import VariantName, display_name, renamed
 from mergelab.evaluation.report.columns import Column
 from mergelab.evaluation.report.labels import parts_of
-from mergelab.evaluation.report.lookup import indexed, shown_variants
+from mergelab.evaluation.report.lookup import indexed, names_of, shown_variants
 from mergelab.evaluation.report.numbers import WIDE, decimal, percent, says_nothing
 from mergelab.evaluation.report.tables import NO_SCORE
 from mergelab.evaluation.result import Result
@@ -72,7 +72,7 @@ def rows_of(
         variants: of every set, for what they cost.
         base: with a row of the base model.
     """
-    index, costs = indexed(result), _costs(result, variants)
+    index, costs, called = indexed(result), _costs(result, variants), names_of(result)
     names = dict.fromkeys([*(str(name) for name in shown_variants(result)), *([] if result.config.select else costs)])
     order = ("base", "single", "stack", "merge")
     known = sorted(
@@ -82,7 +82,8 @@ def rows_of(
         known = [VariantName("base"), *known]
     rows = []
     for name in dict.fromkeys(one for one in known if one is not None and (base or one.kind != "base")):
-        method, options = parts_of(name.label, result.roles) if name.kind == "merge" else (name.display, {})
+        short = called.get(str(name), name.display)
+        method, options = parts_of(short, result.roles) if name.kind == "merge" else (name.display, {})
         cells = [_cell(column, column.finding(index, name)) for column in shown]
         said = [f"{key} {value}" for key, value in options.items()]
         rows.append({"name": name.display, "method": method, "options": said, "kind": name.kind, "cells": cells,
@@ -127,7 +128,7 @@ def _cell(column: Column, row: Finding | None) -> Cell:
     if row is not None:
         form = percent if column.form == "share" else _signed if column.form == "change" else decimal
         return interval_cell(row.interval, form, column.span)
-    return NOTHING | ({"title": "blind: the adapter alone cannot be told from the base model"} if column.blind else {})
+    return NOTHING
 
 
 def _signed(value: float) -> str:

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections import Counter
 
 from mergelab.errors import MergelabError
+from mergelab.evaluation.names import VariantName
 from mergelab.evaluation.recipes import recipes
 from mergelab.evaluation.report.lookup import some_of
 from mergelab.evaluation.result import Result
+from mergelab.evaluation.selection import Choice
+from mergelab.tables import counted
+
+CHANCE = 0.01
+"""A merge that was chosen at a score below this was chosen among those that show nothing."""
 
 
 def how_chosen(result: Result, best: str, names: dict[str, str]) -> list[str]:
@@ -20,11 +26,13 @@ def how_chosen(result: Result, best: str, names: dict[str, str]) -> list[str]:
     """
     if result.choices and all(choice.set for choice in result.choices):
         counts = Counter(choice.label for choice in result.choices).most_common()
-        said = some_of([f"{label} in {number}" for label, number in counts])
+        said = some_of([f"{_name(label, names)} in {number}" for label, number in counts])
         sets = len({choice.set for choice in result.choices})
-        return [f"Options were chosen on other images, by each of {sets} sets for itself: {said}."]
+        chance = sum(abs(choice.score) < CHANCE for choice in result.choices)
+        most = f"; in {counted(chance, 'set')} at a score of 0.00, which is chance" if chance else ""
+        return [f"Options were chosen on other images, by each of {counted(sets, 'set')} for itself: {said}{most}."]
     if result.choices:
-        said = "; ".join(f"{one.label} among {one.among} ({one.score:.2f} there)" for one in result.choices)
+        said = "; ".join(f"{_name(one.label, names)} among {one.among} ({_there(one)})" for one in result.choices)
         return [f"Options were chosen on other images: {said}."]
     alike = _alike(result, best)
     if alike < 2 or result.config.select is not None:
@@ -33,6 +41,15 @@ def how_chosen(result: Result, best: str, names: dict[str, str]) -> list[str]:
         f"{names[best]} is the best of {alike} of its entry, chosen on the images it is judged by: `select` would "
         "choose on others."
     ]
+
+
+def _name(label: str, names: dict[str, str]) -> str:
+    return names.get(str(VariantName("merge", label)), label)
+
+
+def _there(one: Choice) -> str:
+    """The score on which it was chosen, where there was one."""
+    return "0.00 there, which is chance" if abs(one.score) < CHANCE else f"{one.score:.2f} there"
 
 
 def _alike(result: Result, best: str) -> int:

@@ -12,12 +12,13 @@ from mergelab.evaluation.analysis.quantities import (
     IMAGE_RECOVERY,
     JOINT,
     QUANTITIES,
+    RECOVERY,
     Quantity,
     concept_reference,
 )
 from mergelab.evaluation.metrics.metric import Description
-from mergelab.evaluation.names import single
-from mergelab.evaluation.report.lookup import Index, indexed, main_metric
+from mergelab.evaluation.names import label_of, single
+from mergelab.evaluation.report.lookup import Index, blind_for, in_words, indexed, main_metric
 from mergelab.evaluation.result import Result
 
 Form = Literal["share", "change", "value"]
@@ -34,7 +35,6 @@ class Column:
         group: what its prompts call, in words.
         head: by itself; `short`: within its group.
         help: what it is.
-        blind: the metric does not see the adapter: there are no numbers, and that is said.
     """
 
     quantity: str
@@ -46,7 +46,6 @@ class Column:
     head: str
     short: str
     help: str
-    blind: bool = False
 
     def finding(self, index: Index, variant: object) -> Finding | None:
         """What stands in the row of a variant."""
@@ -68,9 +67,7 @@ def columns(result: Result) -> list[Column]:
     index = indexed(result)
     variants = dict.fromkeys(finding.variant for finding in result.findings)
     found = [
-        one
-        for one in _all(result)
-        if one.blind or any(one.finding(index, variant) for variant in variants if variant != "base")
+        one for one in _all(result) if any(one.finding(index, variant) for variant in variants if variant != "base")
     ]
     order = list(dict.fromkeys(["together", *result.roles, "none", "every"]))
     return sorted(found, key=lambda one: order.index(_place(one, result.roles)))
@@ -97,13 +94,20 @@ def _all(result: Result) -> Iterable[Column]:
             for metrics in _shown_by(result, quantity):
                 for role in result.roles if quantity.of_adapters else [""]:
                     yield _column(result, quantity, metrics, role)
+    one, main = result.primary, main_metric(result)
+    if one is not None and main is not None and one.quantity == RECOVERY.contrast:
+        role, title = label_of(one.reference), in_words(result, one)
+        group = _group(one.prompts, role, result.roles)
+        yield Column(
+            one.quantity, "value", (main,), one.reference, one.prompts, group, title, title, "the primary score"
+        )
     yield from _image_recoveries(result)
 
 
 def _shown_by(result: Result, quantity: Quantity) -> list[list[Description]]:
     """For each of its columns the metrics that may fill it."""
     asked = [m for m in result.metrics if m.compares_with in quantity.asks and m.name not in result.silent]
-    main = main_metric(result)
+    main = main_metric(result) or _first_seeing(result)
     if quantity.shown == "share" or quantity.about in ("concepts", "joint"):
         return [[main]] if main else []  # what is blind says nothing of a share
     if quantity.shown == "change":
@@ -112,6 +116,15 @@ def _shown_by(result: Result, quantity: Quantity) -> list[list[Description]]:
         bare = {row.metric for row in result.findings if row.quantity == quantity.name and not row.reference}
         return [[metric] for metric in asked if metric.name in bare]
     return [[metric] for metric in asked]
+
+
+def _first_seeing(result: Result) -> Description | None:
+    """The first metric that sees an adapter, where there is nothing that a primary score would compare."""
+    seen = {
+        one.metric for one in result.anchors for role in result.roles for metric in result.metrics
+        if not one.blind and (one.metric, one.reference) == (metric.name, concept_reference(metric, role))
+    }  # fmt: skip
+    return next((metric for metric in result.metrics if metric.name in seen), None)
 
 
 def _column(result: Result, quantity: Quantity, metrics: Sequence[Description], role: str) -> Column:
@@ -133,14 +146,11 @@ def _column(result: Result, quantity: Quantity, metrics: Sequence[Description], 
     short = (
         {"share": "recovery", "value": first.shown if first else ""}.get(str(quantity.shown), head) if alone else head
     )
-    sees_nothing = {(one.metric, one.reference) for one in result.anchors if one.blind}
-    share = quantity.shown == "share" and not alone
-    blind = share and first is not None and (first.name, reference) in sees_nothing
+    sees_nothing = blind_for(result)
+    seeing = tuple(metric for metric in metrics if (metric.name, reference) not in sees_nothing)
     assert quantity.shown is not None
     group = _group(quantity.prompts, role, result.roles)
-    return Column(
-        quantity.name, quantity.shown, tuple(metrics), reference, quantity.prompts, group, head, short, help, blind
-    )
+    return Column(quantity.name, quantity.shown, seeing, reference, quantity.prompts, group, head, short, help)
 
 
 def _image_recoveries(result: Result) -> Iterable[Column]:
@@ -150,8 +160,10 @@ def _image_recoveries(result: Result) -> Iterable[Column]:
     metrics = [*(m for m in reversed(metrics) if m.higher_is_better), *(m for m in metrics if not m.higher_is_better)]
     if not metrics:
         return
-    name = metrics[0].shown
+    name, sees_nothing = metrics[0].shown, blind_for(result)
     for role in result.roles:
+        if (metrics[0].name, single(role)) in sees_nothing:
+            continue
         yield Column(
             IMAGE_RECOVERY, "share", (metrics[0],), single(role), "alone", _group("alone", role, result.roles),
             f"{name} recovery of {role}", f"{name} recovery",

@@ -36,6 +36,8 @@ def short_names(variants: Sequence[VariantName], roles: Iterable[str] = ()) -> d
         >>> merges = [VariantName("merge", label) for label in ("svd rank=8", "ties rank=8 k=1", "ties rank=8 k=2")]
         >>> list(short_names(merges).values())
         ['svd', 'ties k=1', 'ties k=2']
+        >>> list(short_names([*merges, VariantName("merge", "ties rank=8, chosen")]).values())[-1]
+        'ties, chosen'
     """
     roles = list(roles)
     parts = {str(one): parts_of(one.label, roles) for one in variants if one.kind == "merge"}
@@ -46,6 +48,7 @@ def short_names(variants: Sequence[VariantName], roles: Iterable[str] = ()) -> d
             continue
         method, own = parts[str(one)]
         alike = [options for other, options in parts.values() if other == method]
-        kept = [f"{k}={v}" for k, v in own.items() if not all(options.get(k) == v for options in alike)]
-        found[str(one)] = " ".join([method, *kept])
+        kept = [f"{k}={v}" for k, v in own.items()
+                if k != "chosen" and not all(options.get(k) == v for options in alike)]  # fmt: skip
+        found[str(one)] = " ".join([method, *kept]) + (CHOSEN if one.label.endswith(CHOSEN) else "")
     return found

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from mergelab.errors import MergelabError
 from mergelab.evaluation.analysis.contrasts import Contrast, Primary
 from mergelab.evaluation.analysis.findings import Finding
 from mergelab.evaluation.analysis.quantities import RECOVERY, concept_reference
 from mergelab.evaluation.metrics.metric import ComparesWith, Description
 from mergelab.evaluation.names import VariantName, label_of
+from mergelab.evaluation.recipes import recipes
 from mergelab.evaluation.report.labels import short_names
+from mergelab.evaluation.report.numbers import is_zero
+from mergelab.evaluation.report.raw import raw_primary
 from mergelab.evaluation.result import Result
 from mergelab.tables import counted
 
@@ -30,8 +34,9 @@ def main_metric(result: Result) -> Description | None:
 
 
 def indexed(result: Result) -> Index:
-    """Every finding by what it is of."""
-    return {(f.quantity, f.variant, f.metric, f.reference, f.prompts): f for f in result.findings}
+    """Every finding by what it is of, and the primary score."""
+    found = [*result.findings, *raw_primary(result)]
+    return {(f.quantity, f.variant, f.metric, f.reference, f.prompts): f for f in found}
 
 
 def recoveries(result: Result, index: Index, variant: str, metric: Description) -> dict[str, Finding]:
@@ -39,9 +44,17 @@ def recoveries(result: Result, index: Index, variant: str, metric: Description) 
     prompts = "together" if len(result.roles) > 1 else "alone"
     keys = {role: (RECOVERY.name, variant, metric.name, concept_reference(metric, role), prompts)
             for role in result.roles}  # fmt: skip
+    sees_nothing = blind_for(result)
     return {
-        role: index[key] for role, key in keys.items() if key in index and math.isfinite(index[key].interval.estimate)
+        role: index[key]
+        for role, key in keys.items()
+        if key in index and key[2:4] not in sees_nothing and math.isfinite(index[key].interval.estimate)
     }
+
+
+def blind_for(result: Result) -> set[tuple[str, str]]:
+    """Metric and reference, where base model and adapter alone cannot be told apart: no number of them counts."""
+    return {(one.metric, one.reference) for one in result.anchors if one.blind}
 
 
 def shown_variants(result: Result) -> list[VariantName]:
@@ -51,8 +64,18 @@ def shown_variants(result: Result) -> list[VariantName]:
 
 
 def names_of(result: Result) -> dict[str, str]:
-    """Variant -> what people call it, as short as it can be."""
-    return {"base": "base"} | short_names(shown_variants(result), result.roles)
+    """Variant -> what people call it, as short as it can be; also of merges of which another was chosen."""
+    return {"base": "base"} | named(result, shown_variants(result))
+
+
+def named(result: Result, variants: Sequence[VariantName]) -> dict[str, str]:
+    """Variant -> what people call it: an option that differs among all merges of the configuration is said."""
+    try:
+        labels = dict.fromkeys(one.label for of in result.sets for one in recipes(result.config, of))
+    except MergelabError:  # a method of the user's own that is registered no more
+        labels = {}
+    every = dict.fromkeys([*variants, *(VariantName("merge", label) for label in labels)])
+    return short_names(list(every), [*result.roles, *(name for of in result.sets for name in of.names)])
 
 
 def scores_of(result: Result) -> list[tuple[Primary, list[Contrast]]]:
@@ -73,23 +96,35 @@ def ranked(contrasts: Sequence[Contrast]) -> list[str]:
     return sorted(gains, key=lambda name: -sum(gains[name]) / len(gains[name]))
 
 
-def told_apart(contrast: Contrast) -> bool:
-    """Whether the interval leaves out zero and, where the test is corrected, the corrected p value is at most .05."""
-    return contrast.told_apart and (contrast.corrected is None or contrast.corrected <= 0.05)
+def shown_p(contrast: Contrast) -> float:
+    """The p value that people see: the corrected one where there is one."""
+    return contrast.p if contrast.corrected is None else contrast.corrected
+
+
+def told_apart(contrast: Contrast, digits: int = 3) -> bool:
+    """Whether the interval leaves out zero, also as it is written, and the p value that is shown is at most .05."""
+    bound = min(abs(contrast.interval.low), abs(contrast.interval.high))
+    return contrast.told_apart and not is_zero(bound, digits) and shown_p(contrast) <= 0.05
 
 
 def in_words(result: Result, score: Primary) -> str:
     """A score as people call it: "joint score by judge"."""
     metric = next((one for one in result.metrics if one.name == score.metric), None)
-    by, about = metric.shown if metric else score.metric, label_of(score.reference)
+    by, about = seen_by(metric) if metric else score.metric, label_of(score.reference)
+    name = metric.shown if metric else score.metric
     where = {"alone": ", where it alone is called", "none": ", where no adapter is called"}.get(score.prompts, "")
     return {
         "joint": f"joint score by {by}",
         "concept": f"{about} by {by}{where}",
-        "likeness": f"{by} to {about}{where}",
-        "preservation": f"{by}{f' to {about}' if about else ' of the prompt'}{where}",
-        "score": f"{by} {score.reference}".strip(),
+        "likeness": f"{name} to {about}{where}",
+        "preservation": f"{name}{f' to {about}' if about else ' of the prompt'}{where}",
+        "score": f"{name} {score.reference}".strip(),
     }.get(score.quantity, f"{score.quantity} by {by}")
+
+
+def seen_by(metric: Description) -> str:
+    """A metric that sees concepts, and what it holds them against unless that is words."""
+    return f"{metric.shown} against photographs" if metric.compares_with == "images" else metric.shown
 
 
 def clusters_in_words(result: Result, count: int) -> str:

@@ -9,7 +9,15 @@ from typing import Any
 from mergelab.evaluation.analysis.contrasts import Contrast
 from mergelab.evaluation.names import STACK
 from mergelab.evaluation.report.forest import forest
-from mergelab.evaluation.report.lookup import clusters_in_words, corrected_over, in_words, ranked, scores_of, told_apart
+from mergelab.evaluation.report.lookup import (
+    blind_for,
+    clusters_in_words,
+    corrected_over,
+    in_words,
+    ranked,
+    scores_of,
+    told_apart,
+)
 from mergelab.evaluation.report.numbers import decimal, p_value, percent
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.statistics import Interval
@@ -21,10 +29,10 @@ MARKS = {"better": " ▲", "worse": " ▼"}
 
 def matrices(result: Result, names: Mapping[str, str]) -> list[dict[str, Any]]:
     """One for each score, the primary one first: rows and columns from the best to the worst."""
-    found = []
+    found, sees_nothing = [], blind_for(result)
     for score, contrasts in scores_of(result):
         order = ranked(contrasts)
-        if len(order) < 2:
+        if len(order) < 2 or (score.metric, score.reference) in sees_nothing:
             continue
         pairs = {(one.first, one.second): one for each in contrasts for one in (each, each.turned())}
         tests = sum(one.corrected is not None for one in contrasts)
@@ -44,7 +52,7 @@ def matrices(result: Result, names: Mapping[str, str]) -> list[dict[str, Any]]:
                 "heads": [names.get(name, name) for name in order],
                 "rows": rows,
                 "units": clusters_in_words(result, max(one.clusters for one in contrasts)),
-                "told": sum(map(told_apart, contrasts)),
+                "told": sum(told_apart(one, digits) for one in contrasts),
                 "pairs": len(contrasts),
             }
         )
@@ -56,7 +64,7 @@ def _cell(contrast: Contrast | None, names: Mapping[str, str], tests: int, digit
     if contrast is None or not math.isfinite(contrast.interval.estimate):
         return SAME
     known = contrast.interval
-    kind = "even" if not told_apart(contrast) else "better" if known.estimate > 0 else "worse"
+    kind = "even" if not told_apart(contrast, digits) else "better" if known.estimate > 0 else "worse"
     if contrast.corrected is not None:
         p = f"{p_value(contrast.corrected)} ({corrected_over(tests)})"
     else:

@@ -6,6 +6,8 @@ import math
 
 from mergelab.evaluation.statistics import Interval
 
+LEAST = 0.0005
+"""What is nearer to 0 is written as 0."""
 WIDE = "wide"
 """In place of bounds further apart than all that can be: they say nothing."""
 
@@ -57,14 +59,27 @@ def percent_with_interval(interval: Interval) -> str:
 
 
 def digits_for(interval: Interval) -> int:
-    """As many as a difference of this size needs.
+    """As many as a difference of this size needs, and as a bound needs that is not 0.
 
     Example:
         >>> digits_for(Interval(0.21, 0.05, 0.37)), digits_for(Interval(0.01, 0.0, 0.02))
         (2, 3)
+        >>> digits_for(Interval(0.21, 0.004, 0.416))
+        3
     """
-    largest = max((abs(v) for v in vars(interval).values() if math.isfinite(v)), default=0.0)
-    return 2 if largest >= 0.1 else 3
+    known = [abs(v) for v in vars(interval).values() if math.isfinite(v)]
+    bound = min(abs(interval.low), abs(interval.high))  # NaN where there is none
+    return 2 if max(known, default=0.0) >= 0.1 and not LEAST <= bound < 0.005 else 3
+
+
+def is_zero(value: float, digits: int = 3) -> bool:
+    """Whether it is written as 0.
+
+    Example:
+        >>> is_zero(-0.0004), is_zero(0.004), is_zero(0.004, digits=2)
+        (True, False, True)
+    """
+    return round(value, digits) == 0
 
 
 def difference(interval: Interval) -> str:
@@ -91,3 +106,23 @@ def p_value(p: float) -> str:
     if p < 0.001:
         return "p < 0.001"
     return f"p = {p:.3f}" if p < 0.9995 else "p = 1"
+
+
+def cut(text: str, most: int = 160) -> str:
+    """A text that is no longer than two lines.
+
+    Example:
+        >>> cut("a long one", 7), cut("short", 7)
+        ('a long…', 'short')
+    """
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+
+
+def capital(text: str) -> str:
+    """A sentence with a capital, whatever the rest has.
+
+    Example:
+        >>> capital("the LoRA")
+        'The LoRA'
+    """
+    return text[:1].upper() + text[1:]

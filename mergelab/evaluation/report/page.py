@@ -9,7 +9,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mergelab.comparing import Comparison
-from mergelab.evaluation.names import label_of
+from mergelab.evaluation.names import display_name, label_of
 from mergelab.evaluation.report.cells import all_heads, finding_row, grouped, rows_of, with_costs
 from mergelab.evaluation.report.columns import columns
 from mergelab.evaluation.report.figures import layer_lines, scatters
@@ -38,7 +38,7 @@ def render(
         loader=PackageLoader("mergelab.evaluation.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"decimal": decimal, "label": label_of}
+    environment.filters |= {"decimal": decimal, "label": label_of, "display": display_name}
     names, titles = names_of(result), {metric.name: metric.shown for metric in result.metrics}
     chosen, first = columns(result), [one for one in variants if one.set == result.sets[0].name]
     rows = rows_of(result, chosen, variants)

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from mergelab.evaluation.report.labels import short_names
+from mergelab.evaluation.report.lookup import named
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.sets import AdapterSet, Called
 from mergelab.evaluation.store import Store
@@ -44,7 +44,7 @@ def pictures(result: Result, variants: Sequence[Variant]) -> list[dict[str, Any]
     found = []
     for one, room in rooms:
         own = [variant for variant in variants if variant.set == one.name]
-        names = short_names([variant.name for variant in own], [*one.adapters, *one.names])
+        names = named(result, [variant.name for variant in own])
         prompts = [_grid(result, one, own, prompt, room) for prompt in one.prompts]
         heads = [{"short": names[str(variant.name)], "full": variant.name.display} for variant in own]
         found.append({"name": one.name, "heads": heads, "prompts": prompts})

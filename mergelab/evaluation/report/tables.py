@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from mergelab.evaluation.analysis.contrasts import Primary
 from mergelab.evaluation.analysis.findings import Finding
+from mergelab.evaluation.analysis.quantities import RECOVERY
+from mergelab.evaluation.names import BASE
 from mergelab.evaluation.report.columns import Column, columns
-from mergelab.evaluation.report.lookup import indexed, names_of
+from mergelab.evaluation.report.lookup import indexed, names_of, shown_variants
 from mergelab.evaluation.report.numbers import WIDE, decimal, percent_with_interval, says_nothing
 from mergelab.evaluation.result import Result
 from mergelab.tables import as_text
@@ -20,22 +23,35 @@ _FIRST = ("joint", "recovery", "preservation", "score", "suppression")
 
 
 def plain_table(result: Result) -> str:
-    """Stack and merges, as text: the columns that matter most, as many as fit, in their order; a metric without any
-    score has one that says so."""
+    """Stack and merges, or what there is where there are none, as text: the primary score and the columns that matter
+    most, as many as fit, in their order; a metric without any score has one that says so."""
     index, names, shown = indexed(result), names_of(result), columns(result)
-    rows = [["", *(names[str(variant)] for variant in result.variants)]]
+    if not shown and not result.silent:
+        return ""
+    variants = result.variants or [BASE, *shown_variants(result)]
+    rows = [["", *(names[str(variant)] for variant in variants)]]
     cells = {
-        number: [one.head, *(_plain_cell(one, one.finding(index, variant)) for variant in result.variants)]
+        number: [one.head, *(_plain_cell(one, one.finding(index, variant)) for variant in variants)]
         for number, one in enumerate(shown)
     }
-    silent = [[name, *[NO_SCORE for _ in result.variants]] for name in result.silent]
-    kept: list[int] = []
+    silent = [[name, *[NO_SCORE for _ in variants]] for name in result.silent]
+    kept = [number for number, one in enumerate(shown) if _is_primary(one, result.primary)]
     for alike in _by_importance(shown):
+        alike = [number for number in alike if number not in kept]
         if _width(rows + [cells[number] for number in (*kept, *alike)] + silent) <= WIDTH:
             kept += alike
     table = as_text(list(zip(*rows, *(cells[number] for number in sorted(kept)), *silent)))
     left = [one.head for number, one in enumerate(shown) if number not in kept]
     return f"{table}\n(in the report: {', '.join(left)})" if left else table
+
+
+def _is_primary(column: Column, primary: Primary | None) -> bool:
+    """Whether it shows the primary score, or what share of an adapter that score says is there."""
+    if primary is None:
+        return False
+    quantities = {primary.quantity, RECOVERY.name} if primary.quantity == RECOVERY.contrast else {primary.quantity}
+    own = (column.reference, column.prompts) == (primary.reference, primary.prompts)
+    return own and column.quantity in quantities
 
 
 def _by_importance(shown: Sequence[Column]) -> list[list[int]]:
