@@ -18,11 +18,11 @@ from tests.evaluation.small import PROMPTS, SMALL
 
 @pytest.mark.parametrize("name", miniature.PIPELINES)
 def test_the_demo(name: str, tmp_path: Path) -> None:
-    """With few steps: base, both alone, stack and five merges, on prompts that call both, either and none."""
+    """Of three prompts with few steps: base, both alone, stack and five merges; it asks for both, either and none."""
     config = demo.config(name)
     (one,) = adapter_sets(read(config))
     assert Counter(len(prompt.calls) for prompt in one.prompts) == {2: 8, 1: 6, 0: 4}
-    result = ml.evaluate(config | {"generation": {"steps": 2}}, tmp_path)
+    result = ml.evaluate(config | {"generation": {"steps": 2}, "prompts": config["prompts"][::6]}, tmp_path)
     assert len(set(result.scores.variant)) == 4 + 5 and not result.failures
     assert "report.html" in str(result) and "adapters" in str(result)
 

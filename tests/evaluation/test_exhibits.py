@@ -178,7 +178,7 @@ def test_in_a_browser(folder: Path, tmp_path: Path) -> None:
     found: dict[str, Any] = json.loads(match[1].replace("&quot;", '"'))
     assert found["images"] == [48] * len(PROMPTS) and found["broken"] is None
     assert found["heads"] == ["Trigger words", "How to use it", "How it was made", "What it keeps"]
-    assert found["rows"] == 2 + 3 + 11 and found["code"] == 1
+    assert found["rows"] == 2 + 3 + 13 and found["code"] == 1
 
 
 def test_of_several_sets(pipeline: Any, tmp_path: Path) -> None:

@@ -112,8 +112,8 @@ def test_twins_run(opened: tuple[str, Any], tmp_path: Path) -> None:
     name, pipe = opened
     for path in TWINS:
         content = read_yaml(path)
-        if content["pipeline"] != miniature.PREFIX + name:
-            continue
+        if content["pipeline"] != miniature.PREFIX + name or path.stem == "ssr-preservation-8-miniature":
+            continue  # the latter is that of three with more distractors
         less = ["generation.steps=1", "seeds=1", f"prompts=[{content['prompts'][0]!r}]"]
         less += [f"pairs.{role}=[{names[0]}]" for role, names in content.get("pairs", {}).items()]
         less += ["distractors.targets=[ghost]", "distractors.sets=1"] if "distractors" in content else []
