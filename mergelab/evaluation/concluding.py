@@ -14,15 +14,14 @@ from mergelab.evaluation.analysis.quantities import JOINT_SCORE, RECOVERY, conce
 from mergelab.evaluation.analysis.ranges import MetricRange, metric_ranges
 from mergelab.evaluation.analysis.scores import Scores
 from mergelab.evaluation.config import Select
-from mergelab.evaluation.design import Design, design_of
+from mergelab.evaluation.design import Design, design_from, design_of
 from mergelab.evaluation.grid import Grid
 from mergelab.evaluation.metrics.metric import Description, Metric
 from mergelab.evaluation.metrics.registry import table_order
 from mergelab.evaluation.names import VariantName, role_of
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.selection import Choice, chosen, only, parts_of
-from mergelab.evaluation.sets import AdapterSet, counts
-from mergelab.evaluation.statistics import least_p
+from mergelab.evaluation.sets import AdapterSet, counts, roles_of
 
 
 def concluded(grid: Grid, frame: pd.DataFrame, metrics: Sequence[Metric]) -> Result:
@@ -33,10 +32,11 @@ def concluded(grid: Grid, frame: pd.DataFrame, metrics: Sequence[Metric]) -> Res
     if config.select is not None:
         reported, sets, choices = _selected(grid, frame, known, config.select)
     scores, ranges, variants = _prepared(reported, known, sets)
-    primary = primary_of(scores, known, ranges, _roles(sets))
+    roles = roles_of(sets)
+    primary = primary_of(scores, known, ranges, roles)
     positive = {role: any(_above_zero(one.adapters[role].strength) for one in sets if role in one.adapters)
-                for role in _roles(sets)}  # fmt: skip
-    found = contrasts(scores, known, variants, _roles(sets), primary)
+                for role in roles}  # fmt: skip
+    found = contrasts(scores, known, variants, roles, primary)
     return Result(
         grid.store.folder,
         config,
@@ -57,14 +57,10 @@ def _prepared(
     frame: pd.DataFrame, metrics: Sequence[Description], sets: Sequence[AdapterSet]
 ) -> tuple[Scores, list[MetricRange], list[VariantName]]:
     """The scores with those that are joined, what the metrics see, and the variants under their roles."""
-    scores, roles = Scores(frame, sets), _roles(sets)
+    scores, roles = Scores(frame, sets), roles_of(sets)
     ranges = metric_ranges(scores, metrics, roles)
     join_concepts(scores, metrics, scores.variants, roles, ranges)
     return scores, ranges, [name for text in scores.variants if (name := VariantName.parse(text))]
-
-
-def _roles(sets: Sequence[AdapterSet]) -> list[str]:
-    return list(dict.fromkeys(role for one in sets for role in one.adapters))
 
 
 def _above_zero(weight: float | dict[str, float]) -> bool:
@@ -83,11 +79,12 @@ def primary_of(
         metric.name: [role for role in roles if (metric.name, concept_reference(metric, role)) in visible]
         for metric in metrics
     }
-    order = sorted(metrics, key=lambda m: (-len(seen[m.name]), not m.miniature_only, m.compares_with != "images"))
+    sighted = [metric for metric in metrics if seen[metric.name]]
+    order = sorted(sighted, key=lambda m: (-len(seen[m.name]), not m.miniature_only, m.compares_with != "images"))
     for metric in order:
         for role in (None, *seen[metric.name]):
             quantity = JOINT_SCORE if role is None else RECOVERY
-            for about in quantity.references(role, metric, scores) if seen[metric.name] else ():
+            for about in quantity.references(role, metric, scores):
                 for prompts in ("together", "alone"):
                     one = replace(quantity, prompts=prompts)
                     if any(len(scores.aligned([(v, metric.name, about)], one.keys(scores, role)))
@@ -104,7 +101,7 @@ def _selected(
     units = list(zip(frame["set"], frame["prompt"]))
     first, sets, rows = only(grid.sets, on), only(grid.sets, report), frame[[unit in report for unit in units]]
     scores, ranges, _ = _prepared(frame[[unit in on for unit in units]], metrics, first)
-    primary = primary_of(scores, metrics, ranges, _roles(first))
+    primary = primary_of(scores, metrics, ranges, roles_of(first))
     if primary is None:
         grid.notes.append("select: no metric sees an adapter on the prompts to choose on; nothing was chosen")
         return rows, sets, []
@@ -142,4 +139,4 @@ def _as_drawn(design: Design, scores: Scores, primary: Primary | None, found: Se
     table = scores.aligned(columns, scores.keys(counts(first.prompts, role_of(first.reference))))
     units = units_of(table)
     family = sum(one.corrected is not None for one in own)
-    return Design(units.kind, units.count, len(table), family, min(1.0, least_p(units.count) * max(family, 1)))
+    return design_from(units, len(table), family)

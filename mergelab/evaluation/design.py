@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mergelab.evaluation.config import Config
 from mergelab.evaluation.recipes import recipes
-from mergelab.evaluation.sets import AdapterSet, counts
+from mergelab.evaluation.sets import AdapterSet, counts, roles_of
 from mergelab.evaluation.statistics import Units, least_p
 from mergelab.tables import counted
 
@@ -56,8 +56,7 @@ def design_of(config: Config, sets: Sequence[AdapterSet]) -> Design:
         config: of the run.
         sets: with the prompts that are reported.
     """
-    roles = dict.fromkeys(role for one in sets for role in one.adapters)
-    tests = [counts("together", None), *(counts("alone", role) for role in roles)]
+    tests = [counts("together", None), *(counts("alone", role) for role in roles_of(sets))]
     drawn = ([(one.name, p.text) for one in sets for p in one.prompts if test(p.calls)] for test in tests)
     keys = next((found for found in drawn if found), [])
     rows = [key for key in keys for _ in config.seeds]
@@ -65,5 +64,10 @@ def design_of(config: Config, sets: Sequence[AdapterSet]) -> Design:
     several = any(len(one.adapters) > 1 for one in sets)
     families = {(r.family if config.select else r.label) for one in sets for r in recipes(config, one)}
     family = len(families) if several else 0
-    least = min(1.0, least_p(units.count) * max(family, 1)) if units.count else 1.0
-    return Design(units.kind, units.count, len(rows), family, least)
+    return design_from(units, len(rows), family)
+
+
+def design_from(units: Units, images: int, family: int) -> Design:
+    """With the least p value that so many clusters reach in a family of tests."""
+    least = min(1.0, least_p(units.count) * max(family, 1))
+    return Design(units.kind, units.count, images, family, least)

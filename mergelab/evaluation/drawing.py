@@ -24,8 +24,9 @@ Unit = tuple[str, int]
 
 def generate_missing(grid: Grid, stage: Stage, fingerprint: str, keywords: dict[str, Any]) -> None:
     """Draws what is missing with a pipeline whose model has this fingerprint, called with these keywords."""
-    name_requests(grid, stage.fused, fingerprint, keywords)
-    missing = len(missing_images(grid))
+    _name_requests(grid, stage.fused, fingerprint, keywords)
+    keys = {key for variant in grid.variants for key in variant.requests.values()}
+    missing = sum(not grid.store.image_path(key).exists() for key in keys)
     if stage.note:
         grid.notes.append(stage.note)
     with stage, grid.bar(missing, "images") as bar:
@@ -46,7 +47,7 @@ def generate_missing(grid: Grid, stage: Stage, fingerprint: str, keywords: dict[
             variant.cost["seconds per image"] = median(known)
 
 
-def name_requests(grid: Grid, fused: bool, fingerprint: str, keywords: Mapping[str, Any]) -> None:
+def _name_requests(grid: Grid, fused: bool, fingerprint: str, keywords: Mapping[str, Any]) -> None:
     """The key of every image: a hash of all that it depends on. Where sets share an image, it is one."""
     config = grid.config
     prompts = {one.name: [prompt.text for prompt in one.prompts] for one in grid.sets}
@@ -59,12 +60,6 @@ def name_requests(grid: Grid, fused: bool, fingerprint: str, keywords: Mapping[s
             elif variant.adapters:
                 request["fused"] = fused
             variant.requests[prompt, seed] = hash_of(request)
-
-
-def missing_images(grid: Grid) -> set[str]:
-    """Keys of the images that are still to be drawn."""
-    keys = {key for variant in grid.variants for key in variant.requests.values()}
-    return {key for key in keys if not grid.store.image_path(key).exists()}
 
 
 @dataclass

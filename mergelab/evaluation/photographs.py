@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mergelab.errors import SourceError
+from mergelab.evaluation.config import Lora
 from mergelab.evaluation.metrics.metric import Picture
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -53,6 +55,11 @@ def photographs(folder: Path, name: str) -> tuple[Photograph, ...]:
             f"loras: {name}: references: {folder}: has no image; expected files that end in {', '.join(ENDINGS)}"
         )
     return tuple(_read(path, name) for path in files)
+
+
+def all_photographs(loras: Iterable[Lora]) -> dict[str, tuple[Photograph, ...]]:
+    """Name of an adapter -> its photographs, of those that have some; raises as `photographs` does."""
+    return {lora.name: photographs(Path(lora.references), lora.name) for lora in loras if lora.references}
 
 
 def _read(path: Path, name: str) -> Photograph:

@@ -17,7 +17,7 @@ from mergelab.evaluation.config import Config
 from mergelab.evaluation.design import Design, design_of
 from mergelab.evaluation.metrics.registry import check_metrics
 from mergelab.evaluation.opening import opened, pipeline_keywords, threads_for
-from mergelab.evaluation.photographs import photographs
+from mergelab.evaluation.photographs import all_photographs
 from mergelab.evaluation.reading import read_config
 from mergelab.evaluation.recipes import recipes
 from mergelab.evaluation.selection import reported
@@ -126,9 +126,7 @@ def plan(
     check_metrics(settings)
     sets = adapter_sets(settings)
     open_trackers(settings.log_with, Path(out or "."))
-    for lora in settings.loras:
-        if lora.references:
-            photographs(Path(lora.references), lora.name)
+    all_photographs(settings.loras)
     design = design_of(settings, reported(settings, sets))
     deviation = _deviation(out, settings.metrics)
     seconds, measured = _seconds(settings, out, pipeline, sets, measure)

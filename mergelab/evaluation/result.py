@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mergelab.errors import MergelabError
 from mergelab.evaluation.analysis.contrasts import Contrast, Primary
 from mergelab.evaluation.analysis.findings import Finding
 from mergelab.evaluation.analysis.ranges import MetricRange
@@ -19,8 +20,9 @@ from mergelab.evaluation.design import Design
 from mergelab.evaluation.failures import Failure, summed_up
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.names import VariantName
+from mergelab.evaluation.recipes import recipes
 from mergelab.evaluation.selection import Choice
-from mergelab.evaluation.sets import AdapterSet
+from mergelab.evaluation.sets import AdapterSet, calling, roles_of
 from mergelab.publishing import Pushed
 
 
@@ -63,7 +65,7 @@ class Result:
     @property
     def roles(self) -> list[str]:
         """What the adapters are called in findings: their names, or, where there are several sets, their roles."""
-        return list(dict.fromkeys(role for one in self.sets for role in one.adapters))
+        return roles_of(self.sets)
 
     @cached_property
     def variants(self) -> list[VariantName]:
@@ -71,10 +73,18 @@ class Result:
         names = (VariantName.parse(name) for name in dict.fromkeys(finding.variant for finding in self.findings))
         return [name for name in names if name and name.kind in ("stack", "merge")]
 
+    @cached_property
+    def merge_labels(self) -> list[str]:
+        """Of every merge that the configuration asks for, also where another was chosen."""
+        try:
+            return list(dict.fromkeys(one.label for of in self.sets for one in recipes(self.config, of)))
+        except MergelabError:  # a method of the user's own that is registered no more
+            return []
+
     @property
     def calling(self) -> Mapping[tuple[str, str], frozenset[str]]:
         """Set and prompt -> the roles that are called."""
-        return {(one.name, prompt.text): prompt.calls for one in self.sets for prompt in one.prompts}
+        return calling(self.sets)
 
     @cached_property
     def silent(self) -> dict[str, str]:

@@ -25,7 +25,7 @@ from mergelab.evaluation.failures import Failures, summed_up
 from mergelab.evaluation.grid import Grid, score_all
 from mergelab.evaluation.metrics.registry import check_metrics, open_metrics
 from mergelab.evaluation.opening import opened, pipeline_keywords, threads_for
-from mergelab.evaluation.photographs import photographs
+from mergelab.evaluation.photographs import all_photographs
 from mergelab.evaluation.progress import bar
 from mergelab.evaluation.reading import read_config
 from mergelab.evaluation.report.page import render
@@ -154,7 +154,7 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
         stage = Stage(pipeline, layers, fused=None if asked is None else asked == "fused")
         keywords = pipeline_keywords(config, pipeline)
         metrics = open_metrics(config)
-        photos = {lora.name: photographs(Path(lora.references), lora.name) for lora in config.loras if lora.references}
+        photos = all_photographs(config.loras)
         ready = time.perf_counter()
         write(store.folder / CONFIG, _as_yaml(config))
         failures, pool = Failures(), Pool(loras, config.device, progress if len(sets) == 1 else False)

@@ -100,7 +100,7 @@ def chosen(
     pooled = {
         label: sum(scores[label] for scores in means.values()) / len(means)
         for label in families
-        if means and all(label in scores for scores in means.values())
+        if all(label in scores for scores in means.values())
     }
     kept: dict[str, dict[str, str]] = {name: {} for name in means}
     choices = []

@@ -245,3 +245,13 @@ def counts(prompts: Prompts, role: str | None) -> Callable[[frozenset[str]], boo
         "every": lambda called: True,
     }
     return tests[prompts]
+
+
+def roles_of(sets: Iterable[AdapterSet]) -> list[str]:
+    """The roles that there are, in order."""
+    return list(dict.fromkeys(role for one in sets for role in one.adapters))
+
+
+def calling(sets: Iterable[AdapterSet]) -> dict[tuple[str, str], frozenset[str]]:
+    """Set and prompt -> the roles that are called."""
+    return {(one.name, prompt.text): prompt.calls for one in sets for prompt in one.prompts}

@@ -67,6 +67,11 @@ class Contrast:
     by_set: dict[str, Interval] = field(default_factory=dict)
 
     @property
+    def score(self) -> Primary:
+        """By which the two are held against each other."""
+        return Primary(self.quantity, self.metric, self.reference, self.prompts)
+
+    @property
     def told_apart(self) -> bool:
         """Whether the interval leaves out zero."""
         return bool(self.interval.low > 0 or self.interval.high < 0)
@@ -108,8 +113,7 @@ class Primary:
 
     def asks(self, contrast: Contrast) -> bool:
         """Whether a contrast is by this score."""
-        own = (contrast.quantity, contrast.metric, contrast.reference, contrast.prompts)
-        return own == (self.quantity, self.metric, self.reference, self.prompts)
+        return contrast.score == self
 
 
 def contrasts(
@@ -145,9 +149,7 @@ def _of(
     """All pairs, by one score."""
     table = scores.beside([(name, metric.name, about) for name in names], quantity.keys(scores, role))
     known = described(quantity, metric)
-    asked = primary is not None and (quantity.contrast, metric.name, about, quantity.prompts) == (
-        primary.quantity, primary.metric, primary.reference, primary.prompts,
-    )  # fmt: skip
+    asked = primary == Primary(quantity.contrast, metric.name, about, quantity.prompts)
     found = []
     for second, first in combinations([name for name in names if name in table], 2):
         pair = table[[first, second]].dropna()

@@ -61,8 +61,6 @@ def _spread(column: pd.Series) -> float:
 
 def _range(metric: Description, reference: str, floor: pd.Series, ceiling: pd.Series, noise: float) -> MetricRange:
     low, high = floor.to_numpy(float), ceiling.to_numpy(float)
-    told = np.isfinite(high).all() and not is_blind(
-        low, high, units_of(floor), higher_is_better=metric.higher_is_better
-    )
-    blind = bool(np.isfinite(high).all() and not told)
+    units, finite = units_of(floor), bool(np.isfinite(high).all())
+    blind = finite and is_blind(low, high, units, higher_is_better=metric.higher_is_better)
     return MetricRange(metric.name, reference, float(floor.mean()), float(ceiling.mean()), noise, blind)

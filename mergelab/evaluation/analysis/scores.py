@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 
 import pandas as pd
 
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.names import Photographs, VariantName, renamed
-from mergelab.evaluation.sets import AdapterSet
+from mergelab.evaluation.sets import AdapterSet, calling
 from mergelab.evaluation.statistics import Range
 
 Column = tuple[str, str, str]
@@ -41,9 +41,7 @@ class Scores:
         self.variants: list[str] = list(dict.fromkeys(frame["variant"]))
         self._added = set[Column]()
         self._other_seeds = frame[~same_seed]
-        self.calling: Mapping[Key, frozenset[str]] = {
-            (one.name, prompt.text): prompt.calls for one in sets for prompt in one.prompts
-        }
+        self.calling = calling(sets)
 
     def keys(self, counts: Callable[[frozenset[str]], bool]) -> set[Key]:
         """The sets and prompts whose called roles count."""

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from mergelab.evaluation.dataset.staging import StagedRun, stage_run
 from mergelab.publishing import Pushed
 from mergelab.publishing.pushing import Destination
 
 
-def destination(
-    repo: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    commit_message: str | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    overwrite: bool = False,
-    folder: str | os.PathLike[str] | None = None,
-) -> Destination:
-    """Where a run goes, with its full name; raises and takes arguments as `push_run` does."""
-    message = commit_message or "Upload run with mergelab"
-    to = Destination(repo, revision, "dataset", private, token, create_pr, overwrite, True, message)
-    return to.named(on_the_hub=folder is None)
+def destination(repo: str, on_the_hub: bool = True, **settings: Any) -> Destination:
+    """Where a run goes, with its full name; the settings are those of a `Destination`.
+
+    Raises:
+        OptionError: `repo` is no name of a repository.
+        OutputError: the Hub does not say whose it is.
+    """
+    message = settings.pop("message", None) or "Upload run with mergelab"
+    return Destination(repo, kind="dataset", message=message, **settings).named(on_the_hub)
 
 
 def push_run(
@@ -65,8 +60,8 @@ def push_run(
         SourceError: the folder holds no finished run.
     """
     to = destination(
-        repo, private=private, token=token, commit_message=commit_message, revision=revision, create_pr=create_pr,
-        overwrite=overwrite, folder=folder,
+        repo, folder is None, revision=revision, private=private, token=token, create_pr=create_pr, overwrite=overwrite,
+        message=commit_message,
     )  # fmt: skip
 
     def make(place: Path) -> StagedRun:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from mergelab.errors import MergelabError
 from mergelab.evaluation.analysis.contrasts import Contrast, Primary
 from mergelab.evaluation.analysis.findings import Finding
 from mergelab.evaluation.analysis.quantities import RECOVERY, concept_reference
 from mergelab.evaluation.metrics.metric import ComparesWith, Description
 from mergelab.evaluation.names import VariantName, label_of
-from mergelab.evaluation.recipes import recipes
 from mergelab.evaluation.report.labels import short_names
 from mergelab.evaluation.report.numbers import is_zero
 from mergelab.evaluation.report.raw import raw_primary
@@ -70,11 +68,7 @@ def names_of(result: Result) -> dict[str, str]:
 
 def named(result: Result, variants: Sequence[VariantName]) -> dict[str, str]:
     """Variant -> what people call it: an option that differs among all merges of the configuration is said."""
-    try:
-        labels = dict.fromkeys(one.label for of in result.sets for one in recipes(result.config, of))
-    except MergelabError:  # a method of the user's own that is registered no more
-        labels = {}
-    every = dict.fromkeys([*variants, *(VariantName("merge", label) for label in labels)])
+    every = dict.fromkeys([*variants, *(VariantName("merge", label) for label in result.merge_labels)])
     return short_names(list(every), [*result.roles, *(name for of in result.sets for name in of.names)])
 
 
@@ -82,7 +76,7 @@ def scores_of(result: Result) -> list[tuple[Primary, list[Contrast]]]:
     """Each score by which variants are held against each other, the primary one first, with all its contrasts."""
     found: dict[Primary, list[Contrast]] = {result.primary: []} if result.primary else {}
     for one in result.contrasts:
-        found.setdefault(Primary(one.quantity, one.metric, one.reference, one.prompts), []).append(one)
+        found.setdefault(one.score, []).append(one)
     return [(score, own) for score, own in found.items() if own]
 
 
