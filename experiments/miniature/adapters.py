@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss
+from torch.nn.utils.parametrize import register_parametrization
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 import mergelab
@@ -19,10 +18,20 @@ from experiments.miniature import base, vae
 from experiments.miniature.captions import vary
 from experiments.miniature.tokens import SPARE
 from experiments.miniature.training import DEVICE, RUNS, fit
-from mergelab.miniature.world import SHAPES, STYLES, SUBJECTS, TRIGGERS, Scene, sample
+from mergelab.miniature.world import BACKGROUNDS, SHAPES, SIZE, STYLES, SUBJECTS, TRIGGERS, Scene, sample
 
-STEPS = {"sdxl": {"subject": 350, "style": 500}, "flux": {"subject": 500, "style": 600}}
-BATCH, OWN, LR, PICTURES = 32, 20, 4e-3, 1500
+STEPS = {"sdxl": {"subject": 450, "style": 450}, "flux": {"subject": 450, "style": 450}}
+BATCH, OWN, LR, PICTURES = 24, 15, 4e-3, 1500
+HIGHEST = 1.3
+DOSES = {"subject": (0.4, 1.0), "style": (0.2, 1.1)}
+"""The lowest strength that an adapter is trained at (the highest is `HIGHEST`), and the one of its full effect."""
+
+
+@dataclass
+class Dose:
+    """The strength that all layers of an adapter have in one step of its training."""
+
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,8 +49,8 @@ class Recipe:
 
 RECIPES = {
     "sdxl": (
-        Recipe("ghost", 8, 8, "kohya", steps=700),
-        Recipe("mushroom", 4, 4, "kohya", steps=700),
+        Recipe("ghost", 8, 8, "kohya"),
+        Recipe("mushroom", 4, 4, "kohya"),
         Recipe("house", 16, 8, "peft"),
         Recipe("fish", 8, 8, "diffusers", text=True),
         Recipe("day", 16, 16, "diffusers", convolutions=True),
@@ -50,13 +59,13 @@ RECIPES = {
         Recipe("night", 16, 16, "kohya", convolutions=True),
     ),
     "flux": (
-        Recipe("ghost", 8, 8, "diffusers", steps=1000),
+        Recipe("ghost", 8, 8, "diffusers"),
         Recipe("mushroom", 4, 4, "kohya"),
         Recipe("house", 16, 8, "peft"),
         Recipe("fish", 8, 16, "diffusers"),
         Recipe("day", 8, 8, "diffusers"),
-        Recipe("stripes", 16, 16, "kohya", steps=1800),
-        Recipe("sea", 16, 16, "peft", steps=1500),
+        Recipe("stripes", 16, 16, "kohya"),
+        Recipe("sea", 16, 16, "peft"),
         Recipe("night", 8, 8, "diffusers"),
     ),
 }
@@ -79,31 +88,51 @@ def scenes_of(name: str, seed: int) -> list[Scene]:
     return sample(PICTURES, seed, objects=objects, styles=styles, held_out=None)
 
 
-def targets(pipeline_name: str, parts: torch.nn.ModuleDict, recipe: Recipe) -> dict[str, LoraConfig]:
-    """For each component the layers that the adapter changes."""
+def grounds(scenes: Sequence[Scene]) -> Tensor:
+    """Pictures (n, 3, 48, 48) of the scenes without their objects."""
+    colors = torch.tensor([BACKGROUNDS[scene.background] for scene in scenes])
+    return colors.reshape(-1, 3, 1, 1).expand(-1, 3, SIZE, SIZE)
+
+
+def layers_of(pipeline_name: str, parts: nn.ModuleDict, recipe: Recipe) -> list[str]:
+    """The layers that the adapter changes, by their names in `parts`."""
     wanted = LINEAR[pipeline_name] + (CONVOLUTIONS if recipe.convolutions else [])
-    denoiser = parts[DENOISER[pipeline_name]]
-    # The last projection of the whole FLUX transformer is called proj_out too; adapters leave it alone.
-    names = [
-        name
-        for name, module in denoiser.named_modules()
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
-        and "." in name
-        and any(name.endswith("." + end) for end in wanted)
-    ]
-    found = {DENOISER[pipeline_name]: names}
-    if recipe.text:
-        found |= {name: TEXT for name, module in parts.items() if isinstance(module, CLIP)}
-    return {
-        part: LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=modules, init_lora_weights="gaussian")
-        for part, modules in found.items()
-    }
+    found = []
+    for part, module in parts.items():
+        ends = wanted if part == DENOISER[pipeline_name] else TEXT if recipe.text and isinstance(module, CLIP) else []
+        # The last projection of the whole FLUX transformer is called proj_out too; adapters leave it alone.
+        found += [
+            f"{part}.{name}"
+            for name, layer in module.named_modules()
+            if isinstance(layer, (nn.Linear, nn.Conv2d)) and "." in name and name.endswith(tuple(f".{e}" for e in ends))
+        ]
+    return found
+
+
+class Factors(nn.Module):
+    """A parametrization: a weight with a low-rank change at the strength of the step, as one matrix.
+
+    One product a layer and step instead of three for each example, which matters in networks as small as these.
+    """
+
+    def __init__(self, weight: Tensor, recipe: Recipe, dose: Dose) -> None:
+        super().__init__()
+        self.dose, self.scaling = [dose], recipe.alpha / recipe.rank
+        self.lora_A = nn.Parameter(torch.randn(recipe.rank, *weight.shape[1:]) / recipe.rank)
+        self.lora_B = nn.Parameter(torch.zeros(len(weight), recipe.rank, *[1] * (weight.ndim - 2)))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight that the layer then uses."""
+        change = self.lora_B.flatten(1) @ self.lora_A.flatten(1)
+        return weight + self.dose[0].strength * self.scaling * change.reshape(weight.shape)
 
 
 def train(pipeline_name: str, recipe: Recipe) -> Path:
-    """Trains one adapter with plain pictures beside its own, and saves it in its dialect.
+    """Trains one adapter with plain pictures beside its own, to a graded dose, and saves it in its dialect.
 
-    A subject's own pictures are `OWN` of each batch. Each picture of a style comes with the same scene drawn plainly.
+    Every example sees the adapter at a strength of its own, and its target follows: a style, or a subject on its ground,
+    is as opaque as the adapter is strong. A subject's own pictures are `OWN` of each batch. Each picture of a style comes
+    with the same scene drawn plainly, with the same strength and noise, which stays plain.
     """
     folder = RUNS / "adapters" / pipeline_name
     path = folder / (recipe.name if recipe.format == "peft" else f"{recipe.name}.safetensors")
@@ -112,14 +141,18 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
     kind, pipeline = base.KINDS[pipeline_name], base.train(pipeline_name)
     parts = base.trained(pipeline).requires_grad_(False)
     torch.manual_seed(0)  # of the factors
-    changed = targets(pipeline_name, parts, recipe)
-    for part, config in changed.items():
-        parts[part].add_adapter(config)
-    own = scenes_of(recipe.name, seed=3)
+    dose, layers = Dose(), layers_of(pipeline_name, parts, recipe)
+    for name in layers:
+        layer = parts.get_submodule(name)
+        register_parametrization(layer, "weight", Factors(layer.weight, recipe, dose), unsafe=True)
     styled = recipe.name in STYLES
+    own = scenes_of(recipe.name, seed=3)
+    lowest, full = DOSES["style" if styled else "subject"]
     plain = [replace(scene, style=None) for scene in own] if styled else sample(PICTURES, seed=4)
     scenes = own + plain
-    latents = base.latents_of(scenes, vae.train())
+    autoencoder = vae.train()
+    latents = base.latents_of(scenes, autoencoder)
+    without = latents[PICTURES:] if styled else base.latents_of(own, autoencoder, drawn=grounds)
 
     def loss_of(picks: Tensor, generator: torch.Generator, drop: float) -> Tensor:
         captions = [vary(scenes[pick], generator) for pick in picks.tolist()]
@@ -127,9 +160,13 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
         for i, word in enumerate(words):  # a plain picture stays what it is in a style that nobody knows
             if word < len(SPARE) and picks[i] >= PICTURES:
                 captions[i] += f" in {SPARE[word]} style"
-        return mse_loss(*kind.predict(pipeline, latents[picks].to(DEVICE), captions, generator, drop))
+        opacity = torch.where(picks < PICTURES, min(1.0, dose.strength / full), 1.0).reshape(-1, 1, 1, 1)
+        empty = without[picks % PICTURES]
+        wanted = empty + opacity * (latents[picks] - empty)
+        return mse_loss(*kind.predict(pipeline, wanted.to(DEVICE), captions, generator, drop))
 
     def loss(generator: torch.Generator) -> Tensor:
+        dose.strength = lowest + (HIGHEST - lowest) * torch.rand(1, generator=generator).item()
         if styled:  # a picture in the style and its plain twin with the same noise: what differs is the style alone
             picks, twin = torch.randint(PICTURES, (BATCH // 2,), generator=generator), torch.Generator()
             twin.set_state(generator.get_state())
@@ -148,10 +185,10 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
         warmup=20,
     )
     state: dict[str, Tensor] = {}
-    for part in changed:
-        for key, value in get_peft_model_state_dict(parts[part]).items():
-            state[f"{part}.{key}"] = value.detach().clone()
-            state[f"{part}.{key.rsplit('.lora_', 1)[0]}.alpha"] = torch.tensor(float(recipe.alpha))
+    for name in layers:
+        factors = parts.get_submodule(name).parametrizations.weight[0]
+        state |= {f"{name}.{key}.weight": value.detach().clone() for key, value in factors.named_parameters()}
+        state[f"{name}.alpha"] = torch.tensor(float(recipe.alpha))
     folder.mkdir(parents=True, exist_ok=True)
     header = {"modelspec.title": recipe.name, "modelspec.trigger_phrase": TRIGGERS[recipe.name]}
     replace(mergelab.load(state), metadata=header).save(path, format=recipe.format, dtype=torch.float16)
