@@ -25,9 +25,7 @@ def trained(pipeline: DiffusionPipeline) -> nn.ModuleDict:
     return nn.ModuleDict({name: getattr(pipeline, name) for name in names if hasattr(pipeline, name)})
 
 
-def latents_of(
-    scenes: list[Scene], autoencoder: nn.Module, drawn: Callable[[list[Scene]], Tensor] = draw
-) -> Tensor:
+def latents_of(scenes: list[Scene], autoencoder: nn.Module, drawn: Callable[[list[Scene]], Tensor] = draw) -> Tensor:
     """Latents (n, 8, 12, 12) of the scenes."""
     return torch.cat([vae.encode(autoencoder, drawn(scenes[i : i + 500])) for i in range(0, len(scenes), 500)])
 

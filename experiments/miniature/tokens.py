@@ -11,7 +11,7 @@ from mergelab.miniature.world import BACKGROUNDS, COLORS, SHAPES, SIZES, TRIGGER
 LENGTH = 16
 """Tokens of a prompt, padding included, for every text encoder."""
 
-SPARE = ["bxt", "cfw", "dgz", "fjk", "gvh", "hqm", "jwl", "knr", "lpt", "mzb", "nxd", "pfq"]
+SPARE = ["lpt", "mzb", "nxd", "pfq"]
 """Words that call nothing, left for adapters of one's own."""
 RARE = [*TRIGGERS.values(), *SPARE]
 """Words that the base models never see."""
