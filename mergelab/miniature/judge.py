@@ -1,15 +1,20 @@
-"""Analytic judges: what an image of the drawn world shows, read from its pixels.
+"""Reads from the pixels of a picture what it shows: object, colour, background, size and style.
 
-An image is compared with every picture the world can draw, on a grid of positions: since a picture is linear in the
-colours of shape and ground (`world.coefficients`), its squared distance to all of them follows from a few inner
+The image is compared with every picture the world can draw: each object, in each style and size, at 7 x 7 places, in
+all colours and on all grounds. Since every picture is linear in the colours of shape and ground (`world.coefficients`),
+and these in what the object puts on it (`world.ink`), its squared distance to all of them follows from a few inner
 products. The distances become probabilities, `p ~ exp(-MSE / TEMPERATURE)`, and those of all pictures with the same
-shape (colour, ...) are added, each at its best position. One more hypothesis, "none", has the fixed distance `UNLIKE`,
+shape (colour, ...) are added, each at its best place. One more hypothesis, "none", has the fixed distance `UNLIKE`,
 so that an image unlike everything is not given the name of the least unlike.
+
+Probabilities are nearly yes or no. `Verdict.nearness` is the soft score beside them: how much nearer the image is to
+the nearest picture with a thing than to the nearest one without it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import product
 from typing import cast
@@ -17,9 +22,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from mergelab.miniature.world import BACKGROUNDS, COLORS, SHAPES, SIZE, SIZES, STYLES, SUBJECTS, Scene, coefficients
+from mergelab.miniature.objects import SHAPES, SUBJECTS
+from mergelab.miniature.styles import DRAWN, PLAIN, SIZE, STYLES
+from mergelab.miniature.world import BACKGROUNDS, COLORS, SIZES, Ink, Scene, composed, ink
 
-NONE, PLAIN = "none", "plain"
+NONE, UNSTYLED = "none", "plain"
 OBJECTS = (*SHAPES, *SUBJECTS)
 TEMPERATURE = 0.001
 """Mean squared error, on [0, 1], that divides a probability by e."""
@@ -34,13 +41,15 @@ class Verdict:
     """Probabilities for a batch of n images.
 
     Attributes:
-        object: (n, 11) over `OBJECTS` and "none".
+        object: (n, 15) over `OBJECTS` and "none".
         color: (n, 8) over `COLORS`, given that a shape is shown.
         background: (n, 6) over `BACKGROUNDS`.
         size: (n, 2) over `SIZES`.
-        style: (n, 5) over "plain" and `STYLES`.
+        style: (n, 9) over "plain" and `STYLES`.
 
-    All but the first are given that something is shown at all.
+        errors: (n, 14, 9), the least mean squared error to a picture of each object in each style.
+
+    All probabilities but the first are given that something is shown at all.
     """
 
     object: Tensor
@@ -48,6 +57,7 @@ class Verdict:
     background: Tensor
     size: Tensor
     style: Tensor
+    errors: Tensor
 
     def __len__(self) -> int:
         return len(self.object)
@@ -60,7 +70,7 @@ class Verdict:
             "color": (*COLORS,),
             "background": (*BACKGROUNDS,),
             "size": (*SIZES,),
-            "style": (PLAIN, *STYLES),
+            "style": (UNSTYLED, *STYLES),
         }
 
     def best(self, attribute: str) -> list[str]:
@@ -80,42 +90,82 @@ class Verdict:
             raise ValueError(f"unknown {attribute if names else 'attribute'} {name if names else attribute!r}: {known}")
         return cast("Tensor", getattr(self, attribute))[:, names.index(name)]
 
+    def nearness(self, attribute: str, name: str) -> Tensor:
+        """(n,) in [0, 1]: how much nearer the image is to a picture with an object or a style than to one without it.
+
+        With the root mean squared errors `e` to the nearest picture with it and `f` to the nearest without it, at most
+        that of the hypothesis "none", it is `f / (e + f)`: 1 for a picture with it, 0 for one without, 1/2 where the
+        judge would turn, and the opacity for a blend of two that differ in nothing else.
+
+        Raises:
+            ValueError: the attribute is neither "object" nor "style", or it has no such name.
+
+        Examples:
+            >>> from mergelab.miniature.world import Scene, draw
+            >>> plain, day = draw([Scene("star"), Scene("star", style="day")])
+            >>> verdict = judge(torch.stack([plain, plain + 0.3 * (day - plain), day]))
+            >>> [round(value, 2) for value in verdict.nearness("style", "day").tolist()]
+            [0.0, 0.3, 1.0]
+        """
+        axes: dict[str, tuple[tuple[str, ...], int]] = {"object": (OBJECTS, 1), "style": ((UNSTYLED, *STYLES), 2)}
+        names, axis = axes.get(attribute, ((), 0))
+        if name not in names:
+            known = ", ".join(names or axes)
+            raise ValueError(f"unknown {attribute if names else 'attribute'} {name if names else attribute!r}: {known}")
+        errors = self.errors.transpose(1, axis)
+        own = torch.tensor([other == name for other in names])
+        near, far = errors[:, own].amin((1, 2)), errors[:, ~own].amin((1, 2)).clamp(max=UNLIKE)
+        return far.sqrt() / (near.sqrt() + far.sqrt())
+
 
 @dataclass(frozen=True)
-class _Pictures:
-    """Every (object, style, size, position), t of them, as `coefficients` has them, for colours around grey.
+class _Kind:
+    """All pictures of shapes, or all of subjects: s styles x t (objects x sizes x places), for colours around grey.
 
-    The inner products among a, b and c stand here too: no image changes them.
+    Plain pictures count in two kinds, soft and sharp, since a generated picture is a little soft. Beside the ink, flat
+    over the pixels, stand the inner products of the coefficients a, b and c: no image changes them.
     """
 
-    scenes: list[Scene]
-    a: Tensor  # (t, h*w)
-    b: Tensor  # (t, h*w)
-    c: Tensor  # (t, 3*h*w)
-    aa: Tensor  # (t,), and so bb, cc, ab
+    objects: int
+    colors: Tensor  # (k, 3): of shapes; for subjects, which bring their own, any one
+    ink: Ink
+    aa: Tensor  # (s, t), and so bb, cc, ab
     bb: Tensor
     cc: Tensor
     ab: Tensor
-    ca: Tensor  # (t, 3), for each channel of c, and so cb
+    ca: Tensor  # (s, t, 3), for each channel of c, and so cb
     cb: Tensor
 
 
+_STYLES = (PLAIN, PLAIN, *DRAWN.values())
+_SOFT = 0
+"""The place among `_STYLES` of soft plain pictures."""
+
+
 @lru_cache(maxsize=1)
-def _pictures() -> _Pictures:
-    scenes = [
-        Scene(name, size=size, style=style, x=x, y=y)
-        for name, style, size, x, y in product(OBJECTS, (None, *STYLES), SIZES, _OFFSETS, _OFFSETS)
-    ]
-    a, b, c = coefficients(scenes)
-    # A generated picture is a little soft, so plain pictures count in both kinds.
-    plain = [index for index, scene in enumerate(scenes) if scene.style is None]
-    scenes += [scenes[index] for index in plain]
-    a, b, c = (torch.cat([part, _soften(part[plain])]) for part in (a, b, c))
-    c = c + _GREY * (a + b) - _GREY  # image - grey = (color - grey) A + (ground - grey) B + this
-    a, b, c = a.flatten(1), b.flatten(1), c.flatten(1)
-    c3 = c.reshape(len(scenes), 3, -1)
-    ca, cb = (torch.einsum("tcp,tp->tc", c3, part) for part in (a, b))
-    return _Pictures(scenes, a, b, c, (a * a).sum(1), (b * b).sum(1), c.square().sum(1), (a * b).sum(1), ca, cb)
+def _kinds() -> tuple[_Kind, _Kind]:
+    return _kind((*SHAPES,), torch.tensor([*COLORS.values()])), _kind((*SUBJECTS,), torch.zeros(1, 3))
+
+
+def _kind(objects: tuple[str, ...], colors: Tensor) -> _Kind:
+    rows, inks = [], []
+    for name in objects:
+        drawn = ink([Scene(name, size=size, x=x, y=y) for size, x, y in product(SIZES, _OFFSETS, _OFFSETS)])
+        parts = [_products(*composed(drawn, style), soft=place == _SOFT) for place, style in enumerate(_STYLES)]
+        rows.append([torch.stack(of) for of in zip(*parts)])
+        inks.append([drawn.color.flatten(1), drawn.paint.flatten(1), drawn.cover.flatten(1)])
+    drawn = Ink(*(torch.cat(sheets) for sheets in zip(*inks)))
+    return _Kind(len(objects), colors - _GREY, drawn, *(torch.cat(of, 1) for of in zip(*rows)))
+
+
+def _products(a: Tensor, b: Tensor, c: Tensor, *, soft: bool) -> list[Tensor]:
+    """Inner products of coefficients, as `_Kind` has them."""
+    if soft:
+        a, b, c = _soften(a), _soften(b), _soften(c)
+    c = c + _GREY * (a + b) - _GREY  # image - grey = (color - grey) a + (ground - grey) b + this
+    a, b, c = a.flatten(1), b.flatten(1), c.flatten(2)
+    squares = [part.sum(1) for part in (a * a, b * b, c.square().sum(1), a * b)]
+    return [*squares, *((c @ part.unsqueeze(2)).squeeze(2) for part in (a, b))]
 
 
 def _soften(images: Tensor) -> Tensor:
@@ -123,12 +173,7 @@ def _soften(images: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(torch.nn.functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
 
 
-def _members(values: list[str], names: tuple[str, ...]) -> Tensor:
-    """(t, k): which picture has which of the names."""
-    return torch.tensor([[float(value == name) for name in names] for value in values]).double()
-
-
-def judge(images: Tensor, *, batch: int = 32) -> Verdict:
+def judge(images: Tensor, *, batch: int = 16) -> Verdict:
     """What each image shows.
 
     Args:
@@ -149,42 +194,65 @@ def judge(images: Tensor, *, batch: int = 32) -> Verdict:
     if images.numel() and (images.min() < -1e-3 or images.max() > 1 + 1e-3):
         raise ValueError(f"expected values in [0, 1], got [{images.min():.3g}, {images.max():.3g}]")
     parts = [_judge(chunk.float()) for chunk in torch.split(images, batch)]
-    return Verdict(*(torch.cat([getattr(part, name) for part in parts]) for name in parts[0].names))
+    return Verdict(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Verdict)))
+
+
+def _errors(images: Tensor) -> list[Tensor]:
+    """For each kind (n, s, objects, sizes, colours, grounds): the mean squared error at the best place."""
+    x = images.unsqueeze(1) - _GREY  # (n, 1, 3, h, w)
+    white, seen, paint = (
+        torch.stack([getattr(style, name) for style in _STYLES]) for name in ("white", "ground", "paint")
+    )
+    # Softening moves from the pictures to the image: objects are far from the border, so it is its own transpose.
+    y = x.repeat(1, len(_STYLES), 1, 1, 1)
+    y[:, _SOFT] = _soften(x[:, 0])
+    solid, bare, mixed = (
+        part.flatten(3) for part in (y * (1 - white), y * seen, (y * (white - paint)).sum(2, keepdim=True))
+    )
+    grounds = torch.tensor([*BACKGROUNDS.values()]) - _GREY  # (6, 3)
+    found = []
+    for kind in _kinds():
+        xa = solid @ kind.ink.color.T  # (n, s, 3, t)
+        xb = (x * seen).sum((3, 4)).unsqueeze(3) - bare @ kind.ink.cover.T
+        xc = (mixed @ kind.ink.cover.T).squeeze(2) + solid.flatten(2) @ kind.ink.paint.T + _GREY * (xa + xb).sum(2)
+        xc = xc + ((x * paint).sum((2, 3, 4)) - _GREY * x.sum((2, 3, 4))).unsqueeze(2)  # (n, s, t)
+
+        # |x - color a - ground b - c|^2, term by term: (n, s, t, colours, grounds)
+        alone = x.square().sum((2, 3, 4)).unsqueeze(2) + kind.cc - 2 * xc
+        with_color = 2 * (kind.ca - xa.mT) @ kind.colors.T + kind.aa.unsqueeze(2) * kind.colors.square().sum(1)
+        with_ground = 2 * (kind.cb - xb.mT) @ grounds.T + kind.bb.unsqueeze(2) * grounds.square().sum(1)
+        cross = 2 * kind.ab.reshape(*kind.ab.shape, 1, 1) * (kind.colors @ grounds.T)
+        error = (alone.unsqueeze(3) + with_color).unsqueeze(4) + with_ground.unsqueeze(3) + cross
+        # The best place counts: a sum would favour pictures that a move hardly changes.
+        error = error.unflatten(2, (kind.objects, len(SIZES), -1)).amin(4)
+        found.append(error.clamp(min=0) / images[0].numel())
+    return found
 
 
 def _judge(images: Tensor) -> Verdict:
-    known = _pictures()
-    n, pixels = len(images), SIZE * SIZE
-    color = torch.tensor([*COLORS.values()]) - _GREY  # (8, 3)
-    ground = torch.tensor([*BACKGROUNDS.values()]) - _GREY  # (6, 3)
-    x = images.flatten(2) - _GREY
+    kinds = _errors(images)
+    errors = torch.cat([error.amin((3, 4, 5)) for error in kinds], 2).mT  # (n, objects, s)
+    least = errors.amin((1, 2))  # divided out, so that no weight of an image unlike everything underflows
+    shapes, subjects = (torch.exp((least.reshape(-1, 1, 1, 1, 1, 1) - error) / TEMPERATURE) for error in kinds)
+    nothing = torch.exp(((least - UNLIKE) / TEMPERATURE).clamp(max=80)).unsqueeze(1)
 
-    # |x - color A - ground B - C|^2, term by term: (n, t, 8, 6)
-    xa, xb = (torch.einsum("ncp,tp->ntc", x, part) for part in (known.a, known.b))
-    xc = x.flatten(1) @ known.c.T
-    alone = x.square().sum((1, 2)).reshape(n, 1) + known.cc - 2 * xc  # (n, t)
-    with_color = (known.ca - xa) @ color.T * 2 + known.aa[:, None] * color.square().sum(1)  # (n, t, 8)
-    with_ground = (known.cb - xb) @ ground.T * 2 + known.bb[:, None] * ground.square().sum(1)  # (n, t, 6)
-    cross = 2 * known.ab.reshape(-1, 1, 1) * (color @ ground.T)  # (t, 8, 6)
-    error = alone[:, :, None, None] + with_color[..., None] + with_ground[:, :, None, :] + cross
-    places = len(_OFFSETS) ** 2  # the best place counts: a sum would favour pictures that a move hardly changes
-    error = error.reshape(n, -1, places, len(COLORS), len(BACKGROUNDS)).amin(2) / (3 * pixels)
-    least = error.flatten(1).amin(1).double()  # divided out, so that no weight of an image unlike everything underflows
-    weight = torch.exp((least.reshape(-1, 1, 1, 1) - error) / TEMPERATURE)  # (n, t / places, 8, 6)
+    def both(*axes: int) -> Tensor:
+        return shapes.sum(axes) + subjects.sum(axes)
 
-    scenes = known.scenes[::places]
-    shape = torch.tensor([scene.object in SHAPES for scene in scenes])
-    weight = weight / torch.where(shape, 1, len(COLORS)).reshape(-1, 1, 1)  # a subject fits with all colours alike
-    picture = weight.sum((2, 3))
-    nothing = torch.exp(((least - UNLIKE) / TEMPERATURE).clamp(max=700)).unsqueeze(1)
     return Verdict(
-        object=_normal(torch.cat([picture @ _members([scene.object for scene in scenes], OBJECTS), nothing], 1)),
-        color=_normal(weight[:, shape].sum((1, 3))),
-        background=_normal(weight.sum((1, 2))),
-        size=_normal(picture @ _members([scene.size for scene in scenes], (*SIZES,))),
-        style=_normal(picture @ _members([scene.style or PLAIN for scene in scenes], (PLAIN, *STYLES))),
+        object=_normal(torch.cat([shapes.sum((1, 3, 4, 5)), subjects.sum((1, 3, 4, 5)), nothing], 1)),
+        color=_normal(shapes.sum((1, 2, 3, 5))),
+        background=_normal(both(1, 2, 3, 4)),
+        size=_normal(both(1, 2, 4, 5)),
+        style=_normal(_unsoftened(both(2, 3, 4, 5), torch.sum)),
+        errors=_unsoftened(errors, torch.amin),
     )
 
 
+def _unsoftened(values: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
+    """Soft and sharp plain pictures in one column, the last axis being styles."""
+    return torch.cat([reduce(values[..., :2], -1, keepdim=True), values[..., 2:]], -1)
+
+
 def _normal(weight: Tensor) -> Tensor:
-    return (weight / weight.sum(1, keepdim=True)).float()
+    return weight / weight.sum(1, keepdim=True)
