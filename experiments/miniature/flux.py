@@ -48,20 +48,36 @@ def predict(
     """
     count, channels, height, width = latents.shape
     kept = (torch.rand(count, generator=generator) >= drop).tolist()
-    words, pooled, text_ids = pipeline.encode_prompt(
-        [caption if keep else "" for caption, keep in zip(captions, kept)], None, max_sequence_length=LENGTH
-    )
+    captions = [caption if keep else "" for caption, keep in zip(captions, kept)]
     clean = pipeline._pack_latents(latents, count, channels, height, width)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     time = torch.rand(count, generator=generator)
     middle = torch.rand(count, generator=generator) < 0.5
     time = torch.where(middle, torch.sigmoid(torch.randn(count, generator=generator)), time).to(clean.device)
-    predicted = pipeline.transformer(
-        hidden_states=clean + time.reshape(-1, 1, 1) * (noise - clean),
+    return flow(pipeline, clean + time.reshape(-1, 1, 1) * (noise - clean), time, captions), noise - clean
+
+
+def flow(pipeline: FluxPipeline, noisy: Tensor, time: Tensor, captions: list[str]) -> Tensor:
+    """Predicted flow of packed latents (n, 36, 32) at times (n,) from 0, clean, to 1."""
+    words, pooled, text_ids = pipeline.encode_prompt(captions, None, max_sequence_length=LENGTH)
+    side = round(noisy.shape[1] ** 0.5)
+    return pipeline.transformer(
+        hidden_states=noisy,
         timestep=time,
         pooled_projections=pooled,
         encoder_hidden_states=words,
         txt_ids=text_ids,
-        img_ids=pipeline._prepare_latent_image_ids(count, height // 2, width // 2, clean.device, clean.dtype),
+        img_ids=pipeline._prepare_latent_image_ids(len(noisy), side, side, noisy.device, noisy.dtype),
     ).sample
-    return predicted, noise - clean
+
+
+def leap(
+    pipeline: FluxPipeline, start: Tensor, end: Tensor, place: Tensor, steps: int, captions: list[str]
+) -> tuple[Tensor, Tensor]:
+    """Predicted flow, and the one that takes `start` to `end` in step `place` (n,) of `steps` equal ones."""
+    return flow(pipeline, start, 1 - place / steps, captions), (start - end) * steps
+
+
+def noise(count: int, generator: torch.Generator) -> Tensor:
+    """Packed latents to start from."""
+    return torch.randn(count, 36, 32, generator=generator)

@@ -68,21 +68,46 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Predicted and true velocity; a share of the captions is dropped, as the pipeline does for guidance."""
     count, device = len(captions), latents.device
-    words, _, pooled, _ = pipeline.encode_prompt(captions, do_classifier_free_guidance=False)
     kept = (torch.rand(count, generator=generator) >= drop).float().to(device)
-    words, pooled = words * kept.reshape(-1, 1, 1), pooled * kept.reshape(-1, 1)
     alphas = DDPMScheduler.from_config(pipeline.scheduler.config).alphas_cumprod
     times = torch.randint(len(alphas), (count,), generator=generator)
     alpha = alphas[times].reshape(-1, 1, 1, 1).to(device)
     noise = torch.randn(latents.shape, generator=generator).to(device)
+    noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+    return velocity(pipeline, noisy, times, captions, kept), alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+
+
+def velocity(
+    pipeline: StableDiffusionXLPipeline, noisy: Tensor, times: Tensor, captions: list[str], kept: Tensor | None = None
+) -> Tensor:
+    """Predicted velocity of latents (n, 8, 12, 12) of variance 1 at times (n,); no caption where `kept` is 0."""
+    words, _, pooled, _ = pipeline.encode_prompt(captions, do_classifier_free_guidance=False)
+    if kept is not None:
+        words, pooled = words * kept.reshape(-1, 1, 1), pooled * kept.reshape(-1, 1)
     side = float(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
-    predicted = pipeline.unet(
-        alpha.sqrt() * latents + (1 - alpha).sqrt() * noise,
-        times.to(device),
+    return pipeline.unet(
+        noisy,
+        times.to(noisy.device),
         encoder_hidden_states=words,
         added_cond_kwargs={
             "text_embeds": pooled,
-            "time_ids": torch.tensor([side, side, 0, 0, side, side], device=device).expand(count, -1),
+            "time_ids": torch.tensor([side, side, 0, 0, side, side], device=noisy.device).expand(len(noisy), -1),
         },
     ).sample
-    return predicted, alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+
+
+def leap(
+    pipeline: StableDiffusionXLPipeline, start: Tensor, end: Tensor, place: Tensor, steps: int, captions: list[str]
+) -> tuple[Tensor, Tensor]:
+    """Predicted velocity, and the one by which Euler's step number `place` (n,) of `steps` takes `start` to `end`."""
+    pipeline.scheduler.set_timesteps(steps)
+    now, then = (pipeline.scheduler.sigmas[place + i].reshape(-1, 1, 1, 1) for i in (0, 1))
+    clean = start - now * (end - start) / (then - now)
+    size = (now.square() + 1).sqrt()
+    wanted = (start / size - clean * size) / now
+    return velocity(pipeline, start / size, pipeline.scheduler.timesteps[place], captions), wanted
+
+
+def noise(count: int, generator: torch.Generator) -> Tensor:
+    """Latents to start from."""
+    return torch.randn(count, 8, 12, 12, generator=generator)
