@@ -197,4 +197,5 @@ def _shipped(lora: Lora) -> Lora:
     except OptionError as error:
         raise OptionError(f"loras: {error}") from None
     filled = {"name": lora.name or adapter.name, "path": str(adapter.path), "concept": lora.concept or adapter.prompt}
-    return lora.model_copy(update=filled | {"trigger": lora.trigger or adapter.trigger})
+    filled |= {"trigger": lora.trigger or adapter.trigger, "always": lora.always or adapter.kind == "turbo"}
+    return lora.model_copy(update=filled)

@@ -36,6 +36,7 @@ __all__ = [
     "draw",
     "folder",
     "judge",
+    "pairs",
     "perceptual",
     "pipeline",
     "sample",
@@ -47,6 +48,9 @@ PIPELINES = ("sdxl", "flux")
 """Names of the pipelines."""
 PREFIX = "miniature/"
 """Of a pipeline's name, and of an adapter's, where others could stand: `miniature/sdxl`, `miniature/sdxl/ghost`."""
+
+STRENGTHS = {"ghost-strong": 1 / 3, "day-weak": 3.0}
+"""Adapters whose right strength is not 1, as those that people download often are."""
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "sdxl": {"num_inference_steps": 20, "guidance_scale": 3.0},
@@ -66,11 +70,13 @@ class MiniatureAdapter:
     """One adapter that ships with the package.
 
     Attributes:
-        name: of the subject or style.
+        name: of the subject or style, or `"turbo"`.
         path: a safetensors file or a PEFT folder.
-        trigger: the rare word that calls it.
-        prompt: its concept alone, as a prompt: `"a sks"`, `"in szn style"`.
-        kind: `"subject"` or `"style"`.
+        trigger: the rare word that calls it; empty for turbo, which nothing calls.
+        prompt: its concept alone, as a prompt: `"a sks"`, `"a cfw star"`, `"in szn style"`; empty for turbo.
+        kind: `"subject"`, `"style"` or `"turbo"`, which draws in four steps without guidance.
+        strength: at which it has the effect that it was trained for: 1, but for `ghost-strong` and `day-weak`, whose
+            files are three times too strong and too weak.
     """
 
     name: str
@@ -78,6 +84,7 @@ class MiniatureAdapter:
     trigger: str
     prompt: str
     kind: str
+    strength: float = 1.0
 
 
 def _known(name: str) -> str:
@@ -124,17 +131,32 @@ def pipeline(name: str, **options: Any) -> DiffusionPipeline:
     return DiffusionPipeline.from_pretrained(folder(name), **options)
 
 
-def settings(name: str) -> dict[str, Any]:
+def settings(name: str, *, turbo: bool = False) -> dict[str, Any]:
     """Keywords of a call of the pipeline that its quality was measured with: steps, guidance, size.
+
+    Args:
+        name: `"sdxl"` or `"flux"`.
+        turbo: those of its turbo adapter: four steps without guidance.
 
     Raises:
         OptionError: another name.
+
+    Examples:
+        >>> from mergelab import miniature
+        >>> miniature.settings("sdxl"), miniature.settings("sdxl", turbo=True)
+        ({'num_inference_steps': 20, 'guidance_scale': 3.0}, {'num_inference_steps': 4, 'guidance_scale': 1.0})
     """
-    return dict(_SETTINGS[_known(name)])
+    usual = dict(_SETTINGS[_known(name)])
+    if not turbo:
+        return usual
+    unguided = {key: 1.0 for key in usual if key.endswith("scale")}
+    return (
+        {key: value for key, value in usual.items() if key != "negative_prompt"} | {"num_inference_steps": 4} | unguided
+    )
 
 
 def adapters(name: str) -> list[MiniatureAdapter]:
-    """The adapters of a pipeline, subjects first, in several dialects.
+    """The adapters of a pipeline, in several dialects: subjects, styles, turbo, then two of another strength than 1.
 
     Raises:
         OptionError: another name.
@@ -148,11 +170,29 @@ def adapters(name: str) -> list[MiniatureAdapter]:
     folder = WEIGHTS / "adapters" / _known(name)
     paths = {path.stem: path for path in folder.iterdir()}
     found = []
-    for adapter in (adapter for adapter in (*SUBJECTS, *STYLES) if adapter in paths):
-        trigger = TRIGGERS[adapter]
-        kind, prompt = ("subject", f"a {trigger}") if adapter in SUBJECTS else ("style", f"in {trigger} style")
-        found.append(MiniatureAdapter(adapter, paths[adapter], trigger, prompt, kind))
+    for own in (own for own in (*SUBJECTS, *STYLES, "turbo", *STRENGTHS) if own in paths):
+        concept = own.partition("-")[0]
+        kind = "subject" if concept in SUBJECTS else "style" if concept in STYLES else "turbo"
+        words = caption(Scene(concept), size=False, background=False) if kind == "subject" else ""
+        words = f"in {TRIGGERS[concept]} style" if kind == "style" else words
+        found.append(MiniatureAdapter(own, paths[own], TRIGGERS.get(concept, ""), words, kind, STRENGTHS.get(own, 1.0)))
     return found
+
+
+def pairs(name: str) -> list[tuple[MiniatureAdapter, MiniatureAdapter]]:
+    """Every subject of a pipeline with every style: 64 pairs.
+
+    Raises:
+        OptionError: another name.
+
+    Examples:
+        >>> from mergelab import miniature
+        >>> [(subject.name, style.name) for subject, style in miniature.pairs("flux")][:2]
+        [('ghost', 'day'), ('ghost', 'stripes')]
+    """
+    known = [adapter for adapter in adapters(name) if adapter.strength == 1]
+    subjects, styles = ([adapter for adapter in known if adapter.kind == kind] for kind in ("subject", "style"))
+    return [(subject, style) for subject in subjects for style in styles]
 
 
 def adapter(name: str) -> MiniatureAdapter:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mergelab.evaluation.analysis.quantities import HARMONIC, JOINT, SHARES, concept_reference
+from mergelab.evaluation.analysis.quantities import HARMONIC, JOINT, concept_reference
 from mergelab.evaluation.analysis.ranges import MetricRange
 from mergelab.evaluation.analysis.scores import Scores
 from mergelab.evaluation.metrics.metric import Description
@@ -41,8 +41,8 @@ def join_concepts(
             if not rows.any():
                 continue
             values, index = values[rows], table.index[rows]
-            scaled = values if metric.range == SHARES else (values - floor) / span
-            worst = np.nanmax if metric.range == SHARES and not metric.higher_is_better else np.nanmin
+            scaled = values if metric.is_share else (values - floor) / span
+            worst = np.nanmax if metric.is_share and not metric.higher_is_better else np.nanmin
             scores.add((variant, metric.name, JOINT), pd.Series(worst(scaled, axis=1), index=index))
             if metric.higher_is_better:
                 kept = np.clip(values, 1e-12, None)

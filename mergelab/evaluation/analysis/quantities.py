@@ -23,9 +23,6 @@ from mergelab.evaluation.statistics import (
     recovery_interval,
 )
 
-SHARES = (0.0, 1.0)
-"""The range of scores that are probabilities or shares, whose concepts can be compared."""
-
 JOINT, HARMONIC = "joint", "harmonic mean"
 """References of scores that are computed from those of several concepts."""
 
@@ -172,6 +169,6 @@ QUANTITIES = (
 
 def described(quantity: Quantity, metric: Description) -> Description:
     """What the scores of a quantity are: those of a metric, unless they are on the adapters' own scale."""
-    if quantity.about == "joint" and metric.range != SHARES:
+    if quantity.about == "joint" and not metric.is_share:
         return replace(metric, higher_is_better=True, range=(-math.inf, math.inf))
     return metric

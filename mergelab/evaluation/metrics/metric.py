@@ -33,6 +33,8 @@ class Description:
         higher_is_better: the direction: False for a distance or a fault.
         range: lowest and highest value that it can take. Of a metric between images the better end is the value of
             an image with itself; where that is infinite, it has no ceiling.
+        own_scale: each adapter's scores are on a scale of its own, so that those of two cannot be compared before they
+            are put on one, from the base model to the adapter alone; so are all that are no shares, in [0, 1].
         miniature_only: it reads images of the miniature world alone.
         photographs: of a metric between images: it also gives `photos:<name>`, against photographs of what an adapter
             shows. One that asks for the same scene, pixel by pixel, does not.
@@ -43,6 +45,7 @@ class Description:
     compares_with: ComparesWith = "nothing"
     higher_is_better: bool = True
     range: Range = (-math.inf, math.inf)
+    own_scale: bool = False
     miniature_only: bool = False
     photographs: bool = False
     title: str = ""
@@ -51,6 +54,11 @@ class Description:
     def shown(self) -> str:
         """What tables call it."""
         return self.title or self.name
+
+    @property
+    def is_share(self) -> bool:
+        """Whether scores are probabilities or shares, whose concepts can be compared."""
+        return self.range == (0.0, 1.0) and not self.own_scale
 
     @property
     def sign(self) -> int:

@@ -16,6 +16,7 @@ from mergelab.pipelines.opening import usual_device
 
 _TABLE = (
     "mergelab.evaluation.metrics.judge:Judge",
+    "mergelab.evaluation.metrics.judge:Nearness",
     "mergelab.evaluation.metrics.clip:ClipText",
     "mergelab.evaluation.metrics.lpips:Lpips",
     "mergelab.evaluation.metrics.clip:ClipImage",
