@@ -196,6 +196,11 @@ def _shipped(lora: Lora) -> Lora:
         adapter = miniature.adapter(lora.path)
     except OptionError as error:
         raise OptionError(f"loras: {error}") from None
-    filled = {"name": lora.name or adapter.name, "path": str(adapter.path), "concept": lora.concept or adapter.prompt}
-    filled |= {"trigger": lora.trigger or adapter.trigger, "always": lora.always or adapter.kind == "turbo"}
+    filled = {
+        "name": lora.name or adapter.name,
+        "path": str(adapter.path),
+        "concept": lora.concept or adapter.prompt,
+        "trigger": lora.trigger or adapter.trigger,
+        "always": lora.always or adapter.kind == "turbo",
+    }
     return lora.model_copy(update=filled)
