@@ -93,7 +93,8 @@ class Factors(nn.Module):
 def start_from(adapter: mergelab.Adapter, parts: nn.ModuleDict) -> None:
     """Gives the factors the values of an adapter of the same layers, ranks and alphas."""
     for name, layer in adapter.layers.items():
-        factors = parts.get_submodule(name).parametrizations.weight[0]
+        # Files name the layers of a text encoder as older versions of transformers did.
+        factors = parts.get_submodule(name.replace(".text_model.", ".")).parametrizations.weight[0]
         factors.load_state_dict({"lora_A": layer.lora_A, "lora_B": layer.lora_B})
 
 
