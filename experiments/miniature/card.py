@@ -120,7 +120,7 @@ def _resolution(numbers: Numbers) -> list[str]:
             ])  # fmt: skip
     images = len(next(iter(numbers["stacks"].values()))["svd 16"]["subject"]["shown"])
     return [
-        f"Resolution, from merges of all {len(numbers['stacks'])} pairs, {images} images each, a prompt and seed an image: "
+        f"Resolution, from merges of {len(numbers['stacks'])} pairs, {images} images each, a prompt and a seed an image: "
         "the paired difference of two merges and its standard error, its standard deviation between pairs, the pairs "
         "by which 5 and 10 points are told from zero (power .8, two-sided .05), and what all pairs can tell.",
         "",

@@ -92,9 +92,10 @@ class Factors(nn.Module):
 
 def start_from(adapter: mergelab.Adapter, parts: nn.ModuleDict) -> None:
     """Gives the factors the values of an adapter of the same layers, ranks and alphas."""
+    # Files name the layers of every text encoder as older versions of transformers did.
+    known = {name.replace(".text_model.", "."): layer for name, layer in parts.named_modules()}
     for name, layer in adapter.layers.items():
-        # Files name the layers of a text encoder as older versions of transformers did.
-        factors = parts.get_submodule(name.replace(".text_model.", ".")).parametrizations.weight[0]
+        factors = known[name.replace(".text_model.", ".")].parametrizations.weight[0]
         factors.load_state_dict({"lora_A": layer.lora_A, "lora_B": layer.lora_B})
 
 
