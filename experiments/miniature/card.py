@@ -50,7 +50,7 @@ def pipeline(name: str, numbers: Numbers) -> str:
 def _adapters(doses: Numbers) -> list[str]:
     """Called and not, over strengths."""
     rows = []
-    for name, by in doses.items():
+    for name, by in ((name, by) for name, by in doses.items() if "0.0" in by):
         base = by["0.0"]["accuracy"]
         left = {s: min(by[s]["accuracy"][key] / base[key] for key in base) for s in ("0.7", "1.0", "1.3")}
         rows.append([
@@ -60,9 +60,10 @@ def _adapters(doses: Numbers) -> list[str]:
         ])  # fmt: skip
     head = " | ".join(f"shown at {s}" for s in ("0.4", *SHOWN))
     kept = " | ".join(f"kept at {s}" for s in ("0.7", "1.0", "1.3"))
+    of_another = ", ".join(f"{name} {percent(doses[name]['1.0']['shown'])}" for name in miniature.STRENGTHS)
     intro = (
-        f"Adapters alone, {len(doses['ghost']['1.0']['shown'])} images at each strength (of ghost-strong and day-weak "
-        "relative to their right one). Uncalled: share of images on prompts that do not call it that show it. Kept: "
+        f"Adapters alone, {len(doses['ghost']['1.0']['shown'])} images at each strength (those of another strength, at "
+        f"their right one: {of_another}). Uncalled: share of images on prompts that do not call it that show it. Kept: "
         "accuracy there relative to the base model's, the lowest of shape, colour and ground. Nearness: the mean at "
         "strengths 0, 0.4, 0.7, 1 and 1.3."
     )
@@ -120,7 +121,7 @@ def _resolution(numbers: Numbers) -> list[str]:
             ])  # fmt: skip
     images = len(next(iter(numbers["stacks"].values()))["svd 16"]["subject"]["shown"])
     return [
-        f"Resolution, from merges of {len(numbers['stacks'])} pairs, {images} images each, a prompt and a seed an image: "
+        f"Resolution, from merges of {len(numbers['stacks'])} pairs, {images} images each, each of its own prompt: "
         "the paired difference of two merges and its standard error, its standard deviation between pairs, the pairs "
         "by which 5 and 10 points are told from zero (power .8, two-sided .05), and what all pairs can tell.",
         "",

@@ -20,8 +20,9 @@ from mergelab.miniature.judge import Verdict, judge
 from mergelab.miniature.world import Scene, caption
 
 STRENGTHS = (0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.3)
-EACH, STACKED, MERGED = 24, 24, 8
-"""Images of an adapter at one strength, of the stack of a pair, and of a merge of it."""
+UNCALLED_AT = (0.0, 0.7, 1.0, 1.3)
+EACH, OTHERS, STACKED, MERGED = 16, 16, 16, 6
+"""Images of an adapter at one strength, on prompts that do not call it, of the stack of a pair, and of a merge of it."""
 FIRST = 5000
 """The first seed of the stacks' and merges' images: nothing was chosen by them, or by any near."""
 MERGES: dict[str, dict[str, Any]] = {
@@ -77,13 +78,15 @@ def doses(name: str, adapter: miniature.MiniatureAdapter) -> Numbers:
     """One adapter over its strengths: called, and on the prompts of others; strength 0 is the base model."""
     pipeline = opened(name)
     called = [caption(scene) for scene in calling(adapter, EACH)]
-    plain, uncalled = (list(part[::8]) for part in zip(*held_out(8 * EACH)))
+    plain, uncalled = (list(part[::8]) for part in zip(*held_out(8 * OTHERS)))
     found: Numbers = {}
-    for strength in (0.0, *STRENGTHS):
+    for strength in (0.0, *STRENGTHS) if adapter.strength == 1 else (1.0,):
         with ml.fused(pipeline, str(adapter.path), strength * adapter.strength):
             own = seen(judge(generate(name, pipeline, called, f"{name}: {adapter.name} at {strength}")), adapter)
-            other = judge(generate(name, pipeline, uncalled, ""))
-        found[str(strength)] = own | {"uncalled": seen(other, adapter)["shown"], "accuracy": accuracy(other, plain)}
+            if strength in UNCALLED_AT:
+                other = judge(generate(name, pipeline, uncalled, ""))
+                own |= {"uncalled": seen(other, adapter)["shown"], "accuracy": accuracy(other, plain)}
+        found[str(strength)] = own
     return found
 
 
