@@ -18,6 +18,7 @@ from experiments.miniature.captions import vary
 from experiments.miniature.factors import Recipe, attach, path_of, save, start_from
 from experiments.miniature.tokens import SPARE
 from experiments.miniature.training import DEVICE, RUNS, fit
+from mergelab import miniature
 from mergelab.miniature.world import BACKGROUNDS, SHAPES, SIZE, STYLES, SUBJECTS, TRIGGERS, Scene, draw, sample
 
 STEPS = {"sdxl": {"subject": 700, "style": 600}, "flux": {"subject": 900, "style": 700}}
@@ -144,6 +145,16 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
     return path
 
 
+def of_other_strengths(pipeline_name: str) -> None:
+    """Writes the adapters whose right strength is not 1: those that are trained, three times as strong or as weak."""
+    for name, strength in miniature.STRENGTHS.items():
+        recipe = next(recipe for recipe in RECIPES[pipeline_name] if recipe.name == name.partition("-")[0])
+        path = path_of(pipeline_name, recipe)
+        adapter = mergelab.load(path)
+        layers = {key: layer.scaled(1 / strength) for key, layer in adapter.layers.items()}
+        replace(adapter, layers=layers).save(path.with_stem(name), format=recipe.format)
+
+
 def train_all(pipeline_name: str, names: Sequence[str] = ()) -> None:
     """All adapters of one base model, or those named."""
     for recipe in RECIPES[pipeline_name]:
@@ -151,6 +162,8 @@ def train_all(pipeline_name: str, names: Sequence[str] = ()) -> None:
             train(pipeline_name, recipe)
     if not names or turbo.NAME in names:
         turbo.train(pipeline_name)
+    if not names:
+        of_other_strengths(pipeline_name)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from mergelab.miniature.world import Scene, caption
 STRENGTHS = (0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.3)
 UNCALLED_AT = (0.0, 0.7, 1.0, 1.3)
 EACH, OTHERS, STACKED, MERGED = 16, 16, 16, 6
-"""Images of an adapter at one strength, on prompts that do not call it, of the stack of a pair, and of a merge of it."""
+"""Images of an adapter at one strength, of prompts that do not call it, of a pair's stack, and of a merge of it."""
 FIRST = 5000
 """The first seed of the stacks' and merges' images: nothing was chosen by them, or by any near."""
 MERGES: dict[str, dict[str, Any]] = {
