@@ -58,9 +58,7 @@ def digest(notebook: NotebookNode) -> str:
 def main() -> None:
     """Runs the named notebooks, each in an empty folder of its own."""
     parser = argparse.ArgumentParser(prog="python -m experiments.notebooks", description=__doc__)
-    parser.add_argument(
-        "notebooks", nargs="*", type=Path, default=NOTEBOOKS, help="all of notebooks/ if left out"
-    )
+    parser.add_argument("notebooks", nargs="*", type=Path, default=NOTEBOOKS, help="all of notebooks/ if left out")
     for path in parser.parse_args().notebooks:
         print(path.name)
         with TemporaryDirectory() as folder:

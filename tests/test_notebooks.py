@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -11,13 +10,12 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from experiments.notebooks import NOTEBOOKS, code_cells, executed, main
 
-_OF_A_MACHINE = re.compile(
-    r"(?<![\w.:/-])/(tmp|home|root|work|Users|usr|opt|var|mnt)\b|[A-Z]:\\|\bat 0x[0-9a-f]+|\d(it/s|s/it)"
-)
+_PATH = r"(?<![\w.:/-])/(tmp|home|root|work|Users|usr|opt|var|mnt)\b|[A-Z]:\\"
+_OF_A_MACHINE = re.compile(rf"{_PATH}|\bat 0x[0-9a-f]+|\d(it/s|s/it)")
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -30,10 +28,9 @@ def kinds(notebook: NotebookNode) -> list[tuple[str, int, list[tuple[str, list[s
 
 def written(notebook: NotebookNode) -> str:
     """All that the cells print: their outputs but for the pictures."""
-    outputs = nbformat.from_dict([cell.outputs for cell in code_cells(notebook)])
-    for output in (output for of in outputs for output in of):
-        output.get("data", {}).pop("image/png", None)
-    return json.dumps(outputs, ensure_ascii=False)
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    data = [text for output in outputs for kind, text in output.get("data", {}).items() if kind != "image/png"]
+    return "\n".join([*data, *(output.get("text", "") for output in outputs)])
 
 
 @each_notebook
@@ -57,6 +54,15 @@ def test_what_is_committed_can_be_read_anywhere(path: Path) -> None:
     assert all(not cell.metadata for cell in committed.cells)
     assert path.read_text(encoding="utf-8") == nbformat.writes(committed) + "\n"
     assert "FLUX.1-dev" in "".join(cell.source for cell in committed.cells if cell.cell_type == "markdown")
+
+
+@pytest.mark.parametrize(
+    "text", ["a\n/tmp/b", "in /root", "'/home/x'", "C:\\x", "<Legend at 0x7f1c>", "3 [00:01, 9.5it/s]"]
+)
+def test_it_would_be_seen(text: str) -> None:
+    """What the test above looks for: absolute paths, addresses in memory, progress bars."""
+    cell = new_code_cell("x", outputs=[new_output("stream", text=text)])
+    assert _OF_A_MACHINE.search(written(new_notebook(cells=[cell])))
 
 
 def test_there_are_four_and_they_are_small() -> None:
