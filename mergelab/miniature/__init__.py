@@ -30,6 +30,7 @@ __all__ = [
     "MiniatureAdapter",
     "Scene",
     "Verdict",
+    "adapter",
     "adapters",
     "caption",
     "clip",
