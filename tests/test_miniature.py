@@ -178,7 +178,7 @@ def test_effect_follows_strength(pipe: tuple[str, object], own: str) -> None:
     for strength in (0.5, 1.0):
         with ml.fused(pipeline, f"miniature/{name}/{own}", strength):
             found.append(near())
-    assert found[0] + 0.05 < found[1] < found[2] - 0.05, found
+    assert found[0] + 0.02 < found[1] < found[2] - 0.02, found
 
 
 def test_turbo_draws_in_four_steps(pipe: tuple[str, object]) -> None:

@@ -91,10 +91,11 @@ class Factors(nn.Module):
 
 
 def start_from(adapter: mergelab.Adapter, parts: nn.ModuleDict) -> None:
-    """Gives the factors the values of an adapter of the same layers, ranks and alphas."""
+    """Gives the factors the change of an adapter of the same layers and ranks, whatever alpha its file has."""
     for name, layer in adapter.layers.items():
         factors = parts.get_submodule(name).parametrizations.weight[0]
-        factors.load_state_dict({"lora_A": layer.lora_A, "lora_B": layer.lora_B})
+        lora_B = layer.lora_B.float() * (layer.scaling / factors.scaling)  # diffusers' files have no alpha
+        factors.load_state_dict({"lora_A": layer.lora_A, "lora_B": lora_B})
 
 
 def attach(pipeline_name: str, parts: nn.ModuleDict, recipe: Recipe) -> Dose:
