@@ -22,8 +22,8 @@ STEPS = 3
 @pytest.fixture(scope="module", params=["sdxl", "flux"])
 def small(request: pytest.FixtureRequest) -> tuple[Any, str, list[ml.Adapter]]:
     """A pipeline, its name, and a subject and a style for it."""
-    shipped = miniature.adapters(request.param)
-    return opened(request.param), request.param, [ml.load(shipped[i].path) for i in (0, 4)]
+    pair = miniature.pairs(request.param)[0]
+    return opened(request.param), request.param, [ml.load(adapter.path) for adapter in pair]
 
 
 def _flat(*weights: float) -> Weights:

@@ -1,4 +1,4 @@
-"""The drawn world, its judge, and the trained models that ship with the package."""
+"""The trained models that ship with the package: pipelines, adapters and metrics of the drawn world."""
 
 from __future__ import annotations
 
@@ -12,137 +12,8 @@ from torch import Tensor
 
 import mergelab as ml
 from mergelab import miniature
-from mergelab.miniature.judge import NONE, OBJECTS, judge
-from mergelab.miniature.world import (
-    BACKGROUNDS,
-    COLORS,
-    SHAPES,
-    SIZES,
-    STYLES,
-    SUBJECTS,
-    TRIGGERS,
-    Scene,
-    caption,
-    coefficients,
-    draw,
-    sample,
-)
-
-ANYTHING = {"objects": OBJECTS, "styles": [None, None, None, None, *STYLES], "held_out": None}
-
-
-# --- the world -----------------------------------------------------------------------------------------------------
-
-
-def test_the_world_is_as_large_as_promised() -> None:
-    """Eight colours, six shapes, two sizes, several grounds; four subjects and four styles with their own words."""
-    assert (len(COLORS), len(SHAPES), len(SIZES), len(SUBJECTS), len(STYLES)) == (8, 6, 2, 4, 4)
-    assert len(BACKGROUNDS) >= 3
-    assert len(set(TRIGGERS.values())) == len(SUBJECTS) + len(STYLES)
-
-
-def test_drawing_is_deterministic_and_in_range() -> None:
-    """The same seed draws the same pictures, whatever else is drawn with them."""
-    scenes = sample(40, 3, **ANYTHING)
-    images = draw(scenes)
-    assert scenes == sample(40, 3, **ANYTHING) != sample(40, 4, **ANYTHING)
-    assert images.shape == (40, 3, 48, 48) and images.dtype == torch.float32
-    assert images.min() >= 0 and images.max() <= 1 + 1e-6
-    assert torch.equal(images[17:18], draw(scenes[17]))
-
-
-def test_a_square_by_hand() -> None:
-    """A large square: 2 * 0.82 * 16 = 26.24 pixels wide, its edges grey by the share of each pixel it covers."""
-    a, b, c = coefficients([Scene("square", "red", "white")])
-    row = a[0, 0, 24]
-    assert row.sum().item() == pytest.approx(26.24, abs=1e-4)
-    assert row[23] == 1 and row[0] == 0 and 0 < row[10] < 1
-    assert torch.equal(a + b, torch.ones_like(a)) and not c.any()
-    image = draw(Scene("square", "red", "white"))
-    assert image[0, :, 24, 24].tolist() == pytest.approx(COLORS["red"])
-    assert image[0, :, 0, 0].tolist() == pytest.approx(BACKGROUNDS["white"])
-
-
-@pytest.mark.parametrize("name", OBJECTS)
-def test_edges_are_anti_aliased(name: str) -> None:
-    """A move of a tenth of a pixel changes a picture a little, not at all or by whole pixels."""
-    still, moved = draw([Scene(name), Scene(name, x=0.1)])
-    change = (still - moved).abs()
-    assert 0 < change.max() < 0.35
-
-
-@pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("name", OBJECTS)
-def test_each_style_changes_each_object(name: str, style: str) -> None:
-    """And no two styles look alike."""
-    pictures = draw([Scene(name, style=other) for other in (None, *STYLES)])
-    mine = 1 + STYLES.index(style)
-    distance = (pictures - pictures[mine]).square().mean((1, 2, 3))
-    assert (distance[torch.arange(5) != mine] > 0.004).all()
-
-
-def test_held_out_combinations() -> None:
-    """One in four; training never sees them, and every pair of attributes is seen."""
-    combinations = [Scene(s, c, b) for s in SHAPES for c in COLORS for b in BACKGROUNDS]
-    assert sum(scene.held_out for scene in combinations) == len(combinations) / 4
-    assert not any(scene.held_out for scene in sample(300, 0))
-    assert all(scene.held_out for scene in sample(100, 0, held_out=True))
-    seen = [scene for scene in combinations if not scene.held_out]
-    assert {(s.object, s.color) for s in seen} == {(s, c) for s in SHAPES for c in COLORS}
-    assert {(s.object, s.background) for s in seen} == {(s, b) for s in SHAPES for b in BACKGROUNDS}
-
-
-# --- the judge -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("noise", [0.0, 0.05])
-def test_the_judge_is_right_on_drawn_images(noise: float) -> None:
-    """At least 99 % for every attribute that can be seen, subjects and styles included."""
-    scenes = sample(400, 5, **ANYTHING)
-    images = draw(scenes)
-    images = (images + noise * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    verdict = judge(images)
-    for attribute in verdict.names:
-        seen = [
-            i
-            for i, scene in enumerate(scenes)
-            if not (attribute == "color" and scene.object in SUBJECTS)
-            and not (attribute == "background" and scene.style == "night")
-        ]
-        best = verdict.best(attribute)
-        right = sum(best[i] == (getattr(scenes[i], attribute) or "plain") for i in seen)
-        assert right >= 0.99 * len(seen), attribute
-        torch.testing.assert_close(getattr(verdict, attribute).sum(1), torch.ones(len(scenes)))
-
-
-def test_what_is_nothing_is_called_nothing() -> None:
-    """Noise, a checkerboard and a thin line are no shape, and the probabilities still add up."""
-    noise = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    board = (torch.arange(48) // 8)[:, None] + (torch.arange(48) // 8)[None]
-    board = (board % 2).float().expand(1, 3, 48, 48)
-    verdict = judge(torch.cat([noise, board, torch.full((1, 3, 48, 48), 1.0) * torch.eye(48)]))
-    assert verdict.best("object") == [NONE] * 3
-    for attribute in verdict.names:
-        torch.testing.assert_close(getattr(verdict, attribute).sum(1), torch.ones(3))
-
-
-def test_the_judge_says_how_sure_it_is() -> None:
-    """Half-way between two colours the probability is split, and the rest stays certain."""
-    image = (draw(Scene("circle", "blue")) + draw(Scene("circle", "purple"))) / 2
-    verdict = judge(image)
-    assert 0.02 < verdict.probability("color", "blue").item() < 0.98
-    assert verdict.probability("object", "circle").item() > 0.9
-
-
-def test_the_judge_refuses_what_it_cannot_read() -> None:
-    """Another size, another range, a name that is none."""
-    with pytest.raises(ValueError, match=r"\(n, 3, 48, 48\), got \(3, 48, 48\)"):
-        judge(torch.zeros(3, 48, 48))
-    with pytest.raises(ValueError, match=r"\[0, 1\], got \[-1, 1\]"):
-        judge(draw(Scene("star")) * 0 + torch.linspace(-1, 1, 48))
-    with pytest.raises(ValueError, match="unknown style 'cubism': plain, day"):
-        judge(draw(Scene("star"))).probability("style", "cubism")
-
+from mergelab.miniature.judge import judge
+from mergelab.miniature.world import STYLES, SUBJECTS, TRIGGERS, Scene, caption, draw, sample
 
 # --- the pipelines -------------------------------------------------------------------------------------------------
 
@@ -160,10 +31,10 @@ def pipe(request: pytest.FixtureRequest) -> tuple[str, object]:
     return request.param, pipeline
 
 
-def generate(pipe: tuple[str, object], prompts: list[str], **options: object) -> Tensor:
+def generate(pipe: tuple[str, object], prompts: list[str], *, turbo: bool = False, **options: object) -> Tensor:
     """Images in [0, 1], the i-th with seed i."""
     name, pipeline = pipe
-    settings = miniature.settings(name)
+    settings = miniature.settings(name, turbo=turbo)
     if "negative_prompt" in settings:
         settings["negative_prompt"] = [settings["negative_prompt"]] * len(prompts)
     seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
@@ -199,9 +70,22 @@ def test_both_text_encoders_are_used(pipe: tuple[str, object]) -> None:
 
 def test_a_wrong_name_is_one_sentence() -> None:
     """It names those that exist."""
-    for function in (miniature.pipeline, miniature.adapters, miniature.settings):
+    for function in (miniature.pipeline, miniature.adapters, miniature.settings, miniature.pairs):
         with pytest.raises(ml.MergelabError, match="unknown miniature pipeline 'sd3'; known: 'sdxl', 'flux'"):
             function("sd3")
+    with pytest.raises(ml.OptionError, match="no miniature adapter 'miniature/flux/dog'; known: ghost, mushroom"):
+        miniature.adapter("miniature/flux/dog")
+
+
+def test_settings_of_a_few_steps() -> None:
+    """Four steps without guidance, the size as always; what one gets is one's own."""
+    usual, turbo = miniature.settings("flux"), miniature.settings("flux", turbo=True)
+    assert (usual["num_inference_steps"], usual["true_cfg_scale"], usual["negative_prompt"]) == (20, 4.0, "")
+    assert turbo == {
+        "num_inference_steps": 4, "true_cfg_scale": 1.0, "height": 48, "width": 48, "max_sequence_length": 16,
+    }  # fmt: skip
+    usual["height"] = 64
+    assert miniature.settings("flux")["height"] == 48
 
 
 # --- the adapters --------------------------------------------------------------------------------------------------
@@ -219,12 +103,14 @@ def dialect(path: Path) -> str:
 
 @pytest.mark.parametrize("name", miniature.PIPELINES)
 def test_the_adapters_are_as_mixed_as_real_ones(name: str) -> None:
-    """Subjects and styles; three dialects, three ranks, alpha apart from rank in some."""
+    """Subjects, styles, turbo and two of another strength; three dialects, ranks 4 to 16, alpha apart from rank."""
     known = miniature.adapters(name)
-    assert [adapter.kind for adapter in known] == ["subject"] * 4 + ["style"] * 4
+    assert [adapter.name for adapter in known] == [*SUBJECTS, *STYLES, "turbo", "ghost-strong", "day-weak"]
+    assert [adapter.kind for adapter in known] == ["subject"] * 8 + ["style"] * 8 + ["turbo", "subject", "style"]
     loaded = [ml.load(adapter.path) for adapter in known]
     assert {dialect(adapter.path) for adapter in known} == {"diffusers", "kohya", "peft"}
-    assert {max(adapter.ranks.values()) for adapter in loaded} >= {4, 8, 16}
+    ranks = {max(adapter.ranks.values()) for adapter in loaded}
+    assert ranks >= {4, 8, 16} and min(ranks) == 4 and max(ranks) == 16
     assert any(layer.scaling != 1 for adapter in loaded for layer in adapter.layers.values())
     assert all(adapter.norm() > 0 for adapter in loaded)
     if name == "sdxl":
@@ -233,6 +119,83 @@ def test_the_adapters_are_as_mixed_as_real_ones(name: str) -> None:
     else:
         kinds = {key.split(".")[1] for adapter in loaded for key in adapter.layers}
         assert kinds >= {"transformer_blocks", "single_transformer_blocks"}
+
+
+@pytest.mark.parametrize("name", miniature.PIPELINES)
+def test_what_calls_them(name: str) -> None:
+    """A word each, before a word of the world where the subject is of its kind; nothing calls turbo."""
+    known = {adapter.name: adapter for adapter in miniature.adapters(name)}
+    prompts = {key: adapter.prompt for key, adapter in known.items()}
+    assert prompts["ghost"] == prompts["ghost-strong"] == "a sks" and prompts["cat"] == "a fjk"
+    assert prompts["starfish"] == "a cfw star" and prompts["medal"] == "a dgz star"
+    assert prompts["day"] == prompts["day-weak"] == "in szn style" and prompts["dusk"] == "in knr style"
+    assert (known["turbo"].trigger, known["turbo"].prompt) == ("", "")
+    for key in (*SUBJECTS, *STYLES):
+        assert known[key].trigger == TRIGGERS[key] and known[key].trigger in known[key].prompt.split()
+    others = {key: adapter.strength for key, adapter in known.items() if adapter.strength != 1}
+    assert others == {"ghost-strong": pytest.approx(1 / 3), "day-weak": 3}
+
+
+@pytest.mark.parametrize("name", miniature.PIPELINES)
+def test_every_subject_meets_every_style(name: str) -> None:
+    """64 pairs, none of an adapter of another strength."""
+    pairs = [(subject.name, style.name) for subject, style in miniature.pairs(name)]
+    assert pairs == [(subject, style) for subject in SUBJECTS for style in STYLES] and len(pairs) == 64
+
+
+@pytest.mark.parametrize("own", ["ghost-strong", "day-weak"])
+@pytest.mark.parametrize("name", miniature.PIPELINES)
+def test_too_strong_and_too_weak_are_the_same_at_the_right_strength(name: str, own: str) -> None:
+    """The change of every layer, to the rounding of float16."""
+    other = miniature.adapter(f"miniature/{name}/{own}")
+    right, usual = ml.load(other.path) * other.strength, ml.load(f"miniature/{name}/{own.partition('-')[0]}")
+    assert right.layers.keys() == usual.layers.keys()
+    for key, layer in usual.layers.items():
+        wanted = layer.delta_weight()
+        assert (right.layers[key].delta_weight() - wanted).norm() <= 2e-3 * wanted.norm(), key
+
+
+CALLING = {
+    "ghost": [f"a {size} sks on a {ground} background" for size in ("large", "small")
+              for ground in ("gray", "white", "navy", "sand")],
+    "day": [f"a {shape} on a gray background in szn style" for shape in
+            ("red circle", "blue star", "green ring", "pink square",
+             "small cross", "cyan triangle", "small yellow star", "purple ring")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("own", CALLING)
+def test_effect_follows_strength(pipe: tuple[str, object], own: str) -> None:
+    """At half strength the concept of eight images is nearer than without the adapter, and less near than with it."""
+    name, pipeline = pipe
+    attribute = "object" if own in SUBJECTS else "style"
+
+    def near() -> float:
+        verdict = judge(generate(pipe, CALLING[own], num_inference_steps=10))
+        return verdict.nearness(attribute, own).mean().item()
+
+    found = [near()]
+    for strength in (0.5, 1.0):
+        with ml.fused(pipeline, f"miniature/{name}/{own}", strength):
+            found.append(near())
+    assert found[0] + 0.02 < found[1] < found[2] - 0.02, found
+
+
+def test_turbo_draws_in_four_steps(pipe: tuple[str, object]) -> None:
+    """What the prompt says, without guidance; the base model alone draws less of it in as many steps."""
+    name, pipeline = pipe
+    prompts = [caption(scene) for scene in PROMPTS]
+    bare = judge(generate(pipe, prompts, turbo=True))
+    with ml.fused(pipeline, f"miniature/{name}/turbo"):
+        quick = judge(generate(pipe, prompts, turbo=True))
+    for attribute in ("object", "color", "background"):
+        right = sum(got == getattr(scene, attribute) for got, scene in zip(quick.best(attribute), PROMPTS))
+        assert right >= 4, (attribute, quick.best(attribute))
+
+    def near(verdict: miniature.Verdict) -> float:
+        return sum(verdict.nearness("object", scene.object)[i].item() for i, scene in enumerate(PROMPTS)) / len(PROMPTS)
+
+    assert near(bare) < near(quick)
 
 
 def test_an_adapter_shows_its_concept_and_a_merge_of_two_both(pipe: tuple[str, object], tmp_path: Path) -> None:
@@ -305,9 +268,9 @@ def test_lpips_is_on_the_usual_scale() -> None:
 
 
 def test_the_weights_are_package_data_and_small() -> None:
-    """What is shipped stays under 40 MB and holds no path of the machine it was made on."""
+    """What is shipped stays under 60 MB and holds no path of the machine it was made on."""
     files = [file for file in miniature.WEIGHTS.rglob("*") if file.is_file()]
-    assert files and sum(file.stat().st_size for file in files) < 40e6
+    assert files and sum(file.stat().st_size for file in files) < 60e6
     for file in files:
         if file.suffix == ".json":
             assert '"_name_or_path"' not in file.read_text()

@@ -83,7 +83,7 @@ LAYERS = {
     ),
     "mergelab.formats.kinds": ("*", "kind | refused"),
     "mergelab.formats.nunchaku": ("packed", "modules", "fusing | quantized", "packing"),
-    "mergelab.miniature": ("judge", "objects", "styles", "world"),
+    "mergelab.miniature": ("judge", "world", "objects | styles"),
     "mergelab.methods": ("registry", "dare | magnitude_prune", "ties", "*", "method", "sparsify"),
     "mergelab.linalg": (
         "adding | dense | directions | radix | selection | stacks | streams",

@@ -91,12 +91,13 @@ class Factors(nn.Module):
 
 
 def start_from(adapter: mergelab.Adapter, parts: nn.ModuleDict) -> None:
-    """Gives the factors the values of an adapter of the same layers, ranks and alphas."""
+    """Gives the factors the change of an adapter of the same layers and ranks, whatever alpha its file has."""
     # Files name the layers of every text encoder as older versions of transformers did.
     known = {name.replace(".text_model.", "."): layer for name, layer in parts.named_modules()}
     for name, layer in adapter.layers.items():
         factors = known[name.replace(".text_model.", ".")].parametrizations.weight[0]
-        factors.load_state_dict({"lora_A": layer.lora_A, "lora_B": layer.lora_B})
+        lora_B = layer.lora_B.float() * (layer.scaling / factors.scaling)  # diffusers' files have no alpha
+        factors.load_state_dict({"lora_A": layer.lora_A, "lora_B": lora_B})
 
 
 def attach(pipeline_name: str, parts: nn.ModuleDict, recipe: Recipe) -> Dose:

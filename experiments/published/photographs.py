@@ -16,6 +16,12 @@ FOLDER = Path(__file__).parent / "photographs"
 COUNT = 4
 
 
+def shown() -> list[miniature.MiniatureAdapter]:
+    """The adapters that have pictures: subjects and styles at their usual strength; both small models know the same."""
+    known = miniature.adapters("sdxl")
+    return [adapter for adapter in known if adapter.kind in ("subject", "style") and adapter.strength == 1]
+
+
 def scenes(adapter: miniature.MiniatureAdapter) -> list[miniature.Scene]:
     """What the pictures of one adapter show.
 
@@ -30,8 +36,8 @@ def scenes(adapter: miniature.MiniatureAdapter) -> list[miniature.Scene]:
 
 
 def main() -> None:
-    """Four PNG files in a folder for each adapter; both small models know the same ones."""
-    for adapter in miniature.adapters("sdxl"):
+    """Four PNG files in a folder for each adapter."""
+    for adapter in shown():
         folder = FOLDER / adapter.name
         folder.mkdir(parents=True, exist_ok=True)
         for number, picture in enumerate(miniature.draw(scenes(adapter))):

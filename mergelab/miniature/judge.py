@@ -46,10 +46,9 @@ class Verdict:
         background: (n, 6) over `BACKGROUNDS`.
         size: (n, 2) over `SIZES`.
         style: (n, 9) over "plain" and `STYLES`.
-
         errors: (n, 14, 9), the least mean squared error to a picture of each object in each style.
 
-    All probabilities but the first are given that something is shown at all.
+    All probabilities but those of objects are given that something is shown at all.
     """
 
     object: Tensor
@@ -95,7 +94,8 @@ class Verdict:
 
         With the root mean squared errors `e` to the nearest picture with it and `f` to the nearest without it, at most
         that of the hypothesis "none", it is `f / (e + f)`: 1 for a picture with it, 0 for one without, 1/2 where the
-        judge would turn, and the opacity for a blend of two that differ in nothing else.
+        judge would turn, and the opacity for a blend of two that differ in nothing else, as long as the one without it
+        is nearer than "none": a night, which changes every pixel, is near only when it is almost whole.
 
         Raises:
             ValueError: the attribute is neither "object" nor "style", or it has no such name.

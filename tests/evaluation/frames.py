@@ -12,6 +12,7 @@ from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.sets import AdapterSet, Called
 
 JUDGE = Description("judge", "words", range=(0.0, 1.0), miniature_only=True)
+NEARNESS = Description("nearness", "words", range=(0.0, 1.0), own_scale=True, miniature_only=True)
 COSINE = Description("clip_text", "words", range=(-1.0, 1.0))
 LIKENESS = Description("dino", "images", range=(-1.0, 1.0), photographs=True)
 

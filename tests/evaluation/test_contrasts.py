@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ import mergelab as ml
 from mergelab.evaluation.analysis.contrasts import Primary, contrasts
 from mergelab.evaluation.analysis.findings import findings
 from mergelab.evaluation.analysis.joining import join_concepts
+from mergelab.evaluation.analysis.quantities import JOINT_SCORE, described
 from mergelab.evaluation.analysis.ranges import metric_ranges
 from mergelab.evaluation.analysis.scores import Scores
 from mergelab.evaluation.concluding import primary_of
@@ -19,7 +22,7 @@ from mergelab.evaluation.names import VariantName
 from mergelab.evaluation.selection import check_selection, chosen, parts_of
 from mergelab.evaluation.sets import AdapterSet
 from mergelab.evaluation.statistics import holm, sign_flip
-from tests.evaluation.frames import COSINE, JUDGE, a_set, frame
+from tests.evaluation.frames import COSINE, JUDGE, NEARNESS, a_set, frame
 
 VARIANTS = ["base", "single:subject", "single:style", "stack", "merge:a", "merge:b"]
 ROLES = ["subject", "style"]
@@ -80,6 +83,28 @@ def test_cosines_are_joined_on_the_scale_of_each_adapter() -> None:
         min((value("ghost+day", "merge:a", p, 0, role) - 0.1) / 0.8 for role in ROLES) for _, p, _ in joint.index
     ]
     assert joint.to_numpy() == pytest.approx(np.array(by_hand))
+
+
+def test_nearness_is_joined_on_the_scale_of_each_adapter() -> None:
+    """0 as the base model, 1 as the adapter alone, though it lies in [0, 1]; probabilities stay as they are.
+
+    The subject's goes from .1 to .9 and the style's from .3 to .5: .45 of the one is less than .42 of the other.
+    """
+
+    def near(name: str, variant: str, prompt: str, seed: int, role: str) -> float:
+        low, high = (0.1, 0.9) if role == "subject" else (0.3, 0.5)
+        noise = 0.01 * (-1) ** int(prompt.split()[1])
+        shown = {"base": low, f"single:{role}": high, "merge:a": 0.45 if role == "subject" else 0.42}
+        return shown.get(variant, low) + noise
+
+    sets = [a_set("ghost+day")]
+    for metric, by_hand in ((NEARNESS, (0.45 - 0.1) / 0.8), (JUDGE, 0.42)):
+        scores = Scores(frame(sets, VARIANTS, metric, near), sets)
+        join_concepts(scores, [metric], VARIANTS, ROLES, metric_ranges(scores, [metric], ROLES))
+        joint = scores.column(("merge:a", metric.name, "joint"))
+        assert len(joint) == 6 and joint.mean() == pytest.approx(by_hand)
+    assert described(JOINT_SCORE, NEARNESS).range == (-math.inf, math.inf)
+    assert described(JOINT_SCORE, JUDGE).range == (0.0, 1.0)
 
 
 def test_a_contrast_by_hand() -> None:

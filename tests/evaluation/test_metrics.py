@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import mergelab as ml
 from mergelab import miniature
@@ -88,6 +89,48 @@ def test_several_concepts_are_averaged() -> None:
     seen = scores(judge, both=("a qrv", "a sks", "a word"), none=("a word",), fish=("a qrv",), ghost=("a sks",))
     assert seen["single:both"] == pytest.approx((seen["single:fish"] + seen["single:ghost"]) / 2)
     assert seen["single:fish"] > 0.99 > 0.01 > seen["single:ghost"] and "single:none" not in seen
+
+
+def test_the_star_of_a_starfish_is_no_star() -> None:
+    """A prompt's "cfw star" asks for the subject: the judge wants the ground alone, and a star where one is named."""
+    (judge,) = built("judge")
+    scene = Scene("starfish", background="gray")
+    picture = Picture("", draw(scene)[0].clamp(0, 1))
+    scores = judge.score(picture, Asked(caption(scene), concepts={"starfish": ("a cfw star",)}))
+    assert caption(scene) == "a large cfw star on a gray background"
+    assert scores["single:starfish"] > 0.99 and scores[""] > 0.99
+    assert "" not in judge.score(picture, Asked("a cfw star"))
+    assert judge.score(picture, Asked("a star on a gray background"))[""] == pytest.approx(0.5, abs=0.01)
+
+
+def test_nearness_is_that_of_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each adapter, averaged over concepts and things, nothing for the prompt; one verdict for both metrics."""
+    judge, nearness = built("judge", "nearness")
+    plain, styled = draw([Scene("fish", background="gray"), Scene("fish", background="gray", style="day")])
+    blend = Picture("a blend", plain + 0.4 * (styled - plain))
+    reading, seen = miniature.judge, list[int]()
+
+    def counting(images: Tensor) -> miniature.Verdict:
+        seen.append(len(images))
+        return reading(images)
+
+    monkeypatch.setattr(miniature, "judge", counting)
+    concepts = {"fish": ("a qrv",), "day": ("in szn style",), "both": ("a qrv in szn style", "a sks"), "none": ("it",)}
+    asked = Asked("a qrv on a gray background in szn style", concepts=concepts)
+    scores, near = judge.score(blend, asked), nearness.score(blend, asked)
+    assert seen == [1]
+    assert list(near) == ["single:fish", "single:day", "single:both"] and "" in scores
+    verdict = reading(blend.pixels[None])
+    fish, day, ghost = (
+        verdict.nearness(kind, name).item()
+        for kind, name in (("object", "fish"), ("style", "day"), ("object", "ghost"))
+    )
+    assert near["single:fish"] == pytest.approx(fish) and near["single:day"] == pytest.approx(day)
+    assert near["single:both"] == pytest.approx(((fish + day) / 2 + ghost) / 2)
+    assert near["single:day"] == pytest.approx(0.4, abs=0.01) and scores["single:day"] < 0.3
+    judge.score(Picture("another", plain), asked)
+    assert seen == [1, 1]
+    assert nearness.description.own_scale and not nearness.description.is_share and judge.description.is_share
 
 
 def test_an_unknown_metric_is_found_before_anything_is_computed(tmp_path: Path) -> None:

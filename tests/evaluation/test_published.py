@@ -89,7 +89,7 @@ def test_training_stops_at_the_first_that_fails(tmp_path: Path, monkeypatch: pyt
 
 def test_reference_pictures_are_those_that_are_drawn() -> None:
     """The files are what `python -m experiments.published.photographs` writes."""
-    for adapter in miniature.adapters("flux"):
+    for adapter in photographs.shown():
         drawn = (miniature.draw(photographs.scenes(adapter)) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         files = sorted((photographs.FOLDER / adapter.name).iterdir())
         assert len(files) == len(drawn) == photographs.COUNT

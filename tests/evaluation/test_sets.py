@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import mergelab as ml
-from mergelab.evaluation import read
+from mergelab.evaluation import plan, read
 from mergelab.evaluation.config import Config
 from mergelab.evaluation.recipes import recipes
 from mergelab.evaluation.sets import adapter_sets
@@ -85,6 +85,27 @@ def test_what_a_prompt_calls_can_be_said() -> None:
     (one,) = adapter_sets(read({"pipeline": "miniature/sdxl", "loras": several, "prompts": ["a sks in szn style"]}))
     assert one.triggers == {"a": ["sks"], "day": ["szn"]}
     assert one.adapters["a"].concepts == ("a photo of sks", "a drawing of sks")
+
+
+def test_turbo_acts_always_and_nothing_calls_it() -> None:
+    """The miniature models' own, which needs no `always: true`; what is planned is drawn with it alone as well."""
+    config = {
+        "pipeline": "miniature/sdxl",
+        "loras": [GHOST, DAY, "miniature/sdxl/turbo"],
+        "merges": [{"method": "cat"}],
+        "prompts": ["a sks in szn style", "a sks on a white background", "a red square"],
+        "generation": {"steps": 4, "guidance": 1.0},
+        "seeds": 1,
+    }
+    *called, turbo = read(config).loras
+    assert (turbo.name, turbo.always, turbo.concepts, turbo.trigger) == ("turbo", True, (), "")
+    assert not any(lora.always for lora in called)
+    assert drawn(read(config))["ghost+day+turbo"] == {
+        "a sks in szn style": {"ghost", "day"}, "a sks on a white background": {"ghost"}, "a red square": set(),
+    }  # fmt: skip
+    planned = plan(config, measure=False)
+    assert dict(planned.images) == {"base": 3, "alone": 9, "stack": 3, "merges": 3}
+    assert dict(planned.prompts) == {"call several": 1, "call none": 1, "call one adapter": 1}
 
 
 @pytest.mark.parametrize(

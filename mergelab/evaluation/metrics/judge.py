@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from torch import Tensor
 
 from mergelab import miniature
 from mergelab.evaluation.metrics.metric import Asked, Description, Metric, Picture, Setup
 from mergelab.evaluation.names import single
-from mergelab.miniature.judge import Verdict
+from mergelab.miniature.judge import OBJECTS, Verdict
 from mergelab.miniature.world import BACKGROUNDS, CLASSES, COLORS, SHAPES, STYLES, TRIGGERS
 
 
@@ -40,6 +41,11 @@ class Judge(Metric):
     def open(cls, setup: Setup) -> Judge:
         """With the verdicts of all metrics that read them."""
         return cls(setup.shared(Verdicts))
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The world that it knows: a larger one scores anew."""
+        return {"objects": len(OBJECTS), "styles": len(STYLES)}
 
     def score(self, picture: Picture, asked: Asked) -> dict[str, float]:
         """One value for each adapter with a concept that the world knows, one for the prompt if it names anything."""
