@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mergelab import miniature
 from mergelab.miniature.world import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, caption, sample
 
-BATCH = 16
+BATCH = 12
 
 
 def opened(name: str) -> DiffusionPipeline:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +20,9 @@ from mergelab import miniature
 from mergelab.miniature.judge import Verdict, judge
 from mergelab.miniature.world import Scene, caption
 
-STRENGTHS = (0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.3)
+STRENGTHS = (0.4, 0.55, 0.7, 0.85, 1.0, 1.3)
 UNCALLED_AT = (0.0, 0.7, 1.0, 1.3)
-EACH, OTHERS, STACKED, MERGED = 16, 16, 16, 6
+EACH, OTHERS, STACKED, MERGED = 12, 12, 12, 4
 """Images of an adapter at one strength, of prompts that do not call it, of a pair's stack, and of a merge of it."""
 FIRST = 5000
 """The first seed of the stacks' and merges' images: nothing was chosen by them, or by any near."""
@@ -81,7 +82,7 @@ def doses(name: str, adapter: miniature.MiniatureAdapter) -> Numbers:
     plain, uncalled = (list(part[::8]) for part in zip(*held_out(8 * OTHERS)))
     found: Numbers = {}
     for strength in (0.0, *STRENGTHS) if adapter.strength == 1 else (1.0,):
-        with ml.fused(pipeline, str(adapter.path), strength * adapter.strength):
+        with ml.fused(pipeline, str(adapter.path), strength * adapter.strength) if strength else nullcontext():
             own = seen(judge(generate(name, pipeline, called, f"{name}: {adapter.name} at {strength}")), adapter)
             if strength in UNCALLED_AT:
                 other = judge(generate(name, pipeline, uncalled, ""))
