@@ -44,7 +44,7 @@ def config(pipeline: str) -> dict[str, Any]:
         ],
         "seeds": 1,
         "generation": {"steps": 12, "batch": 4},
-        "metrics": ["judge", "nearness", "clip_text", "clip_image", "lpips"],
+        "metrics": ["nearness", "judge", "clip_text", "clip_image", "lpips"],
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 import mergelab as ml
 from mergelab import miniature
 from mergelab.evaluation.metrics import registry
+from mergelab.evaluation.metrics.judge import Judge, Verdicts
 from mergelab.evaluation.metrics.metric import Asked, Picture
 from tests.evaluation.small import PROMPTS, SMALL
 
@@ -136,12 +137,11 @@ def test_one_of_concepts_is_asked_for_recovery(
     higher_is_better: bool, run: ml.evaluation.Result, pipeline: Any, tmp_path: Path
 ) -> None:
     """The judge, or how sure it is of the contrary, declared to compare with words: the same recovery and verdict."""
-    judge = registry._BUILT_IN["judge"]()
 
     @ml.register_metric("mine", higher_is_better=higher_is_better, compares_with="words", range=(0, 1))
     def mine(image: Tensor, prompt: str, references: Mapping[str, Tensor]) -> dict[str, float]:
         assert not references
-        values = judge.score(Picture("", image), Asked(prompt, concepts=CONCEPTS))
+        values = Judge(Verdicts()).score(Picture("", image), Asked(prompt, concepts=CONCEPTS))
         return {name: value if higher_is_better else 1 - value for name, value in values.items()}
 
     shutil.copytree(run.folder, tmp_path / "run")

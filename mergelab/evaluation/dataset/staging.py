@@ -98,7 +98,7 @@ def stage_run(run: Path, folder: Path, repo: str) -> StagedRun:
     (folder / IMAGES / METADATA).write_text("".join(f"{readable(line)}\n" for line in lines), encoding="utf-8")
     (folder / SHEETS).mkdir()
     sheets = []
-    for name, sheet in contact_sheets(scores, run / IMAGES):
+    for name, sheet in contact_sheets(scores, folder / IMAGES):
         sheets.append(f"{SHEETS}/{name}.png")
         sheet.save(folder / sheets[-1])
     lost = counted(len(rows) - len(kept), "image")

@@ -15,8 +15,8 @@ from mergelab.evaluation.metrics.user import MetricFunction, UserMetric, source_
 from mergelab.pipelines.opening import usual_device
 
 _TABLE = (
-    "mergelab.evaluation.metrics.judge:Judge",
     "mergelab.evaluation.metrics.judge:Nearness",
+    "mergelab.evaluation.metrics.judge:Judge",
     "mergelab.evaluation.metrics.clip:ClipText",
     "mergelab.evaluation.metrics.lpips:Lpips",
     "mergelab.evaluation.metrics.clip:ClipImage",
