@@ -29,9 +29,8 @@ FIRST = 5000
 MERGES: dict[str, dict[str, Any]] = {
     "svd 16": {"method": "svd", "rank": 16},
     "svd 8": {"method": "svd", "rank": 8},
-    "ties .5": {"method": "ties", "density": 0.5, "rank": 16},
 }
-"""Two close merges, and one farther off."""
+"""Two close merges."""
 Numbers = dict[str, Any]
 
 
@@ -92,7 +91,7 @@ def doses(name: str, adapter: miniature.MiniatureAdapter) -> Numbers:
 
 
 def stacks(name: str, subject: miniature.MiniatureAdapter, style: miniature.MiniatureAdapter) -> Numbers:
-    """The stack of a pair and three merges on the prompts that call both."""
+    """The stack of a pair and two merges on the prompts that call both."""
     pipeline = opened(name)
     scenes = [replace(scene, style=style.name) for scene in calling(subject, STACKED)]
     prompts, pair = [caption(scene) for scene in scenes], [str(subject.path), str(style.path)]
