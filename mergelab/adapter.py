@@ -217,7 +217,7 @@ class Adapter(Publishable):
         Example:
             >>> small = load("miniature/sdxl/ghost").resize(4)
             >>> set(small.ranks.values()), round(small.report.retained_energy, 2)
-            ({4}, 0.84)
+            ({4}, 0.83)
         """
         layers, report = algebra.resize_layers(self, rank, chosen_device(device, LAYER_BY_LAYER))
         return replace(self, layers=layers, source=f"{self.name} at rank {rank}", report=report)
