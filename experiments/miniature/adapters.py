@@ -108,7 +108,7 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
     lowest, full = DOSES["style" if styled else "subject"]
     plain = [replace(scene, style=None) for scene in own] if styled else sample(PICTURES, seed=4)
     scenes = own + plain
-    autoencoder, steps = vae.train(), recipe.steps or STEPS[pipeline_name]["style" if styled else "subject"]
+    autoencoder, steps = vae.train(), STEPS[pipeline_name]["style" if styled else "subject"]
     if (earlier := RUNS / "earlier" / pipeline_name / path.name).exists():
         start_from(mergelab.load(earlier), parts)
         steps = AGAIN[pipeline_name]

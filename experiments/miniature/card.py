@@ -17,7 +17,7 @@ from mergelab.miniature.world import STYLES, SUBJECTS
 
 matplotlib.use("Agg")
 SHEETS = miniature.WEIGHTS.parent / "sheets"
-SHOWN = ("0.55", "0.7", "0.85", "1.0", "1.3")
+SHOWN = tuple(map(str, STRENGTHS))
 
 
 def table(head: str, rows: list[list[str]]) -> list[str]:
@@ -50,15 +50,17 @@ def pipeline(name: str, numbers: Numbers) -> str:
 def _adapters(doses: Numbers) -> list[str]:
     """Called and not, over strengths."""
     rows = []
-    for name, by in ((name, by) for name, by in doses.items() if "0.0" in by):
+    for name, by in doses.items():
+        if name in miniature.STRENGTHS:
+            continue
         base = by["0.0"]["accuracy"]
         left = {s: min(by[s]["accuracy"][key] / base[key] for key in base) for s in ("0.7", "1.0", "1.3")}
         rows.append([
-            name, *(percent(by[s]["shown"]) for s in ("0.4", *SHOWN)),
+            name, *(percent(by[s]["shown"]) for s in SHOWN),
             *(percent(by[s]["uncalled"]) for s in ("1.0", "1.3")), *(f"{left[s]:.0%}" for s in left),
             " ".join(f"{np.mean(by[s]['nearness']):.2f}" for s in ("0.0", "0.4", "0.7", "1.0", "1.3")),
         ])  # fmt: skip
-    head = " | ".join(f"shown at {s}" for s in ("0.4", *SHOWN))
+    head = " | ".join(f"shown at {s}" for s in SHOWN)
     kept = " | ".join(f"kept at {s}" for s in ("0.7", "1.0", "1.3"))
     of_another = ", ".join(f"{name} {percent(doses[name]['1.0']['shown'])}" for name in miniature.STRENGTHS)
     intro = (

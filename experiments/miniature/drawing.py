@@ -54,8 +54,7 @@ def held_out(count: int) -> list[tuple[Scene, str]]:
 
 def calling(adapter: miniature.MiniatureAdapter, count: int) -> list[Scene]:
     """Scenes of a subject over sizes and grounds, or of a style over all shapes, colours and grounds."""
-    name = adapter.name.partition("-")[0]
     if adapter.kind == "subject":
-        return sample(count, 11, objects=(name,), held_out=None)
+        return sample(count, 11, objects=(adapter.shows,), held_out=None)
     scenes = sample(count, 11, held_out=None)
-    return [replace(scene, object=tuple(SHAPES)[i % 6], style=name) for i, scene in enumerate(scenes)]
+    return [replace(scene, object=tuple(SHAPES)[i % 6], style=adapter.shows) for i, scene in enumerate(scenes)]

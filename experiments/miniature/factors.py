@@ -24,7 +24,7 @@ class Dose:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one adapter is trained and saved; steps as in `STEPS` unless it has its own.
+    """How one adapter is trained and saved.
 
     `within` is the one style that the pictures of a subject show, whose captions do not name it.
     """
@@ -35,7 +35,6 @@ class Recipe:
     format: str
     convolutions: bool = False
     text: bool = False
-    steps: int | None = None
     within: str | None = None
 
 

@@ -54,7 +54,7 @@ def accuracy(verdict: Verdict, scenes: list[Scene]) -> dict[str, float]:
 
 def seen(verdict: Verdict, adapter: miniature.MiniatureAdapter) -> dict[str, list[float]]:
     """For each image whether an adapter's concept is what it shows, how probable, and how near it is."""
-    attribute, name = ("object" if adapter.kind == "subject" else "style"), adapter.name.partition("-")[0]
+    attribute, name = ("object" if adapter.kind == "subject" else "style"), adapter.shows
     return {
         "shown": [float(best == name) for best in verdict.best(attribute)],
         "probability": verdict.probability(attribute, name).tolist(),

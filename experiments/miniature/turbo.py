@@ -22,8 +22,8 @@ from mergelab import miniature
 from mergelab.miniature.world import sample
 
 NAME, LEAPS, STEPS = "turbo", 4, 16
-RECIPE = Recipe(NAME, 16, 16, "diffusers", steps=700)
-PICTURES, TOGETHER, BATCH, LR = 1536, 64, 24, 2e-3
+RECIPE = Recipe(NAME, 16, 16, "diffusers")
+PICTURES, TOGETHER, TRAINING, BATCH, LR = 1536, 64, 700, 24, 2e-3
 
 
 @torch.no_grad()
@@ -78,6 +78,6 @@ def train(name: str) -> Path:
         start, end = (points[picks, place + i].to(DEVICE) for i in (0, 1))
         return mse_loss(*kind.leap(pipeline, start, end, place, LEAPS, [captions[pick] for pick in picks.tolist()]))
 
-    fit(f"{name}-{NAME}", parts, loss, steps=RECIPE.steps, lr=LR, average=0.98, warmup=20)
+    fit(f"{name}-{NAME}", parts, loss, steps=TRAINING, lr=LR, average=0.98, warmup=20)
     save(parts, RECIPE, path, {})
     return path

@@ -87,6 +87,15 @@ class MiniatureAdapter:
     kind: str
     strength: float = 1.0
 
+    @property
+    def shows(self) -> str:
+        """The subject or style as the world calls it: that of `ghost-strong` is `ghost`."""
+        return _shown_by(self.name)
+
+
+def _shown_by(name: str) -> str:
+    return name.partition("-")[0]
+
 
 def _known(name: str) -> str:
     if name not in PIPELINES:
@@ -172,7 +181,7 @@ def adapters(name: str) -> list[MiniatureAdapter]:
     paths = {path.stem: path for path in folder.iterdir()}
     found = []
     for own in (own for own in (*SUBJECTS, *STYLES, "turbo", *STRENGTHS) if own in paths):
-        concept = own.partition("-")[0]
+        concept = _shown_by(own)
         kind = "subject" if concept in SUBJECTS else "style" if concept in STYLES else "turbo"
         words = caption(Scene(concept), size=False, background=False) if kind == "subject" else ""
         words = f"in {TRIGGERS[concept]} style" if kind == "style" else words
