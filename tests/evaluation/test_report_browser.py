@@ -17,15 +17,18 @@ import mergelab as ml
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-QUIET += "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=5000 --dump-dom"
+QUIET += "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=600000 --dump-dom"
 
 EARLY = (
     "<script>window.found = {errors: []}; addEventListener('error', e => found.errors.push(e.message), true);</script>"
 )
 FRAME = """
 <!doctype html><body><iframe width="{width}" height="{height}" style="border: 0" srcdoc="{text}"
-  onload="setInterval(() => document.body.dataset.found = this.contentDocument.body.dataset.found, 50)"></iframe></body>
-"""  # a window of Chromium is never narrower than 500 pixels
+  onload="const timer = setInterval(() => {{
+    const found = this.contentDocument.body.dataset.found;
+    if (found) {{ document.body.dataset.found = found; clearInterval(timer); }}
+  }}, 5)"></iframe></body>
+"""  # a window of Chromium is never narrower than 500 pixels; its clock runs ahead of what decodes the images
 LATE = """
 <script>
 const order = () => [...document.querySelectorAll("#numbers tbody tr")].map(row => row.cells[0].dataset.value);
