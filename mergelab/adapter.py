@@ -16,7 +16,8 @@ from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
 from mergelab.devices import AUTO, LAYER_BY_LAYER, Device, chosen_device
 from mergelab.errors import LayerError, OptionError
 from mergelab.formats.base_models import check_base_models
-from mergelab.layer import base_model_of, common_dialect, overview, short_name
+from mergelab.describing import base_model_of, overview, short_name
+from mergelab.layer import common_dialect
 from mergelab.linalg.lowrank import inner
 from mergelab.linalg.workspace import each_layer
 from mergelab.publishing import Publishable
@@ -25,6 +26,7 @@ from mergelab.report import Report
 from mergelab.tables import as_html, as_text, counted
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
+Base = formats.BaseSource | formats.BaseWeights
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -235,7 +237,9 @@ class Adapter(Publishable):
         return as_html(self._title(), overview(self.layers))
 
 
-def load(source: Source, *, allow_pickle: bool = False, architecture: str | None = None) -> Adapter:
+def load(
+    source: Source, *, allow_pickle: bool = False, architecture: str | None = None, base: Base | None = None
+) -> Adapter:
     """Read a LoRA adapter in any supported dialect.
 
     Args:
@@ -243,6 +247,8 @@ def load(source: Source, *, allow_pickle: bool = False, architecture: str | None
             at an address (https, s3, ...); "miniature/sdxl/ghost"; or a state dict. Files are memory-mapped.
         allow_pickle: read `.bin`, `.pt`, `.ckpt` too (with `weights_only=True`).
         architecture: the base model's id ("sdxl", "flux", ...), where a file does not tell; checked against the file.
+        base: the base model, for adapters that are functions of its weights (DoRA, OFT, BOFT, GLoRA, (IA)3): a
+            safetensors file, a diffusers folder, a state dict, or a loaded pipeline; read layer by layer, when needed.
 
     Returns:
         The adapter, with layers under canonical names.
@@ -258,5 +264,5 @@ def load(source: Source, *, allow_pickle: bool = False, architecture: str | None
         >>> load({"unet.conv_in.lora_A.weight": torch.ones(2, 3), "unet.conv_in.lora_B.weight": torch.ones(4, 2)}).ranks
         {'unet.conv_in': 2}
     """
-    data, files = formats.read(source, formats.ReadOptions(allow_pickle, architecture))
+    data, files = formats.read(source, formats.ReadOptions(allow_pickle, architecture, base))
     return Adapter(**vars(data), report=Report(notes=data.notes), inputs=files, origin=data.source)

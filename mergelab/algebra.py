@@ -11,6 +11,7 @@ from mergelab.errors import LayerError, OptionError
 from mergelab.layer import (
     BIAS_SUFFIX,
     AdapterData,
+    DerivedLayer,
     Layer,
     LoraLayer,
     LoraSum,
@@ -77,7 +78,7 @@ def widened(layer: Layer, columns: int) -> Layer:
         [1.0, 1.0, 0.0, 0.0]
     """
     terms = []
-    for term in terms_of(layer):
+    for term in (term.as_lora() for term in terms_of(layer)):
         missing = columns - term.lora_A.shape[1]
         pad = [0, 0] * (term.lora_A.dim() - 2) + [0, missing]
         terms.append(LoraLayer(torch.nn.functional.pad(term.lora_A, pad), term.lora_B, term.scaling))
@@ -132,11 +133,17 @@ def _at_rank(layer: Layer, spectrum: Spectrum) -> Layer:
     return layer if len(spectrum.S) == layer.rank else layer_of(spectrum.factors(), layer.shape)
 
 
-def _same_kernel(*terms: LoraLayer) -> tuple[LoraLayer, ...]:
+def _same_kernel(*terms: LoraLayer | DerivedLayer) -> tuple[LoraLayer | DerivedLayer, ...]:
     """A 1 x 1 convolution may stand beside a linear layer: give all the dimensions of the largest."""
-    dims = max(term.lora_A.dim() for term in terms)
+    dims = max(len(term.shape) for term in terms)
 
     def padded(x: Tensor) -> Tensor:
         return x.reshape(*x.shape, *[1] * (dims - x.dim()))
 
-    return tuple(LoraLayer(padded(t.lora_A), padded(t.lora_B), t.scaling) for t in terms)
+    def same(term: LoraLayer | DerivedLayer) -> LoraLayer | DerivedLayer:
+        if len(term.shape) == dims:
+            return term
+        stored = term.as_lora()
+        return LoraLayer(padded(stored.lora_A), padded(stored.lora_B), stored.scaling)
+
+    return tuple(same(term) for term in terms)

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mergelab.checks import readable
 from mergelab.errors import LayerError
-from mergelab.linalg.lowrank import Factors
+from mergelab.linalg.lowrank import Factors, identity_factored, stack
 
 # The extra that holds the difference of a layer's bias is named after the layer, and ends so.
 BIAS_SUFFIX = ".lora_B.bias"
+# The difference of a norm's weight is named after the norm, and ends so.
+NORM_SUFFIX = ".diff"
 
 # A change has entries far below one; squares of larger ones than this, summed, would overflow float32.
 LARGEST_ENTRY = 1e12
 
+# A change that is no pair of factors has a rank that nobody chose, often that of its whole weight.
+MOST_COUNTED = 64
+
 
 class _LowRank:
-    """What follows from `lora_A`, `lora_B`, `scaling` and `shape`."""
+    """What follows from `lora_A`, `lora_B`, `scaling`, `rank` and `shape`."""
+
+    @property
+    def counted_rank(self: Any) -> int:
+        """The rank that counts where the rank of a merge follows from those of its inputs."""
+        return self.rank
 
     def delta_weight(self: Any) -> Tensor:
         """`scaling * lora_B @ lora_A` in float32, `(out, in[, kh, kw])`."""
@@ -57,6 +64,11 @@ class LoraLayer(_LowRank):
     lora_B: Tensor
     scaling: float = 1.0
 
+    @property
+    def kind(self) -> str:
+        """Of adapter, as people write it."""
+        return "LoRA"
+
     def __post_init__(self) -> None:
         a, b = tuple(self.lora_A.shape), tuple(self.lora_B.shape)
         if len(a) < 2 or len(a) != len(b) or b[1] != a[0] or any(size != 1 for size in b[2:]):
@@ -79,20 +91,78 @@ class LoraLayer(_LowRank):
         """The same change, `factor` times as strong; the factors are shared, not copied."""
         return replace(self, scaling=self.scaling * factor)
 
+    @property
+    def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
+        """Of `lora_A` and `lora_B`."""
+        return self.lora_A.dtype, self.lora_B.dtype
+
+    def as_lora(self) -> LoraLayer:
+        """The layer as one pair of factors; computed where it is held in another form."""
+        return self
+
+
+class _Computed(_LowRank):
+    """What computes its factors, in float32."""
+
+    dtypes = (torch.float32, torch.float32)
+
+    @property
+    def lora_A(self: Any) -> Tensor:
+        return self.as_lora().lora_A
+
+    @property
+    def lora_B(self: Any) -> Tensor:
+        return self.as_lora().lora_B
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LoraSum(_LowRank):
+class DerivedLayer(_Computed):
+    """A change that its file holds in another form than two factors: these are computed whenever they are asked for.
+
+    Attributes:
+        kind: "LoHa", "DoRA", ...
+        shape: of the weight that is changed, `(out, in[, kh, kw])`.
+        inner_rank: of the factors of all rows.
+        inner: rows of the change -> their factors, `(rows, r)` and `(r, in * kh * kw)`, float32, r at most `inner_rank`.
+        scaling: the factor between their product and the change.
+        rows: those that the layer has, one part after the other.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    inner_rank: int
+    inner: Callable[[Sequence[slice]], Factors]
+    scaling: float = 1.0
+    rows: tuple[slice, ...] = (slice(None),)
+
+    @property
+    def rank(self) -> int:
+        return min(self.inner_rank, full_rank(self.shape))
+
+    @property
+    def counted_rank(self) -> int:
+        return min(self.rank, MOST_COUNTED)
+
+    def scaled(self, factor: float) -> DerivedLayer:
+        return replace(self, scaling=self.scaling * factor)
+
+    def of_rows(self, *rows: slice) -> DerivedLayer:
+        """The layer of a weight that has only these rows of this one's, one part after the other."""
+        count = sum(part.stop - part.start for part in rows)
+        return replace(self, shape=(count, *self.shape[1:]), rows=rows)
+
+    def as_lora(self) -> LoraLayer:
+        factors = self.inner(self.rows)
+        if factors.A.shape[0] > self.rank:  # a few rows of a change need no more than so many
+            factors = identity_factored(factors.delta())
+        return replace(layer_of(factors, self.shape), scaling=self.scaling)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LoraSum(_Computed):
     """The exact sum of several changes of one weight; its factors are concatenated when they are asked for."""
 
-    terms: tuple[LoraLayer, ...]
-
-    @property
-    def lora_A(self) -> Tensor:
-        return torch.cat([term.lora_A.to(torch.float32) for term in self.terms], dim=0)
-
-    @property
-    def lora_B(self) -> Tensor:
-        return torch.cat([term.lora_B.to(torch.float32) * term.scaling for term in self.terms], dim=1)
+    terms: tuple[LoraLayer | DerivedLayer, ...]
 
     @property
     def scaling(self) -> float:
@@ -106,25 +176,37 @@ class LoraSum(_LowRank):
     def shape(self) -> tuple[int, ...]:
         return self.terms[0].shape
 
+    @property
+    def kind(self) -> str:
+        return ", ".join(dict.fromkeys(term.kind for term in self.terms))
+
+    @property
+    def counted_rank(self) -> int:
+        return sum(term.counted_rank for term in self.terms)
+
     def scaled(self, factor: float) -> LoraSum:
         return LoraSum(tuple(term.scaled(factor) for term in self.terms))
 
+    def as_lora(self) -> LoraLayer:
+        parts = [matrices(term) for term in self.terms]
+        return layer_of(stack(parts), self.shape)
 
-# What the rest of mergelab asks of a layer are the members that these classes share. A layer whose change is dense, or
-# needs the base weight, is one more class in this union.
-Layer = LoraLayer | LoraSum
+
+# What the rest of mergelab asks of a layer are the members that these classes share.
+Layer = LoraLayer | DerivedLayer | LoraSum
 
 
-def terms_of(layer: Layer) -> tuple[LoraLayer, ...]:
-    """The stored layers that a layer is the sum of."""
+def terms_of(layer: Layer) -> tuple[LoraLayer | DerivedLayer, ...]:
+    """The layers that a layer is the sum of."""
     return layer.terms if isinstance(layer, LoraSum) else (layer,)
 
 
 def matrices(layer: Layer, device: torch.device | str | None = None) -> Factors:
     """The factors as two float32 matrices, `(out, rank)` and `(rank, in * kh * kw)`, the scaling in the first."""
-    lora_b = layer.lora_B.detach().flatten(1).to(device=device, dtype=torch.float32)
-    lora_a = layer.lora_A.detach().flatten(1).to(device=device, dtype=torch.float32)
-    return Factors(lora_b if layer.scaling == 1.0 else lora_b * layer.scaling, lora_a)
+    stored = layer.as_lora()
+    lora_b = stored.lora_B.detach().flatten(1).to(device=device, dtype=torch.float32)
+    lora_a = stored.lora_A.detach().flatten(1).to(device=device, dtype=torch.float32)
+    return Factors(lora_b if stored.scaling == 1.0 else lora_b * stored.scaling, lora_a)
 
 
 def layer_of(factors: Factors, shape: Sequence[int]) -> LoraLayer:
@@ -141,38 +223,6 @@ def full_rank(shape: Sequence[int]) -> int:
         36
     """
     return min(shape[0], math.prod(shape[1:]))
-
-
-def overview(layers: Mapping[str, Layer]) -> list[tuple[str, str, str, str]]:
-    """Rows of a table, its head the first: of every component how many layers, of which ranks, and how large.
-
-    Example:
-        >>> overview({"unet.conv_in": LoraLayer(torch.ones(2, 3), torch.ones(4, 2))})
-        [('component', 'layers', 'ranks', 'parameters'), ('unet', '1', '2 x 1', '14')]
-    """
-    rows = [("component", "layers", "ranks", "parameters")]
-    for component in dict.fromkeys(name.partition(".")[0] for name in layers):
-        own = [layer for name, layer in layers.items() if name.startswith(f"{component}.")]
-        counts = Counter(layer.rank for layer in own)
-        ranks = ", ".join(f"{rank} x {count}" for rank, count in sorted(counts.items())[:4])
-        size = sum(layer.rank * (layer.shape[0] + math.prod(layer.shape[1:])) for layer in own)
-        rows.append((component, str(len(own)), ranks + (", ..." if len(counts) > 4 else ""), f"{size:,}"))
-    return rows
-
-
-def short_name(source: str) -> str:
-    """A file's name without its folder and its ending, of an address without its query; any other source as it is.
-
-    Example:
-        >>> short_name("loras/style.v2.safetensors"), short_name("0.5 * style.v2")
-        ('style.v2', '0.5 * style.v2')
-        >>> short_name("https://example.org/style.safetensors?download=true")
-        'style'
-    """
-    name = readable(Path(source.partition("?")[0] if "://" in source else source).name)
-    for ending in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
-        name = name.removesuffix(ending)
-    return name
 
 
 def same_weight(shape: Sequence[int], other: Sequence[int]) -> bool:
@@ -233,18 +283,6 @@ def common_dialect(adapters: Sequence[AdapterData]) -> tuple[str | None, dict[st
             spellings.setdefault(name, set()).add(spelt)
     agreed = {name: spelt.pop() for name, spelt in spellings.items() if len(spelt) == 1}
     return dialects.pop() if len(dialects) == 1 else None, agreed
-
-
-def base_model_of(data: AdapterData) -> str:
-    """The base model of an adapter in words, as far as it is known.
-
-    Example:
-        >>> base_model_of(AdapterData({"unet.conv_in": LoraLayer(torch.ones(2, 3), torch.ones(4, 2))}))
-        'unet of an unknown base model'
-    """
-    components = {name.partition(".")[0] for name in data.layers}
-    part = next((f"{part} of an " for part in ("unet", "transformer") if part in components), "")
-    return data.architecture or f"{part}unknown base model"
 
 
 def _what_is_wrong(factors: Factors) -> str:

@@ -54,6 +54,14 @@ BaseModel = Annotated[
     str | None,
     typer.Option("--architecture", help="The base model's id (sdxl, flux, ...), where a file does not tell."),
 ]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="MODEL",
+        help="The base model, a file or a diffusers folder: for DoRA, OFT and others that change its own weights.",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from mergelab.cli.arguments import BaseModel, Device, File, Files, Import, Json, Pickle, import_plugins
+from mergelab.cli.arguments import Base, BaseModel, Device, File, Files, Import, Json, Pickle, import_plugins
 
 if TYPE_CHECKING:
     from mergelab.adapter import Adapter
 
 
-def inspect(file: File, as_json: Json = False, allow_pickle: Pickle = False, architecture: BaseModel = None) -> str:
+def inspect(
+    file: File,
+    as_json: Json = False,
+    allow_pickle: Pickle = False,
+    architecture: BaseModel = None,
+    base: Base = None,
+) -> str:
     """Show what a file holds: architecture, layers, ranks, alphas, header."""
     from mergelab.adapter import load
 
-    adapter = load(file, allow_pickle=allow_pickle, architecture=architecture)
+    adapter = load(file, allow_pickle=allow_pickle, architecture=architecture, base=base)
     if as_json:
         return json.dumps(_described(adapter), indent=2)
     extras = [f"  kept as it is: {key} {tuple(tensor.shape)}" for key, tensor in list(adapter.extras.items())[:10]]
@@ -32,13 +38,14 @@ def compare(
     device: Device = None,
     allow_pickle: Pickle = False,
     architecture: BaseModel = None,
+    base: Base = None,
 ) -> str:
     """Show where adapters agree and where they are in each other's way, before any merge."""
     from mergelab.adapter import load
     from mergelab.comparing import compare as compare_adapters
     from mergelab.report import carried
 
-    loaded = [load(source, allow_pickle=allow_pickle, architecture=architecture) for source in adapters]
+    loaded = [load(source, allow_pickle=allow_pickle, architecture=architecture, base=base) for source in adapters]
     comparison = compare_adapters(loaded, device=device)
     if as_json:
         return json.dumps(comparison.to_dict(), indent=2)
@@ -70,7 +77,8 @@ def _described(adapter: Adapter) -> dict[str, Any]:
             "shape": list(layer.shape),
             "rank": layer.rank,
             "alpha": layer.scaling * layer.rank,
-            "dtype": str(layer.lora_A.dtype).removeprefix("torch."),
+            "kind": layer.kind,
+            "dtype": str(layer.dtypes[0]).removeprefix("torch."),
         }
         for name, layer in adapter.layers.items()
     ]

@@ -76,12 +76,14 @@ def given(adapters: Sequence[str] | None, config: Path | None) -> Given:
     return Given(read.loras, read.weights, read)
 
 
-def loaded(asked: Given, allow_pickle: bool, architecture: str | None) -> list[Adapter]:
+def loaded(
+    asked: Given, allow_pickle: bool, architecture: str | None, base: str | None = None
+) -> list[Adapter]:
     """The adapters themselves; those of a configuration have to be for the base model that it tells."""
     from mergelab.adapter import load
 
     told = architecture or (asked.config.architecture if asked.config else None)
-    return [load(source, allow_pickle=allow_pickle, architecture=told) for source in asked.sources]
+    return [load(source, allow_pickle=allow_pickle, architecture=told, base=base) for source in asked.sources]
 
 
 def device_of(asked: Given, device: str | None) -> tuple[str | None, list[str]]:

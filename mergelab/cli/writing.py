@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from mergelab.cli.arguments import (
+    Base,
     BaseModel,
     Device,
     DropExtras,
@@ -88,6 +89,7 @@ def merge(
     force: Force = False,
     allow_pickle: Pickle = False,
     architecture: BaseModel = None,
+    base: Base = None,
     plugins: Import = None,
     dry_run: DryRun = False,
 ) -> str:
@@ -105,7 +107,7 @@ def merge(
     asked = given(adapters, config)
     device, said = device_of(asked, device)
     chosen_device(device, LAYER_BY_LAYER), parsed_memory(memory)  # raise before an adapter is read
-    originals = loaded(asked, allow_pickle, architecture)
+    originals = loaded(asked, allow_pickle, architecture, base)
     left_out, inputs = _without_extras(originals) if drop_extras else ([], originals)
     weights = by_block(inputs, asked.weights, block_weights)
     present = [adapter for adapter, weight in zip(inputs, weights) if weight != 0]
@@ -128,18 +130,25 @@ def convert(
     force: Force = False,
     allow_pickle: Pickle = False,
     architecture: BaseModel = None,
+    base: Base = None,
     block_weights: Blocks = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(help="8, 0.9 (share of energy) or mean=32: for changes of high rank (LoKr, DoRA); default: exact."),
+    ] = None,
     dry_run: DryRun = False,
 ) -> str:
-    """Write an adapter in another format; without weights by block every layer keeps its change exactly."""
+    """Write an adapter in another format; without weights by block or a rank every layer keeps its change exactly."""
     if format is None and for_ is None:
         raise OptionError("convert needs --for TOOL or --format FORMAT; see mergelab convert --help")
+    target = None if rank is None else _target(rank)
     out = Output(output, format, for_, dtype, force, quantized)
-    opened = _open(file, out, drop_extras, allow_pickle, architecture, block_weights)
+    opened = _open(file, out, drop_extras, allow_pickle, architecture, base, block_weights)
     if dry_run:
         return opened.planned(out, counted(len(opened.adapter.layers), "layer"))
-    said = replace(opened.adapter.report, notes=carried(opened.adapter.report.notes)).lines()
-    return "\n".join([*opened.left_out, *out.write(opened.adapter), *said])
+    adapter = opened.adapter if target is None else opened.adapter.resize(target)
+    said = replace(adapter.report, notes=carried(adapter.report.notes)).lines()
+    return "\n".join([*opened.left_out, *out.write(adapter), *said])
 
 
 def resize(
@@ -153,19 +162,19 @@ def resize(
     force: Force = False,
     allow_pickle: Pickle = False,
     architecture: BaseModel = None,
+    base: Base = None,
     block_weights: Blocks = None,
     device: Device = None,
     dry_run: DryRun = False,
 ) -> str:
     """Write the best approximation of an adapter at another rank, and say what it lost."""
     from mergelab.devices import LAYER_BY_LAYER, chosen_device
-    from mergelab.ranks import parse_rank, rank_text
+    from mergelab.ranks import rank_text
 
-    if (target := parse_rank(rank)) in ("max", "sum"):
-        raise OptionError(f"rank={rank!r}: expected a number such as 16, 0.9 (share of energy) or mean=16 (a budget)")
+    target = _target(rank)
     out = Output(output, format, for_, dtype, force)
     chosen = chosen_device(device, LAYER_BY_LAYER)
-    opened = _open(file, out, drop_extras, allow_pickle, architecture, block_weights)
+    opened = _open(file, out, drop_extras, allow_pickle, architecture, base, block_weights)
     if dry_run:
         return opened.planned(out, f"rank {rank_text(target)}, {counted(len(opened.adapter.layers), 'layer')}")
     resized = opened.adapter.resize(target, device=chosen)
@@ -192,6 +201,7 @@ def compose(
     force: Force = False,
     allow_pickle: Pickle = False,
     architecture: BaseModel = None,
+    base: Base = None,
 ) -> str:
     """Compose FLUX.1 adapters into one for nunchaku, exactly or at a rank of your choice."""
     from mergelab.adapter import load
@@ -232,6 +242,15 @@ def _planned_merge(
     return f"method {method}, rank {rank_text(rank)}, {counted(len(kept), 'layer')}"
 
 
+def _target(text: str) -> Rank:
+    """The rank of one adapter."""
+    from mergelab.ranks import parse_rank
+
+    if (target := parse_rank(text)) in ("max", "sum"):
+        raise OptionError(f"rank={text!r}: expected a number such as 16, 0.9 (share of energy) or mean=16 (a budget)")
+    return target
+
+
 class _Opened(NamedTuple):
     """The input of a command, its blocks weighed.
 
@@ -257,13 +276,14 @@ def _open(
     drop_extras: bool,
     allow_pickle: bool,
     architecture: str | None,
+    base: str | None,
     blocks: Sequence[str] | None,
 ) -> _Opened:
     """The input of a command, once it is clear that its output can be written."""
     from mergelab.adapter import load
     from mergelab.engine.merge import merge as merge_adapters
 
-    adapter = load(file, allow_pickle=allow_pickle, architecture=architecture)
+    adapter = load(file, allow_pickle=allow_pickle, architecture=architecture, base=base)
     left_out, (adapter,) = _without_extras([adapter]) if drop_extras else ([], [adapter])
     chosen = out.check([adapter])
     weights = by_block([adapter], [1.0], blocks)

@@ -57,7 +57,7 @@ def groups(jobs: Sequence[Job], present: Sequence[Mapping[str, tuple[int, ...]]]
             takers.setdefault(own, []).append(number)
         for own, numbers in takers.items():
             layers = [jobs[0].inputs[i].adapter.layers[name] for i in own]
-            matrix, kinds = _matrix(jobs[0].shape(name)), ((x.rank, x.lora_A.dtype, x.lora_B.dtype) for x in layers)
+            matrix, kinds = _matrix(jobs[0].shape(name)), ((x.rank, *x.dtypes) for x in layers)
             if layers:
                 alike.setdefault((own, tuple(numbers), matrix, *kinds), []).append(name)
     found = []
@@ -149,6 +149,7 @@ def upload(job: Job, group: Group) -> list[Factors]:
 
 
 def _changes(layers: Sequence[Layer], device: torch.device) -> Factors:
+    layers = [layer.as_lora() for layer in layers]
     b = _stacked([layer.lora_B.detach().flatten(1) for layer in layers], device)
     a = _stacked([layer.lora_A.detach().flatten(1) for layer in layers], device)
     if any(layer.scaling != 1 for layer in layers):

@@ -66,8 +66,9 @@ class Change:
             extras[self.layer + BIAS_SUFFIX] = self._bias.detach().clone()
         else:
             layer = self.adapter.layers[self.layer]
-            a, b = layer.lora_A.detach().clone(), layer.lora_B.detach().clone()
-            layers[self.layer] = LoraLayer(a, b, layer.scaling)
+            stored = layer.as_lora()
+            a, b = stored.lora_A.detach().clone(), stored.lora_B.detach().clone()
+            layers[self.layer] = LoraLayer(a, b, stored.scaling)
         return replace(self, adapter=replace(self.adapter, layers=layers, extras=extras))
 
     @property

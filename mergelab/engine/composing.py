@@ -16,7 +16,8 @@ from mergelab.errors import ArchitectureError, OptionError
 from mergelab.formats.nunchaku import QUANTIZED, fused, unfused
 from mergelab.formats.tools import check_tool
 from mergelab.formats.writers import SAY_WHICH
-from mergelab.layer import Layer, base_model_of
+from mergelab.describing import base_model_of
+from mergelab.layer import Layer
 from mergelab.linalg.span import energy_beyond
 from mergelab.linalg.workspace import each_layer
 from mergelab.ranks import Rank, check_rank

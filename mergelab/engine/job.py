@@ -83,8 +83,9 @@ class Job:
         for place, index in enumerate(self.adapters(layer)):
             given = self.inputs[index]
             change, stored = given.adapter.matrices(layer), given.adapter.layers[layer]
-            factors = Factors(stored.lora_B.flatten(1).to(change.B), change.A)
-            parts.append(Part(factors, given.weights[layer] * stored.scaling, index, place))
+            if stored.scaling != 1:
+                change = Factors(stored.lora_B.flatten(1).to(change.B), change.A)
+            parts.append(Part(change, given.weights[layer] * stored.scaling, index, place))
         return parts
 
 

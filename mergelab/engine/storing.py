@@ -130,8 +130,9 @@ def _as_batch(merged: Merged) -> Any:
 def _stored(job: Job, merged: Whole, workspace: Workspace) -> Callable[[], list[MergedLayer]]:
     """Layers of one batch, decomposed and cut; and what brings them to the CPU."""
     whole, batch, layers, states, _ = merged
-    ranks = [part.change.A.shape[-2] for part in layers[0].parts]
-    target = target_rank(job.rank, ranks, full_rank(job.shape(layers[0].chance.layer)))
+    name = layers[0].chance.layer
+    ranks = [job.inputs[part.adapter].adapter.layers[name].counted_rank for part in layers[0].parts]
+    target = target_rank(job.rank, ranks, full_rank(job.shape(name)))
     spectrum, factors, known = None, None, None
     if isinstance(whole, Factors) and _is_final(job, whole, target):
         energy = kept = host.to_host(inner(whole, whole))[0]

@@ -16,7 +16,7 @@ from mergelab.errors import OptionError, SourceError
 from mergelab.formats.aitoolkit import GenerateConfig, generate_config
 from mergelab.formats.messages import about
 from mergelab.formats.yaml_files import beside
-from mergelab.layer import short_name
+from mergelab.describing import short_name
 
 _LOG = logging.getLogger(__name__)
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "float": "float32"}

@@ -20,7 +20,7 @@ from mergelab.evaluation.selection import check_selection
 from mergelab.evaluation.sets import NAME, adapter_sets, explicit_sets
 from mergelab.formats.aitoolkit import is_generate_config
 from mergelab.formats.yaml_files import beside, read_yaml
-from mergelab.layer import short_name
+from mergelab.describing import short_name
 from mergelab.pipelines.opening import shipped_name
 from mergelab.ranks import RankBudget, rank_record
 

@@ -1,5 +1,7 @@
 """Files in, files out: the only place that knows the key names of files."""
 
+from mergelab.formats.base_sources import BaseSource
+from mergelab.formats.base_weights import BaseWeights
 from mergelab.formats.files import hashing, sha256_of
 from mergelab.formats.options import ReadOptions
 from mergelab.formats.planning import check_choice, check_writable, plan, to_dtype
@@ -10,6 +12,8 @@ from mergelab.formats.words import joined, trigger_words
 
 __all__ = [
     "TOOLS",
+    "BaseSource",
+    "BaseWeights",
     "ReadOptions",
     "Savable",
     "check_choice",

@@ -16,7 +16,8 @@ from mergelab.formats.peft import adapter_metadata, without_attention
 from mergelab.formats.tensor_files import HASHES
 from mergelab.formats.words import trigger_words
 from mergelab.formats.writers import FACTOR_SUFFIXES, most_frequent
-from mergelab.layer import AdapterData, short_name
+from mergelab.describing import short_name
+from mergelab.layer import AdapterData
 
 # What the header of another file said that is no longer true of this one.
 _STALE = (

@@ -49,6 +49,11 @@ def group_keys(tensors: Mapping[str, Tensor]) -> KeyGroups:
             _add(groups.modules.setdefault(named.module, ModuleTensors()), named.role, key, tensor)
         else:
             groups.others[key] = tensor
+    for module in groups.modules.values():  # (IA)3 calls its factors "weight", as anything may be called
+        if key := module.keys.get("on_input"):
+            factors = f"{key.removesuffix('.on_input')}.weight"
+            if factors in groups.others:
+                _add(module, "ia3", factors, groups.others.pop(factors))
     if refused:
         what = "; ".join(
             f"{name} ({counted(len(keys), 'tensor')}, {keys[0]!r} the first)" for name, keys in refused.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergelab.errors import OptionError
+from mergelab.errors import OptionError, OutputError
 from mergelab.formats.comfy import comfy
 from mergelab.formats.kohya import kohya
 from mergelab.formats.layout import Layout, Writer
@@ -18,7 +19,7 @@ from mergelab.formats.nunchaku import QuantizedModel, nunchaku
 from mergelab.formats.peft import diffusers, has_name_in_diffusers, peft, split_components
 from mergelab.formats.same import as_spelt, same_format
 from mergelab.formats.tools import PACKED, Fitted, check_tool, fitted, other_tools
-from mergelab.layer import AdapterData, Layer, LoraLayer, common_dialect
+from mergelab.layer import AdapterData, DerivedLayer, Layer, LoraLayer, common_dialect
 
 _WRITERS: Mapping[str, Writer] = {
     "diffusers": diffusers,
@@ -29,6 +30,8 @@ _WRITERS: Mapping[str, Writer] = {
     "nunchaku": nunchaku,
 }
 FORMATS = tuple(_WRITERS)
+LARGEST = 6e9
+"""Bytes of factors that are computed to write changes of other kinds exactly."""
 
 
 def check_format(name: object) -> str:
@@ -79,9 +82,11 @@ def plan(
 
     Raises:
         OptionError: no such format or tool, or both; a packed format without a model.
+        OutputError: changes of other kinds than LoRA, whose exact factors are too large to be meant.
         ArchitectureError, FormatError: the tool reads no such adapters; there is no dialect to keep.
     """
     check_choice(format, for_, quantized)
+    data = _as_factors(data)
     if format == PACKED.name:
         model = QuantizedModel.of(quantized)
         with about(data.source):
@@ -97,6 +102,21 @@ def plan(
         format = same_format(data) if format == "same" else format
     note = other_tools(data, format)
     return Fitted(data, Layout(format), (note,) if note else ())
+
+
+def _as_factors(data: AdapterData) -> AdapterData:
+    """With one pair of factors for every layer."""
+    others = {name: layer for name, layer in data.layers.items() if isinstance(layer, DerivedLayer)}
+    size = sum(4 * x.rank * (x.shape[0] + math.prod(x.shape[1:])) for x in others.values())
+    if size > LARGEST:
+        name, layer = max(others.items(), key=lambda item: item[1].rank)
+        raise OutputError(
+            f"{data.source}: layer {name} is {layer.kind}, of rank {layer.rank} as two factors; exactly, all such layers "
+            f"take {size / 1e9:.0f} GB; lower the rank first: adapter.resize(64), on the command line --rank 64"
+        )
+    if not others:
+        return data
+    return replace(data, layers={**data.layers, **{name: layer.as_lora() for name, layer in others.items()}})
 
 
 def tensors_of(data: AdapterData, layout: Layout) -> dict[str, Tensor]:

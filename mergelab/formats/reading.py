@@ -12,16 +12,19 @@ from torch import Tensor
 from mergelab.errors import FormatError, LayerError
 from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.dialects import dialect_of
+from mergelab.formats.differences import differences_of
 from mergelab.formats.header_alphas import HeaderAlphas, Ranks, header_alphas
 from mergelab.formats.keys import group_keys
-from mergelab.formats.kinds import ModuleTensors, module_shape, to_layer
+from mergelab.formats.kinds import ModuleTensors, kind_of, module_shape, to_layer
 from mergelab.formats.messages import about
 from mergelab.formats.names import Located, bare, is_module_of
+from mergelab.formats.options import ReadOptions
 from mergelab.formats.prefixes import strip
 from mergelab.formats.recognising import recognise
 from mergelab.formats.saved_modules import check_own, read_saved
 from mergelab.formats.scalings import ScalingOf, header_scaling
-from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer, LoraLayer, terms_of
+from mergelab.formats.weights_beside import Targets, check_base
+from mergelab.layer import BIAS_SUFFIX, AdapterData, DerivedLayer, Layer, terms_of
 from mergelab.report import USUAL_ALPHA
 from mergelab.tables import counted
 
@@ -36,7 +39,7 @@ def parse(
     scaling_of: ScalingOf | None = None,
     component: str | None = None,
     config: Mapping[str, Any] | None = None,
-    architecture: str | None = None,
+    options: ReadOptions | None = None,
 ) -> AdapterData:
     """Understand the tensors of one file.
 
@@ -47,16 +50,18 @@ def parse(
         scaling_of: from a config beside the file; by default from `lora_adapter_metadata` in the header.
         component: of names that do not say ("unet" for a PEFT folder of a UNet).
         config: of a PEFT folder, where other tensors are whole modules or trained rows of an embedding, kept as extras.
-        architecture: the base model's id, where the user says it.
+        options: the base model's id, where the user says it, and its weights, where a kind of adapter needs them.
 
     Raises:
         FormatError, LayerError: a key that is neither understood nor kept, a factor without its partner, ...
         OptionError, ArchitectureError: no such architecture, or the file is not for it.
     """
     with about(source):
+        options = options or ReadOptions()
         groups = group_keys(tensors)
+        check_base(groups.modules, options.base)
         shapes = {name: module_shape(module) for name, module in groups.modules.items()}
-        found = recognise(shapes, metadata, architecture, component)
+        found = recognise(shapes, metadata, options.architecture, component)
         located = found.located
         extras, unknown = _norms(groups.others, found.names)
         extras |= groups.embeddings
@@ -72,10 +77,12 @@ def parse(
         if scaling_of is None and not metadata.get("lora_adapter_metadata"):
             header = header_alphas(metadata, _ranks(groups.modules, located))
             scaling_of = header.scaling_of
-        layers, biases, without_alpha = _layers(groups.modules, located, scaling_of or header_scaling(metadata))
-        extras |= biases
+        targets = Targets.of(options.base, found.architecture)
+        modules, added, dropped = differences_of(groups.modules, located)
+        layers, biases, without_alpha = _layers(modules, located, scaling_of or header_scaling(metadata), targets)
+        extras |= biases | added
         _check_extras(extras, layers)
-        notes = (*found.notes, *header.notes, *_notes(layers, found.names, without_alpha))
+        notes = (*found.notes, *header.notes, *dropped, *targets.notes, *_notes(layers, found.names, without_alpha))
         return AdapterData(
             layers,
             extras,
@@ -107,7 +114,7 @@ def _ranks(modules: Mapping[str, ModuleTensors], located: Mapping[str, Located])
 
 
 def _layers(
-    modules: Mapping[str, ModuleTensors], located: Mapping[str, Located], scaling_of: ScalingOf
+    modules: Mapping[str, ModuleTensors], located: Mapping[str, Located], scaling_of: ScalingOf, targets: Targets
 ) -> tuple[dict[str, Layer], dict[str, Tensor], int]:
     """Layers and biases by canonical name, and how many modules have neither an alpha nor a scaling from elsewhere."""
     layers: dict[str, Layer] = {}
@@ -116,11 +123,10 @@ def _layers(
     without_alpha = 0
     for name, module in modules.items():
         where = located[name]
-        down = module.tensors.get("down")
-        rank = down.shape[0] if down is not None and down.dim() else 0
-        scaling = scaling_of(where.component, where.path, rank) if rank else None
-        without_alpha += "alpha" not in module.tensors and scaling is None
-        layer = to_layer(module, scaling)
+        dim = kind_of(module).dim(module)
+        scaling = scaling_of(where.component, where.path, dim) if dim else None
+        without_alpha += bool(dim) and "alpha" not in module.tensors and scaling is None
+        layer = to_layer(module, scaling, targets.of_module(module, where))
         for canonical, part in _parts_of(where, layer).items():
             if canonical in layers:
                 raise FormatError(
@@ -131,7 +137,7 @@ def _layers(
     return layers, biases, without_alpha
 
 
-def _parts_of(where: Located, layer: LoraLayer | None) -> dict[str, LoraLayer]:
+def _parts_of(where: Located, layer: Layer | None) -> dict[str, Layer]:
     """A module's layer by canonical name, split where the module is several in diffusers."""
     if layer is None:
         return {}
@@ -139,7 +145,7 @@ def _parts_of(where: Located, layer: LoraLayer | None) -> dict[str, LoraLayer]:
     return {f"{where.component}.{path}": part for path, part in parts.items()}
 
 
-def _biases_of(where: Located, module: ModuleTensors, layer: LoraLayer | None) -> dict[str, Tensor]:
+def _biases_of(where: Located, module: ModuleTensors, layer: Layer | None) -> dict[str, Tensor]:
     """Bias differences, with the scaling of their layer, as `<layer>.lora_B.bias`."""
     bias = module.tensors.get("bias")
     if bias is None:
@@ -147,7 +153,7 @@ def _biases_of(where: Located, module: ModuleTensors, layer: LoraLayer | None) -
     if bias.dim() != 1 or not bias.is_floating_point():
         raise LayerError(f"{module.keys['bias']!r}: expected a vector, found shape {tuple(bias.shape)}")
     # PEFT multiplies the bias of lora_B by the scaling; `diff_b` is the difference as it is.
-    if layer and layer.scaling != 1.0 and not module.keys["bias"].endswith(".diff_b"):
+    if layer and layer.scaling != 1.0 and not module.keys["bias"].endswith((".diff_b", ".b_norm")):
         bias = bias.float() * layer.scaling
     columns = layer.shape[1] if layer else None
     parts = where.original.split_rows(bias, columns) if where.original else {where.path: bias}
@@ -192,6 +198,20 @@ def _check_extras(extras: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> 
             )
 
 
+def _kind_notes(layers: Mapping[str, Layer]) -> list[str]:
+    """What layers of other kinds than LoRA are as factors."""
+    kinds: dict[str, list[int]] = {}
+    for layer in layers.values():
+        if isinstance(layer, DerivedLayer):
+            kinds.setdefault(layer.kind, []).append(layer.rank)
+    notes = []
+    for kind, ranks in kinds.items():
+        span = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
+        norms = ", its norms those of the sum of weight and change" if kind == "DoRA" else ""
+        notes.append(f"{counted(len(ranks), 'layer')} of kind {kind}{norms}: exact as factors of rank {span}")
+    return notes
+
+
 def _notes(layers: Mapping[str, Layer], architecture: Architecture | None, without_alpha: int) -> tuple[str, ...]:
     notes = []
     if without_alpha:
@@ -199,6 +219,7 @@ def _notes(layers: Mapping[str, Layer], architecture: Architecture | None, witho
         notes.append(f"{counted(without_alpha, 'layer')} {have} no alpha: {USUAL_ALPHA}")
     if layers and all(term.scaling == 0 for layer in layers.values() for term in terms_of(layer)):
         notes.append("alpha = 0 in every layer: the adapter changes nothing, at whatever weight")
+    notes += _kind_notes(layers)
     odd = [name for name in layers if not (architecture and is_module_of(architecture, name))]
     if odd:
         where = f"no module of {architecture.title}" if architecture else "no model that mergelab knows"

@@ -43,7 +43,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Tensor], options: ReadOpt
         with about(_STATE_DICT):
             tensors = check_tensors(source)
             check_adapter(tensors)
-        return parse(tensors, {}, _STATE_DICT, architecture=options.architecture), ()
+        return parse(tensors, {}, _STATE_DICT, options=options), ()
     if not isinstance(source, (str, os.PathLike)):
         raise SourceError(f"expected a path, a name on the Hub or a state dict, found {type(source).__name__}")
     path, called = _local(os.fspath(source))
@@ -70,9 +70,9 @@ def _read_file(path: Path, options: ReadOptions, called: Called) -> tuple[Adapte
     if path.name in PEFT_WEIGHTS and path.with_name(PEFT_CONFIG).is_file():
         return _read_peft(path, None, options, called, source=path)
     with about(called(path)):
-        tensors, metadata = read_tensors(path, options)
+        tensors, metadata = read_tensors(path, options.allow_pickle)
         check_adapter(tensors)
-    return parse(tensors, metadata, called(path), architecture=options.architecture), (path,)
+    return parse(tensors, metadata, called(path), options=options), (path,)
 
 
 def _local(source: str) -> tuple[Path, Called]:
@@ -155,7 +155,7 @@ def _read_peft(
         config = _read_config(config_path)
         scaling_of = for_all_components(config_scaling(config))
     with about(called(weights)):
-        tensors, metadata = read_tensors(weights, options)
+        tensors, metadata = read_tensors(weights, options.allow_pickle)
     component = component or metadata.get("mergelab.component")
     data = parse(
         tensors,
@@ -164,7 +164,7 @@ def _read_peft(
         scaling_of=scaling_of,
         component=component,
         config=config,
-        architecture=options.architecture,
+        options=options,
     )
     return data, (weights, config_path)
 

@@ -21,7 +21,6 @@ from mergelab.errors import FormatError, OutputError, SourceError
 from mergelab.formats.files import replacing
 from mergelab.formats.mapped import DTYPES, mapped_tensors
 from mergelab.formats.messages import one_line
-from mergelab.formats.options import ReadOptions
 from mergelab.formats.strangers import other_file
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -34,7 +33,7 @@ _LEGACY_START, _LEGACY_SIZE = 0x100000, 0x10000
 _USUAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def read_tensors(path: Path, options: ReadOptions) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, allow_pickle: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors (memory-mapped where the format allows) and the header's strings.
 
     Raises:
@@ -44,7 +43,7 @@ def read_tensors(path: Path, options: ReadOptions) -> tuple[dict[str, Tensor], d
         raise SourceError("there is no such file")
     if path.suffix.lower() not in PICKLES:
         return _read_safetensors(path)
-    if not options.allow_pickle:
+    if not allow_pickle:
         raise FormatError(
             "is a pickle by its name, which can run code when it is read; pass allow_pickle=True "
             "(--allow-pickle) to read its tensors with weights_only=True"

@@ -22,16 +22,18 @@ FACTOR_SUFFIXES = (
 
 def folded_layer(layer: Layer) -> LoraLayer:
     """The same change at scaling 1; float32 where the file's dtype could not hold the product exactly."""
+    layer = layer.as_lora()
     if layer.scaling == 1.0:
-        return LoraLayer(layer.lora_A, layer.lora_B)
+        return layer
     exact = layer.lora_B.float() * layer.scaling
     rounded = exact.to(layer.lora_B.dtype)
     return LoraLayer(layer.lora_A, rounded if torch.equal(rounded.float(), exact) else exact)
 
 
-def with_alpha(layer: Layer, alpha_is_rank: bool = False) -> tuple[Layer, Tensor]:
+def with_alpha(layer: Layer, alpha_is_rank: bool = False) -> tuple[LoraLayer, Tensor]:
     """A layer as it is written, and the alpha beside it."""
     # kohya's tools read an alpha of 0 as "none given", and a negative one is used by nobody.
+    layer = layer.as_lora()
     written = layer if layer.scaling > 1e-30 and not alpha_is_rank else folded_layer(layer)
     return written, torch.tensor(written.scaling * written.rank, dtype=torch.float32)
 

@@ -52,6 +52,18 @@ class Factors(NamedTuple):
         return self if factor == 1 else Factors(self.B * factor, self.A)
 
 
+def identity_factored(delta: Float[Tensor, "*batch out in"]) -> Factors:
+    """A dense change as factors of its smaller side: itself and the identity.
+
+    Example:
+        >>> [tuple(factor.shape) for factor in identity_factored(torch.ones(2, 5))]
+        [(2, 2), (2, 5)]
+    """
+    out, columns = delta.shape[-2:]
+    one = torch.eye(min(out, columns), dtype=delta.dtype, device=delta.device).expand(*delta.shape[:-2], -1, -1)
+    return Factors(one, delta) if out <= columns else Factors(delta, one)
+
+
 class Core(NamedTuple):
     """A change as `U @ M @ V.T`, with orthonormal columns in U and in V; M is in float64."""
 

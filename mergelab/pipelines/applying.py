@@ -143,7 +143,7 @@ def _planned(
         _check_module(title, layer, module, adapter)
         check_separate(layer, model.get_submodule(path.rpartition(".")[0]))
         factors = shaped.setdefault(_dtype_of(module, model), {})
-        shape, change = _shape_of(module), adapter.layers[layer]
+        shape, change = _shape_of(module), adapter.layers[layer].as_lora()
         factors[f"{layer}.lora_A.weight"] = change.lora_A.reshape(change.rank, *shape[1:])
         factors[f"{layer}.lora_B.weight"] = change.lora_B.reshape(shape[0], change.rank, *[1] * (len(shape) - 2))
     try:

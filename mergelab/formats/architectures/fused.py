@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 from mergelab.errors import LayerError
-from mergelab.layer import Layer, LoraLayer
-
-L = TypeVar("L", bound=Layer)
+from mergelab.layer import DerivedLayer, Layer, LoraLayer
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class OriginalModule:
             )
         return sizes
 
-    def split(self, layer: LoraLayer) -> dict[str, LoraLayer]:
+    def split(self, layer: Layer) -> dict[str, Layer]:
         """The layers of diffusers' modules, which share `lora_A` and take their rows of `lora_B`.
 
         Where `lora_B` is block-diagonal (a file that was split before it was fused), each part gets back the factors
@@ -64,6 +62,9 @@ class OriginalModule:
         self._check(layer)
         if len(self.parts) == 1:
             return {self.parts[0]: self._swapped(layer)}
+        if isinstance(layer, DerivedLayer):
+            ends = accumulate(self.sizes(layer.shape[0], layer.shape[1]), initial=0)
+            return {name: layer.of_rows(slice(*rows)) for name, rows in zip(self.parts, pairwise(ends))}
         ups = torch.split(layer.lora_B, self.sizes(*layer.shape))
         used = [_used_columns(up) for up in ups] if _is_sparse(ups) else None
         if used is None:
@@ -156,11 +157,16 @@ class OriginalModule:
         return sizes
 
     def _check(self, layer: Layer) -> None:
-        if self.linear and layer.lora_A.dim() != 2:
+        if self.linear and len(layer.shape) != 2:
             raise LayerError(f"layer {self.path}: expected a linear layer, found shape {layer.shape}")
 
-    def _swapped(self, layer: L) -> L | LoraLayer:
-        return LoraLayer(layer.lora_A, self._swapped_rows(layer.lora_B), layer.scaling) if self.swapped else layer
+    def _swapped(self, layer: Layer) -> Layer:
+        if not self.swapped:
+            return layer
+        if isinstance(layer, DerivedLayer):
+            half = len(self._swapped_rows(torch.empty(layer.shape[0]))) // 2
+            return layer.of_rows(slice(half, 2 * half), slice(0, half))
+        return LoraLayer(layer.lora_A, self._swapped_rows(layer.lora_B), layer.scaling)
 
     def _swapped_rows(self, rows: Tensor) -> Tensor:
         if not self.swapped:

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-from mergelab.formats.kinds.kind import COMMON_LEAVES, Kind, ModuleTensors
+from mergelab.errors import LayerError
+from mergelab.formats.kinds.dora import dora
+from mergelab.formats.kinds.full import FULL
+from mergelab.formats.kinds.glora import GLORA
+from mergelab.formats.kinds.ia3 import IA3
+from mergelab.formats.kinds.kind import COMMON_LEAVES, Kind, ModuleTensors, Target
+from mergelab.formats.kinds.loha import LOHA
+from mergelab.formats.kinds.lokr import LOKR
 from mergelab.formats.kinds.lora import LORA
+from mergelab.formats.kinds.oft import OFT
 from mergelab.formats.kinds.refused import refused_kind
-from mergelab.layer import LoraLayer
+from mergelab.layer import Layer
 
-__all__ = ["KINDS", "Kind", "ModuleTensors", "module_and_role", "module_shape", "refused_kind", "to_layer"]
+__all__ = [
+    "KINDS",
+    "Kind",
+    "ModuleTensors",
+    "Target",
+    "kind_of",
+    "module_and_role",
+    "module_shape",
+    "refused_kind",
+    "to_layer",
+]
 
-KINDS: tuple[Kind, ...] = (LORA,)
+
+def kind_of(module: ModuleTensors) -> Kind:
+    """The kind of a module; LoRA where nothing tells."""
+    return next((kind for kind in KINDS if kind.marks & set(module.tensors)), KINDS[-1])
+
+
+KINDS: tuple[Kind, ...] = (dora(kind_of), LOHA, LOKR, FULL, OFT, GLORA, IA3, LORA)
 """Where a module's tensors are marks of two kinds, the first counts; the last is what a lone `alpha` is taken for."""
 
 _LEAVES = (*(leaf for kind in KINDS for leaf in kind.leaves), *COMMON_LEAVES)
@@ -33,25 +57,26 @@ def module_shape(module: ModuleTensors) -> tuple[int, ...]:
 
     () where its tensors do not tell.
     """
-    down, up = module.tensors.get("down"), module.tensors.get("up")
-    if down is None or up is None or down.dim() < 2 or not up.dim():
+    try:
+        return kind_of(module).shape(module)
+    except LayerError:
         return ()
-    shape = (up.shape[0], *down.shape[1:])
-    return shape if all(shape) else ()
 
 
-def to_layer(module: ModuleTensors, scaling: float | None) -> LoraLayer | None:
+def to_layer(module: ModuleTensors, scaling: float | None, target: Target) -> Layer | None:
     """The layer of one module; None for a module that has nothing but a bias.
 
     Args:
         module: its tensors.
         scaling: from the header or a config; None: what the tensors themselves say.
+        target: what is known of the weight, which some kinds need.
 
     Raises:
         LayerError: a tensor is missing, or they do not fit together.
     """
-    roles = set(module.tensors)
-    if roles == {"bias"}:
+    if set(module.tensors) == {"bias"}:
         return None
-    kind = next((kind for kind in KINDS if kind.marks & roles), KINDS[-1])
-    return kind.to_layer(module, scaling)
+    for role, tensor in module.tensors.items():
+        if role not in ("alpha", "on_input") and not tensor.is_floating_point():
+            raise LayerError(f"{module.keys[role]!r} is {tensor.dtype}, expected floating-point numbers")
+    return kind_of(module).to_layer(module, scaling, target)

@@ -7,14 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from mergelab.checks import is_number, short_repr
 from mergelab.errors import LayerError
-from mergelab.formats.kinds.kind import Kind, ModuleTensors, leaves
+from mergelab.formats.kinds.kind import Kind, ModuleTensors, Target, leaves, scaling_of
 from mergelab.formats.messages import about
 from mergelab.layer import LoraLayer
 
 
-def _to_layer(module: ModuleTensors, scaling: float | None) -> LoraLayer:
+def _to_layer(module: ModuleTensors, scaling: float | None, target: Target) -> LoraLayer:
     """`scaling * up @ down`; without a scaling from elsewhere it is alpha / rank, or 1 where there is no alpha."""
     tensors, keys = module.tensors, module.keys
     for role, other in (("down", "up"), ("up", "down")):
@@ -24,9 +23,6 @@ def _to_layer(module: ModuleTensors, scaling: float | None) -> LoraLayer:
                 f"{present!r} has no matching {'lora_A (down)' if role == 'down' else 'lora_B (up)'}; "
                 "expected both factors of every layer: the file is incomplete"
             )
-    for role, tensor in tensors.items():
-        if role != "alpha" and not tensor.is_floating_point():
-            raise LayerError(f"{keys[role]!r} is {tensor.dtype}, expected floating-point numbers")
     down, up = tensors["down"], tensors["up"]
     with about(repr(keys["down"])):
         if "mid" in tensors:
@@ -34,16 +30,22 @@ def _to_layer(module: ModuleTensors, scaling: float | None) -> LoraLayer:
         if down.dim() != up.dim():
             down, up = _same_dims(down, up)
         layer = LoraLayer(down, up)
-    if "alpha" in tensors:
-        scaling = _alpha(tensors["alpha"], keys["alpha"]) / tensors["down"].shape[0]
-    return layer if scaling is None else layer.scaled(scaling)
+    return layer.scaled(scaling_of(module, _dim(module), scaling))
 
 
-def _alpha(tensor: Tensor, key: str) -> float:
-    value = float(tensor.reshape(-1)[0]) if tensor.numel() == 1 and not tensor.is_complex() else float("nan")
-    if not is_number(value):
-        raise LayerError(f"{key!r} holds {short_repr(tensor.tolist())}, expected one finite number")
-    return value
+def _shape(module: ModuleTensors) -> tuple[int, ...]:
+    down, up = module.tensors.get("down"), module.tensors.get("up")
+    if down is None or up is None or down.dim() < 2 or not up.dim():
+        return ()
+    mid = module.tensors.get("mid")
+    kernel = mid.shape[2:] if mid is not None and mid.dim() == 4 else down.shape[2:]
+    shape = (up.shape[0], down.shape[1], *kernel)
+    return shape if all(shape) else ()
+
+
+def _dim(module: ModuleTensors) -> int:
+    down = module.tensors.get("down")
+    return down.shape[0] if down is not None and down.dim() else 0
 
 
 def _fold_mid(down: Tensor, mid: Tensor) -> Tensor:
@@ -74,4 +76,6 @@ LORA = Kind(
     ),
     marks=frozenset({"down", "up", "mid"}),
     to_layer=_to_layer,
+    shape=_shape,
+    dim=_dim,
 )

@@ -7,18 +7,14 @@ import re
 _REFUSED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
-        (r"\.(dora_scale|((lora|dora)_)?magnitude(_vector)?(\.[^.]+)?(\.weight)?)$", "DoRA"),
+        (r"\.(dora_)?magnitude(_vector)?(\.[^.]+)?(\.weight)?$", "DoRA of ms-swift or torchtune"),
         (r"\.lora_diag(\.[^.]+)?$", "KaSA"),
         (r"\.(lora_E|ranknum)(\.[^.]+)?$", "AdaLoRA"),
         (r"\.lora_monteclora_", "MonteCLoRA"),
         (r"\.lora_velora_", "VeLoRA"),
         (r"\.vera_lambda_[bd](\.[^.]+)?$", "VeRA"),
-        (r"\.hada_(w[12]_[ab]|t[12])$", "LyCORIS LoHa"),
-        (r"\.lokr_(w[12](_[ab])?|t[12])$", "LyCORIS LoKr"),
-        (r"\.(oft_blocks|oft_diag|oft_R(\..*)?|rescale)$", "OFT or BOFT"),
-        (r"\.[ab][12]\.weight$", "LyCORIS GLoRA"),
-        (r"\.(on_input|ia3_l(\..*)?)$", "(IA)3"),
-        (r"\.(diff|w_norm|b_norm|scalar)$", "LyCORIS full differences, norms or scalars"),
+        (r"\.(oft_diag|oft_R(\..*)?|boft_[RPs](\..*)?)$", "OFT or BOFT of PEFT"),
+        (r"\.ia3_l(\..*)?$", "(IA)3 of PEFT"),
         (r"^(unet|text_encoder(_2)?):\d+:(down|up)$", "cloneofsimo's numbered layers"),
         (r"\.lora_embedding_[AB]", "LoRA of an embedding table"),
     )
@@ -29,7 +25,7 @@ def refused_kind(key: str) -> str | None:
     """The name of the kind that a key belongs to, if it is one that is not read.
 
     Example:
-        >>> refused_kind("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a")
-        'LyCORIS LoHa'
+        >>> refused_kind("base_model.model.mid_block.attentions.0.proj_in.vera_lambda_b")
+        'VeRA'
     """
     return next((name for pattern, name in _REFUSED if pattern.search(key)), None)

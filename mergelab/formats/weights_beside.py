@@ -1,0 +1,87 @@
+"""What is known of the weights that an adapter changes: from the base model, where it is given, or from their names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mergelab.errors import FormatError, LayerError
+from mergelab.formats.base_sources import BaseSource
+from mergelab.formats.base_weights import BaseWeights, open_base
+from mergelab.formats.kinds import ModuleTensors, Target, kind_of, module_shape
+from mergelab.formats.names import Located
+from mergelab.tables import counted
+
+# Convolutions of a UNet that have 3 x 3 taps; its others have one.
+_THREE_BY_THREE = ("conv1", "conv2", "conv_in", "conv_out", "conv")
+
+
+def check_base(modules: Mapping[str, ModuleTensors], base: object) -> None:
+    """Raise `FormatError` where a module is a function of the base model's weights and these are not given."""
+    if base is not None:
+        return
+    needing: dict[str, list[str]] = {}
+    for module in modules.values():
+        if (kind := kind_of(module)).needs_base:
+            needing.setdefault(kind.name, []).append(next(iter(module.keys.values())))
+    if needing:
+        what = "; ".join(f"{name} ({counted(len(k), 'layer')}, {k[0]!r} the first)" for name, k in needing.items())
+        raise FormatError(
+            f"holds {what}, which changes the base model's own weights: give them too, "
+            "as in load(..., base='model.safetensors'), on the command line --base"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """The weights of a base model, as far as they are known.
+
+    Attributes:
+        base: their values; None where none were given.
+    """
+
+    base: BaseWeights | None
+
+    @classmethod
+    def of(cls, base: BaseSource | BaseWeights | None, architecture: str | None) -> Targets:
+        """From what the user gives."""
+        opened = base if base is None or isinstance(base, BaseWeights) else open_base(base, architecture)
+        return cls(opened)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the base model was read."""
+        return self.base.notes if self.base else ()
+
+    def of_module(self, module: ModuleTensors, where: Located) -> Target:
+        """What is known of one module's weight.
+
+        Raises:
+            LayerError: the module needs it, and the base model has no such layer, or one of another shape.
+        """
+        own = module_shape(module)
+        if self.base is not None and kind_of(module).needs_base:
+            names = [f"{where.component}.{part}" for part in (where.original.parts if where.original else [where.path])]
+            shapes = [self.base.shape(name) for name in names]
+            shape = (sum(s[0] for s in shapes), *shapes[0][1:])
+            if own and (own[0], math.prod(own[1:])) != (shape[0], math.prod(shape[1:])):
+                raise LayerError(
+                    f"{next(iter(module.keys.values()))!r} is for a weight of shape {own}, and {self.base.title} has "
+                    f"{shape} there: is the adapter for another base model?"
+                )
+            swapped = where.original is not None and where.original.swapped
+            return Target(shape, partial(_weight, self.base, names, swapped))
+        if where.component == "unet" and len(own) == 2 and where.path.endswith(_THREE_BY_THREE) and own[1] % 9 == 0:
+            return Target((own[0], own[1] // 9, 3, 3))
+        return Target()
+
+
+def _weight(base: BaseWeights, names: list[str], swapped: bool) -> Tensor:
+    """The weight of a module of the original model, from those of diffusers' modules."""
+    whole = torch.cat([base.weight(name) for name in names])
+    return torch.roll(whole, len(whole) // 2, dims=0) if swapped else whole
