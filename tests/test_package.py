@@ -57,6 +57,8 @@ LAYERS = {
     ),
     "mergelab.formats": (
         "aitoolkit | saving",
+        "base_weights",
+        "base_sources",
         "checkpoints | writing",
         "headers | open_clip | planning | sources | yaml_files",
         "same | tools",
@@ -66,7 +68,7 @@ LAYERS = {
         "casting",
         "balancing | kinds | names | original | padding | scalings | streaming",
         "tensor_files",
-        "strangers | writers",
+        "strangers | variants | writers",
         "block_layouts | layout | prefixes",
         "block_presets | mapped",
         "architectures | files | header_alphas | messages | options | peft_config | saved_modules | targets | words",

@@ -80,6 +80,31 @@ def read_header(path: Path) -> Header:
     return Header(path, entries, metadata, 8 + length)
 
 
+def read_rows(header: Header, key: str, rows: slice) -> Tensor:
+    """Some rows of one tensor, in the dtype of the file, in memory of their own: nothing else of the file is read.
+
+    Raises:
+        FormatError: the file ends early; it is of a dtype that is not known.
+        SourceError: it cannot be read any more.
+    """
+    entry = header.entries[key]
+    if (dtype := BY_NAME.get(entry.dtype)) is None:
+        raise FormatError(f"{header.path}: {key} is {entry.dtype}, expected one of {', '.join(BY_NAME)}")
+    begin, end, _ = rows.indices(entry.shape[0]) if entry.shape else (0, 1, 1)
+    row = (entry.end - entry.begin) // max(1, entry.shape[0] if entry.shape else 1)
+    raw = bytearray((end - begin) * row)
+    try:
+        with header.path.open("rb") as file:
+            file.seek(header.start + entry.begin + begin * row)
+            count = file.readinto(raw)
+    except OSError as error:
+        raise SourceError(f"{header.path}: cannot be read: {error.strerror or one_line(error)}") from None
+    if count != len(raw):
+        raise FormatError(f"{header.path}: {key}: the file ends early")
+    shape = (end - begin, *entry.shape[1:]) if entry.shape else ()
+    return torch.frombuffer(raw, dtype=dtype).reshape(shape) if raw else torch.empty(shape, dtype=dtype)
+
+
 def rewrite(
     header: Header,
     target: Path,

@@ -15,6 +15,9 @@ STEPS = frozenset(
     """.split()
 )
 
+# Paths in a CLIP text model as transformers 5 has them, without its outermost step.
+_INSIDE = ("encoder.layers.", "embeddings.token_embedding", "embeddings.position_embedding", "final_layer_norm")
+
 
 def component_of(path: str) -> str | None:
     """The component that a path without a prefix belongs to: the first encoder for CLIP, the second for T5."""
@@ -55,7 +58,7 @@ def kind(path: str) -> str | None:
 
 def canonical(path: str) -> str:
     """A path with CLIP's `text_model`, which transformers 5 has dropped and files have."""
-    return f"text_model.{path}" if path.startswith("encoder.layers.") else path
+    return f"text_model.{path}" if path.startswith(_INSIDE) else path
 
 
 def alone(evidence: Evidence) -> bool:
