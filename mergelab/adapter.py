@@ -13,10 +13,10 @@ from torch import Tensor
 
 from mergelab import algebra, formats, miniature
 from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
+from mergelab.describing import base_model_of, overview, short_name
 from mergelab.devices import AUTO, LAYER_BY_LAYER, Device, chosen_device
 from mergelab.errors import LayerError, OptionError
 from mergelab.formats.base_models import check_base_models
-from mergelab.describing import base_model_of, overview, short_name
 from mergelab.layer import common_dialect
 from mergelab.linalg.lowrank import inner
 from mergelab.linalg.workspace import each_layer

@@ -123,7 +123,7 @@ class DerivedLayer(_Computed):
         kind: "LoHa", "DoRA", ...
         shape: of the weight that is changed, `(out, in[, kh, kw])`.
         inner_rank: of the factors of all rows.
-        inner: rows of the change -> their factors, `(rows, r)` and `(r, in * kh * kw)`, float32, r at most `inner_rank`.
+        inner: rows of the change -> their factors, `(rows, r)` and `(r, in * kh * kw)`, float32.
         scaling: the factor between their product and the change.
         rows: those that the layer has, one part after the other.
     """

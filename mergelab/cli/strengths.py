@@ -76,9 +76,7 @@ def given(adapters: Sequence[str] | None, config: Path | None) -> Given:
     return Given(read.loras, read.weights, read)
 
 
-def loaded(
-    asked: Given, allow_pickle: bool, architecture: str | None, base: str | None = None
-) -> list[Adapter]:
+def loaded(asked: Given, allow_pickle: bool, architecture: str | None, base: str | None = None) -> list[Adapter]:
     """The adapters themselves; those of a configuration have to be for the base model that it tells."""
     from mergelab.adapter import load
 

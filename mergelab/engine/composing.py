@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from mergelab.adapter import Adapter, Source
 from mergelab.checks import EXPECTED_NUMBER, is_number, short_repr
+from mergelab.describing import base_model_of
 from mergelab.devices import AUTO, Device
 from mergelab.engine.aligning import load_all
 from mergelab.engine.merge import merge
@@ -16,7 +17,6 @@ from mergelab.errors import ArchitectureError, OptionError
 from mergelab.formats.nunchaku import QUANTIZED, fused, unfused
 from mergelab.formats.tools import check_tool
 from mergelab.formats.writers import SAY_WHICH
-from mergelab.describing import base_model_of
 from mergelab.layer import Layer
 from mergelab.linalg.span import energy_beyond
 from mergelab.linalg.workspace import each_layer

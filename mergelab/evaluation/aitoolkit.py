@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from mergelab.checks import is_number, short_repr
+from mergelab.describing import short_name
 from mergelab.engine.aligning import unique_names
 from mergelab.errors import OptionError, SourceError
 from mergelab.formats.aitoolkit import GenerateConfig, generate_config
 from mergelab.formats.messages import about
 from mergelab.formats.yaml_files import beside
-from mergelab.describing import short_name
 
 _LOG = logging.getLogger(__name__)
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "float": "float32"}

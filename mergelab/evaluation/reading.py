@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from mergelab import miniature
 from mergelab.checks import did_you_mean, short_repr
+from mergelab.describing import short_name
 from mergelab.errors import OptionError
 from mergelab.evaluation.aitoolkit import evaluation_content
 from mergelab.evaluation.config import Clip, Config, Distractors, Generation, Lora, Memory, Part, Prompt, Select
@@ -20,7 +21,6 @@ from mergelab.evaluation.selection import check_selection
 from mergelab.evaluation.sets import NAME, adapter_sets, explicit_sets
 from mergelab.formats.aitoolkit import is_generate_config
 from mergelab.formats.yaml_files import beside, read_yaml
-from mergelab.describing import short_name
 from mergelab.pipelines.opening import shipped_name
 from mergelab.ranks import RankBudget, rank_record
 

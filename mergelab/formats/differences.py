@@ -35,7 +35,9 @@ def differences_of(
                 rest = rest.without(role)
             elif role == "diff" and tensor.dim() == 1:
                 if not bool(tensor.float().isfinite().all()):
-                    raise LayerError(f"{module.keys[role]!r} holds values that are NaN or infinite; the file is damaged")
+                    raise LayerError(
+                        f"{module.keys[role]!r} holds values that are NaN or infinite; the file is damaged"
+                    )
                 where = located[name]
                 norms[f"{where.component}.{where.path}{NORM_SUFFIX}"] = tensor
                 rest = rest.without(role)

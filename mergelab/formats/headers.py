@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from mergelab.describing import short_name
 from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.header_alphas import stale_fields
@@ -16,7 +17,6 @@ from mergelab.formats.peft import adapter_metadata, without_attention
 from mergelab.formats.tensor_files import HASHES
 from mergelab.formats.words import trigger_words
 from mergelab.formats.writers import FACTOR_SUFFIXES, most_frequent
-from mergelab.describing import short_name
 from mergelab.layer import AdapterData
 
 # What the header of another file said that is no longer true of this one.

@@ -50,8 +50,8 @@ def group_keys(tensors: Mapping[str, Tensor]) -> KeyGroups:
         else:
             groups.others[key] = tensor
     for module in groups.modules.values():  # (IA)3 calls its factors "weight", as anything may be called
-        if key := module.keys.get("on_input"):
-            factors = f"{key.removesuffix('.on_input')}.weight"
+        if on_input := module.keys.get("on_input"):
+            factors = f"{on_input.removesuffix('.on_input')}.weight"
             if factors in groups.others:
                 _add(module, "ia3", factors, groups.others.pop(factors))
     if refused:

@@ -111,8 +111,8 @@ def _as_factors(data: AdapterData) -> AdapterData:
     if size > LARGEST:
         name, layer = max(others.items(), key=lambda item: item[1].rank)
         raise OutputError(
-            f"{data.source}: layer {name} is {layer.kind}, of rank {layer.rank} as two factors; exactly, all such layers "
-            f"take {size / 1e9:.0f} GB; lower the rank first: adapter.resize(64), on the command line --rank 64"
+            f"{data.source}: layer {name} is {layer.kind}, of rank {layer.rank} as two factors; exactly, all such "
+            f"layers take {size / 1e9:.0f} GB; lower the rank first: adapter.resize(64), on the command line --rank 64"
         )
     if not others:
         return data

@@ -46,6 +46,14 @@ def dora(inner_kind: InnerKind) -> Kind:
         rest = module.without("magnitude", "peft_magnitude")
         return rest, inner_kind(rest)
 
+    def shape(module: ModuleTensors) -> tuple[int, ...]:
+        rest, kind = inner(module)
+        return kind.shape(rest)
+
+    def dim(module: ModuleTensors) -> int:
+        rest, kind = inner(module)
+        return kind.dim(rest)
+
     def to_layer(module: ModuleTensors, scaling: float | None, target: Target) -> DerivedLayer:
         rest, kind = inner(module)
         layer = kind.to_layer(rest, scaling, target)
@@ -65,7 +73,7 @@ def dora(inner_kind: InnerKind) -> Kind:
         ),
         marks=frozenset({"magnitude", "peft_magnitude"}),
         to_layer=to_layer,
-        shape=lambda module: (lambda rest, kind: kind.shape(rest))(*inner(module)),
-        dim=lambda module: (lambda rest, kind: kind.dim(rest))(*inner(module)),
+        shape=shape,
+        dim=dim,
         needs_base=True,
     )

@@ -77,7 +77,9 @@ def _side(module: ModuleTensors, whole: str, a: str, b: str, core: str) -> _Side
         module.check(
             middle.dim() == 4 and middle.shape[:2] == (left.shape[0], right.shape[0]), "lokr_t2 (dim, dim, kh, kw)"
         )
-        return _Side(left.T.contiguous(), torch.einsum("ijhw,jn->inhw", middle, right).flatten(1), tuple(middle.shape[2:]))
+        return _Side(
+            left.T.contiguous(), torch.einsum("ijhw,jn->inhw", middle, right).flatten(1), tuple(middle.shape[2:])
+        )
     module.check(left.shape[1] == right.shape[0], "(out, rank) and (rank, in)")
     return _Side(left, right)
 
