@@ -9,13 +9,13 @@ from torch import Tensor
 
 from mergelab.errors import LayerError, OptionError
 from mergelab.layer import (
-    BIAS_SUFFIX,
     AdapterData,
     DerivedLayer,
     Layer,
     LoraLayer,
     LoraSum,
     full_rank,
+    is_difference,
     layer_of,
     same_weight,
     terms_of,
@@ -34,10 +34,9 @@ def scale_layers(layers: Mapping[str, Layer], factor: float) -> dict[str, Layer]
 
 
 def scale_extras(extras: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """Biases are changes, too; what replaces rather than adds stays as it is."""
+    """Differences of biases and norms are changes, too; what replaces rather than adds stays as it is."""
     return {
-        key: tensor.float() * factor if key.endswith(BIAS_SUFFIX) and factor != 1 else tensor
-        for key, tensor in extras.items()
+        key: tensor.float() * factor if is_difference(key) and factor != 1 else tensor for key, tensor in extras.items()
     }
 
 
@@ -86,7 +85,7 @@ def widened(layer: Layer, columns: int) -> Layer:
 
 
 def add_extras(first: Mapping[str, Tensor], second: Mapping[str, Tensor], names: tuple[str, str]) -> dict[str, Tensor]:
-    """Biases add; other tensors may stand in both only where they are equal.
+    """Differences of biases and norms add; other tensors may stand in both only where they are equal.
 
     Raises:
         OptionError: the two hold different values of what does not add.
@@ -95,7 +94,7 @@ def add_extras(first: Mapping[str, Tensor], second: Mapping[str, Tensor], names:
     for key, tensor in second.items():
         if key not in extras:
             extras[key] = tensor
-        elif key.endswith(BIAS_SUFFIX):
+        elif is_difference(key):
             extras[key] = extras[key].float() + tensor.float()
         elif not torch.equal(extras[key], tensor):
             raise OptionError(f"{key}: {names[0]} and {names[1]} hold different values, which do not add")

@@ -18,6 +18,22 @@ BIAS_SUFFIX = ".lora_B.bias"
 # The difference of a norm's weight is named after the norm, and ends so.
 NORM_SUFFIX = ".diff"
 
+
+def is_difference(extra: str) -> bool:
+    """Whether an extra is added to a tensor of the model, a bias or a norm, rather than put in its place."""
+    return extra.endswith((BIAS_SUFFIX, NORM_SUFFIX))
+
+
+def owner_of(extra: str) -> str:
+    """The layer or norm that an extra is a difference of; of another extra its whole name.
+
+    Example:
+        >>> owner_of("unet.conv_in.lora_B.bias"), owner_of("unet.conv_norm_out.diff")
+        ('unet.conv_in', 'unet.conv_norm_out')
+    """
+    return extra.removesuffix(BIAS_SUFFIX).removesuffix(NORM_SUFFIX)
+
+
 # A change has entries far below one; squares of larger ones than this, summed, would overflow float32.
 LARGEST_ENTRY = 1e12
 
@@ -266,23 +282,6 @@ class AdapterData:
         if not (math.prod(sizes) <= LARGEST_ENTRY and max(sizes) <= LARGEST_ENTRY**1.5):
             raise LayerError(f"{self.source}: layer {name}: {_what_is_wrong(factors)}")
         return factors
-
-
-def common_dialect(adapters: Sequence[AdapterData]) -> tuple[str | None, dict[str, str]]:
-    """Dialect and spelling that several adapters agree in, for what is made of them.
-
-    Example:
-        >>> a, b = AdapterData({}, dialect="kohya", spelling={"x": "lora_x"}), AdapterData({}, dialect="comfy")
-        >>> common_dialect([a, a]), common_dialect([a, b])
-        (('kohya', {'x': 'lora_x'}), (None, {'x': 'lora_x'}))
-    """
-    dialects = {adapter.dialect for adapter in adapters}
-    spellings: dict[str, set[str]] = {}
-    for adapter in adapters:
-        for name, spelt in adapter.spelling.items():
-            spellings.setdefault(name, set()).add(spelt)
-    agreed = {name: spelt.pop() for name, spelt in spellings.items() if len(spelt) == 1}
-    return dialects.pop() if len(dialects) == 1 else None, agreed
 
 
 def _what_is_wrong(factors: Factors) -> str:

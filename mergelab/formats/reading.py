@@ -12,7 +12,7 @@ from torch import Tensor
 from mergelab.errors import FormatError, LayerError
 from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.dialects import dialect_of
-from mergelab.formats.differences import differences_of
+from mergelab.formats.differences import extras_of, parted
 from mergelab.formats.header_alphas import HeaderAlphas, Ranks, header_alphas
 from mergelab.formats.keys import group_keys
 from mergelab.formats.kinds import ModuleTensors, kind_of, module_shape, to_layer
@@ -60,7 +60,8 @@ def parse(
         options = options or ReadOptions()
         groups = group_keys(tensors)
         check_base(groups.modules, options.base)
-        shapes = {name: module_shape(module) for name, module in groups.modules.items()}
+        apart = parted(groups.modules)
+        shapes = {name: module_shape(module) for name, module in apart.layers.items()}
         found = recognise(shapes, metadata, options.architecture, component)
         located = found.located
         extras, unknown = _norms(groups.others, found.names)
@@ -68,21 +69,20 @@ def parse(
         check_own(map(bare, unknown), groups.modules)
         if unknown and config is None:
             raise _unknown_tensors(list(unknown), len(tensors))
-        if not groups.modules:
+        if not apart.layers:
             raise FormatError("holds no LoRA layer; expected keys such as '...lora_A.weight' and '...lora_B.weight'")
         if config is not None:
             components = {where.component for where in located.values()}
             extras |= read_saved(unknown, config, components.pop() if len(components) == 1 else "model")
         header = HeaderAlphas({}, ())
         if scaling_of is None and not metadata.get("lora_adapter_metadata"):
-            header = header_alphas(metadata, _ranks(groups.modules, located))
+            header = header_alphas(metadata, _ranks(apart.layers, located))
             scaling_of = header.scaling_of
         targets = Targets.of(options.base, found.architecture)
-        modules, added, dropped = differences_of(groups.modules, located)
-        layers, biases, without_alpha = _layers(modules, located, scaling_of or header_scaling(metadata), targets)
-        extras |= biases | added
+        layers, biases, without_alpha = _layers(apart.layers, located, scaling_of or header_scaling(metadata), targets)
+        extras |= biases | extras_of(apart.norms, found.names, component)
         _check_extras(extras, layers)
-        notes = (*found.notes, *header.notes, *dropped, *targets.notes, *_notes(layers, found.names, without_alpha))
+        notes = (*found.notes, *header.notes, *apart.notes, *targets.notes, *_notes(layers, found.names, without_alpha))
         return AdapterData(
             layers,
             extras,
@@ -91,7 +91,7 @@ def parse(
             source,
             notes,
             dialect="peft" if config is not None else dialect_of(tensors),
-            spelling=_spelling(groups.modules, located, layers) if found.architecture is None else {},
+            spelling=_spelling(apart.layers, located, layers) if found.architecture is None else {},
         )
 
 
