@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mergelab.errors import LayerError
-from mergelab.linalg.lowrank import Factors, identity_factored, stack
+from mergelab.linalg.lowrank import Factors, Spectrum, identity_factored, stack
 
 # The extra that holds the difference of a layer's bias is named after the layer, and ends so.
 BIAS_SUFFIX = ".lora_B.bias"
@@ -142,6 +142,8 @@ class DerivedLayer(_Computed):
         inner: rows of the change -> their factors, `(rows, r)` and `(r, in * kh * kw)`, float32.
         scaling: the factor between their product and the change.
         rows: those that the layer has, one part after the other.
+        svd: how many of the singular values that it is given to return -> the decomposition of the product, all rows
+            of it, where the form tells it for less than its factors would.
     """
 
     kind: str
@@ -150,6 +152,7 @@ class DerivedLayer(_Computed):
     inner: Callable[[Sequence[slice]], Factors]
     scaling: float = 1.0
     rows: tuple[slice, ...] = (slice(None),)
+    svd: Callable[[Callable[[Tensor], int]], Spectrum] | None = None
 
     @property
     def rank(self) -> int:
@@ -165,7 +168,7 @@ class DerivedLayer(_Computed):
     def of_rows(self, *rows: slice) -> DerivedLayer:
         """The layer of a weight that has only these rows of this one's, one part after the other."""
         count = sum(part.stop - part.start for part in rows)
-        return replace(self, shape=(count, *self.shape[1:]), rows=rows)
+        return replace(self, shape=(count, *self.shape[1:]), rows=rows, svd=None)
 
     def as_lora(self) -> LoraLayer:
         factors = self.inner(self.rows)

@@ -101,3 +101,25 @@ def test_convert_at_a_rank(files: dict[str, Path], tmp_path: Path, capsys: pytes
     for layer in lokr.layers.values():
         best += float(torch.linalg.svdvals(layer.delta_weight().double())[2:].square().sum())
     assert math.isclose((small - lokr).norm(), math.sqrt(best), rel_tol=1e-3)
+
+
+@pytest.mark.parametrize("rank", [5, 0.8, "mean=6"])
+def test_large_changes_are_resized_through_their_form(rank: Any) -> None:
+    """A Kronecker product by the decompositions of its sides, a dense change by its leading directions: the best."""
+    torch.manual_seed(0)
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    w1, w2 = torch.randn(4, 4), torch.randn(96, 72) @ torch.diag(torch.linspace(0.1, 1, 72) ** 4)
+    lokr = -0.5 * ml.load({f"{name}.lokr_w1": w1, f"{name}.lokr_w2": w2})
+    full = ml.load({f"{name}.diff": -0.5 * torch.kron(w1, w2)})
+    exact = torch.linalg.svdvals(0.5 * torch.kron(w1, w2).double()).square()
+    for adapter in (lokr, full):
+        assert set(adapter.ranks.values()) == {288}
+        small = adapter.resize(rank)
+        (count,) = small.ranks.values()
+        if isinstance(rank, float):
+            assert count == int((exact.cumsum(0) < rank * exact.sum()).sum()) + 1
+        else:
+            assert count == int(str(rank).removeprefix("mean="))
+        lost = float((small - adapter).norm() ** 2)
+        assert abs(lost / float(exact[count:].sum()) - 1) < 3e-3
+        assert abs(small.report.retained_energy - float(exact[:count].sum() / exact.sum())) < 3e-3

@@ -28,6 +28,8 @@ from mergelab.layer import BIAS_SUFFIX, AdapterData, DerivedLayer, Layer, terms_
 from mergelab.report import USUAL_ALPHA
 from mergelab.tables import counted
 
+LARGE = 256
+"""Ranks above this make work and files that few people want."""
 _NORM_LEAF = re.compile(r"\.(scale|weight|set_weight|scale\.set_weight)$")
 
 
@@ -208,7 +210,8 @@ def _kind_notes(layers: Mapping[str, Layer]) -> list[str]:
     for kind, ranks in kinds.items():
         span = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
         norms = ", its norms those of the sum of weight and change" if kind == "DoRA" else ""
-        notes.append(f"{counted(len(ranks), 'layer')} of kind {kind}{norms}: exact as factors of rank {span}")
+        large = "; adapter.resize(64), --rank 64, makes them small" if max(ranks) > LARGE else ""
+        notes.append(f"{counted(len(ranks), 'layer')} of kind {kind}{norms}: exact as factors of rank {span}{large}")
     return notes
 
 
