@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import mergelab as ml
+from mergelab.formats.base_weights import open_base
 from tests.test_golden import Golden, find, one_thread, relative  # noqa: F401 - one_thread is a fixture
 from tests.test_golden_files import OTHER_KINDS, canonical_parts, check_comfyui, file_of
 
@@ -63,7 +64,7 @@ def test_comfyui(case: Golden) -> None:
 
 @pytest.mark.parametrize("case", find("comfy_s0_lycoris_sdxl_dora_out"))
 def test_norms_of_dora(case: Golden) -> None:
-    """Magnitudes of rows are for the norms of weight and change together, as LyCORIS has them; ComfyUI has the weight's.
+    """Magnitudes of rows are for the norms of weight and change together, as in LyCORIS; ComfyUI has the weight's.
 
     So the new weights of the two differ by the ratio of these norms, row by row.
     """
@@ -107,3 +108,20 @@ def test_what_is_no_factor_of_a_matrix(tmp_path: Path) -> None:
     again = ml.load(adapter.save(tmp_path / "as-lora.safetensors")).layers[name]
     assert (again.shape, again.rank) == (layer.shape, 4)
     assert relative(again.delta_weight(), layer.delta_weight()) < 1e-6
+
+
+def test_the_base_model_tells_what_a_file_does_not() -> None:
+    """Rotations say nothing of the weight's shape, so that only the base model tells whose names a file has."""
+    torch.manual_seed(0)
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    weight = open_base("miniature/sdxl").weight(name)
+    tensors = {f"lora_{name.replace('.', '_')}.oft_blocks": 0.1 * torch.randn(8, len(weight) // 8, len(weight) // 8)}
+    adapter = ml.load(tensors, base="miniature/sdxl")
+    assert adapter.architecture == "sdxl" and list(adapter.layers) == [name]
+    changed = weight + adapter.layers[name].delta_weight()
+    # A rotation of the outputs leaves products of the inputs' columns as they were.
+    torch.testing.assert_close(changed.T @ changed, weight.T @ weight, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ml.LayerError, match="the base model has no such layer"):
+        ml.load(tensors, base="miniature/flux")
+    with pytest.raises(ml.LayerError, match="do not fit together: expected square blocks for 8 outputs"):
+        ml.load(tensors, base={f"{name}.weight": weight[:8]}, architecture="sdxl")

@@ -134,9 +134,7 @@ def convert(
     block_weights: Blocks = None,
     rank: Annotated[
         str | None,
-        typer.Option(
-            help="8, 0.9 (share of energy) or mean=32: for LoKr, DoRA and the like; default: exact."
-        ),
+        typer.Option(help="8, 0.9 (share of energy) or mean=32: for LoKr, DoRA and the like; default: exact."),
     ] = None,
     dry_run: DryRun = False,
 ) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergelab.errors import FormatError, LayerError
+from mergelab.errors import ArchitectureError, FormatError, LayerError
 from mergelab.formats.architectures.architecture import Architecture
+from mergelab.formats.architectures.evidence import Shape
 from mergelab.formats.dialects import dialect_of
 from mergelab.formats.differences import differences_of
 from mergelab.formats.header_alphas import HeaderAlphas, Ranks, header_alphas
@@ -20,7 +21,7 @@ from mergelab.formats.messages import about
 from mergelab.formats.names import Located, bare, is_module_of
 from mergelab.formats.options import ReadOptions
 from mergelab.formats.prefixes import strip
-from mergelab.formats.recognising import recognise
+from mergelab.formats.recognising import Recognised, recognise
 from mergelab.formats.saved_modules import check_own, read_saved
 from mergelab.formats.scalings import ScalingOf, header_scaling
 from mergelab.formats.weights_beside import Targets, check_base
@@ -62,6 +63,9 @@ def parse(
         check_base(groups.modules, options.base)
         shapes = {name: module_shape(module) for name, module in groups.modules.items()}
         found = recognise(shapes, metadata, options.architecture, component)
+        targets = Targets.of(options.base, found.architecture)
+        if found.architecture is None and targets.architecture:
+            found = _as_the_base(found, shapes, metadata, targets.architecture, component)
         located = found.located
         extras, unknown = _norms(groups.others, found.names)
         extras |= groups.embeddings
@@ -77,7 +81,6 @@ def parse(
         if scaling_of is None and not metadata.get("lora_adapter_metadata"):
             header = header_alphas(metadata, _ranks(groups.modules, located))
             scaling_of = header.scaling_of
-        targets = Targets.of(options.base, found.architecture)
         modules, added, dropped = differences_of(groups.modules, located)
         layers, biases, without_alpha = _layers(modules, located, scaling_of or header_scaling(metadata), targets)
         extras |= biases | added
@@ -93,6 +96,16 @@ def parse(
             dialect="peft" if config is not None else dialect_of(tensors),
             spelling=_spelling(groups.modules, located, layers) if found.architecture is None else {},
         )
+
+
+def _as_the_base(
+    found: Recognised, shapes: Mapping[str, Shape], metadata: Mapping[str, str], base: str, component: str | None
+) -> Recognised:
+    """By the names of the base model that is given, where a file does not tell its own; if it has such layers."""
+    try:
+        return recognise(shapes, metadata, base, component)
+    except ArchitectureError:
+        return found
 
 
 def _spelling(modules: Iterable[str], located: Mapping[str, Located], layers: Mapping[str, Layer]) -> dict[str, str]:

@@ -54,6 +54,11 @@ class Targets:
         return cls(opened)
 
     @property
+    def architecture(self) -> str | None:
+        """The base model's id, where its weights tell."""
+        return self.base.architecture if self.base else None
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how the base model was read."""
         return self.base.notes if self.base else ()
