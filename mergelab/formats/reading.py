@@ -16,14 +16,15 @@ from mergelab.formats.dialects import dialect_of
 from mergelab.formats.differences import differences_of
 from mergelab.formats.header_alphas import HeaderAlphas, Ranks, header_alphas
 from mergelab.formats.keys import group_keys
-from mergelab.formats.kinds import ModuleTensors, kind_of, module_shape, to_layer
+from mergelab.formats.kinds import ModuleTensors, Target, kind_of, module_shape, to_layer
 from mergelab.formats.messages import about
 from mergelab.formats.names import Located, bare, is_module_of
 from mergelab.formats.options import ReadOptions
+from mergelab.formats.peft_kinds import check_modules
 from mergelab.formats.prefixes import strip
 from mergelab.formats.recognising import Recognised, recognise
 from mergelab.formats.saved_modules import check_own, read_saved
-from mergelab.formats.scalings import ScalingOf, header_scaling
+from mergelab.formats.scalings import ScalingOf, header_scaling, says_dora
 from mergelab.formats.weights_beside import Targets, check_base
 from mergelab.layer import BIAS_SUFFIX, AdapterData, DerivedLayer, Layer, terms_of
 from mergelab.report import USUAL_ALPHA
@@ -60,10 +61,11 @@ def parse(
     with about(source):
         options = options or ReadOptions()
         groups = group_keys(tensors)
+        check_modules(groups.modules, config, says_dora(metadata))
         check_base(groups.modules, options.base)
         shapes = {name: module_shape(module) for name, module in groups.modules.items()}
         found = recognise(shapes, metadata, options.architecture, component)
-        targets = Targets.of(options.base, found.architecture)
+        targets = Targets.of(options.base, found.architecture, config)
         if found.architecture is None and targets.architecture:
             found = _as_the_base(found, shapes, metadata, targets.architecture, component)
         located = found.located
@@ -136,17 +138,17 @@ def _layers(
     without_alpha = 0
     for name, module in modules.items():
         where = located[name]
-        dim = kind_of(module).dim(module)
-        scaling = scaling_of(where.component, where.path, dim) if dim else None
+        dim, target = kind_of(module).dim(module), targets.of_module(module, where)
+        scaling = scaling_of(where.component, where.path, dim)
         without_alpha += bool(dim) and "alpha" not in module.tensors and scaling is None
-        layer = to_layer(module, scaling, targets.of_module(module, where))
+        layer = to_layer(module, scaling, target)
         for canonical, part in _parts_of(where, layer).items():
             if canonical in layers:
                 raise FormatError(
                     f"{name!r} and {origin[canonical]!r} are both layer {canonical}; expected one of them"
                 )
             layers[canonical], origin[canonical] = part, name
-        biases |= _biases_of(where, module, layer)
+        biases |= _biases_of(where, module, layer, target)
     return layers, biases, without_alpha
 
 
@@ -158,16 +160,19 @@ def _parts_of(where: Located, layer: Layer | None) -> dict[str, Layer]:
     return {f"{where.component}.{path}": part for path, part in parts.items()}
 
 
-def _biases_of(where: Located, module: ModuleTensors, layer: Layer | None) -> dict[str, Tensor]:
+def _biases_of(where: Located, module: ModuleTensors, layer: Layer | None, target: Target) -> dict[str, Tensor]:
     """Bias differences, with the scaling of their layer, as `<layer>.lora_B.bias`."""
-    bias = module.tensors.get("bias")
-    if bias is None:
-        return {}
-    if bias.dim() != 1 or not bias.is_floating_point():
-        raise LayerError(f"{module.keys['bias']!r}: expected a vector, found shape {tuple(bias.shape)}")
-    # PEFT multiplies the bias of lora_B by the scaling; `diff_b` is the difference as it is.
-    if layer and layer.scaling != 1.0 and not module.keys["bias"].endswith((".diff_b", ".b_norm")):
-        bias = bias.float() * layer.scaling
+    if "bias" not in module.tensors:
+        bias = kind_of(module).bias(module, target)
+        if bias is None:
+            return {}
+    else:
+        bias, key = module.tensors["bias"], module.keys["bias"]
+        if bias.dim() != 1 or not bias.is_floating_point():
+            raise LayerError(f"{key!r}: expected a vector, found shape {tuple(bias.shape)}")
+        # PEFT multiplies the bias of lora_B by the scaling; `diff_b` is the difference as it is.
+        if layer and layer.scaling != 1.0 and not key.endswith((".diff_b", ".b_norm")):
+            bias = bias.float() * layer.scaling
     columns = layer.shape[1] if layer else None
     parts = where.original.split_rows(bias, columns) if where.original else {where.path: bias}
     return {f"{where.component}.{path}{BIAS_SUFFIX}": part for path, part in parts.items()}
