@@ -9,6 +9,7 @@ from typing import Any
 from mergelab.checks import short_repr
 from mergelab.errors import FormatError
 from mergelab.formats.kinds import ModuleTensors, kind_of
+from mergelab.formats.saved_modules import short_key
 
 # What PEFT's configs have in common: what is trained, how, and where.
 _COMMON = """
@@ -108,4 +109,4 @@ def check_modules(modules: Mapping[str, ModuleTensors], config: Mapping[str, Any
 
 
 def _key(module: ModuleTensors) -> str:
-    return short_repr(next(iter(module.keys.values())))
+    return short_key(next(iter(module.keys.values())))

@@ -30,7 +30,7 @@ def check_base(modules: Mapping[str, ModuleTensors], base: object) -> None:
     needing: dict[str, list[str]] = {}
     for module in modules.values():
         if (kind := kind_of(module)).needs_base:
-            needing.setdefault(kind.name, []).append(next(iter(module.keys.values())))
+            needing.setdefault(kind.name, []).append(next(key for r, key in module.keys.items() if r in kind.marks))
     if needing:
         what = "; ".join(f"{name} ({counted(len(k), 'layer')}, {k[0]!r} the first)" for name, k in needing.items())
         raise FormatError(

@@ -7,7 +7,7 @@ import re
 _REFUSED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
-        (r"\.(dora_)?magnitude(_vector)?(\.[^.]+)?(\.weight)?$", "DoRA of ms-swift or torchtune"),
+        (r"\.((dora_)?magnitude(_vector)?(\.[^.]+)?(\.weight)?|lora_magnitude)$", "DoRA of AI-toolkit or torchtune"),
         (r"\.lora_diag(\.[^.]+)?$", "KaSA"),
         (r"\.(lora_E|ranknum)(\.[^.]+)?$", "AdaLoRA"),
         (r"\.lora_monteclora_", "MonteCLoRA"),
