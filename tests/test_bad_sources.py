@@ -18,7 +18,7 @@ CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "empty": ("", ("no JSON",)),
     "a list": ("[]", ("list", "expected 'LORA'")),
     "another method": ('{"peft_type": "IA3"}', ("IA3", "expected 'LORA'")),
-    "DoRA": ('{"use_dora": true}', ("DoRA",)),
+    "QALoRA": ('{"use_qalora": true}', ("QALoRA",)),
     "lora_alpha a string": ('{"lora_alpha": "8"}', ("lora_alpha", "'8'", "expected")),
     "lora_alpha NaN": ('{"lora_alpha": NaN}', ("lora_alpha", "nan", "expected")),
     "lora_alpha too large": ('{"lora_alpha": 1' + "0" * 400 + "}", ("lora_alpha", "expected")),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import mergelab as ml
+from mergelab.layer import same_weight
 from tests.test_golden import Golden, find, one_thread, relative  # noqa: F401 - one_thread is a fixture
 
 # Modules of the original FLUX -> those of diffusers that its rows hold, from the first row to the last.
@@ -47,7 +48,7 @@ COMFY = (
     "onetrainer_flux", "peft_flux", "peft_sdxl_processor", "sd15_diffusers_old",
 )  # fmt: skip
 LYCORIS = ("locon", "locon_rslora", "locon_tucker")
-# Dialects of which plain LoRA files are not: a case whose name holds one of these is no LoRA or LoCon.
+# A case whose name holds one of these is no LoRA or LoCon: `test_kinds` has it.
 OTHER_KINDS = ("loha", "lokr", "dora", "oft", "glora", "ia3", "full_diff")
 
 
@@ -88,7 +89,11 @@ def assembled(parts: tuple[str, ...], found: dict[str, Tensor], shape: list[int]
 @pytest.mark.parametrize("case", find(*(f"comfy_s0_{name}" for name in COMFY)))
 def test_comfyui(case: Golden) -> None:
     """A file loads to the change that ComfyUI applies, module by module and at each strength; nothing is left over."""
-    adapter = ml.load(file_of(case))
+    check_comfyui(case, ml.load(file_of(case)))
+
+
+def check_comfyui(case: Golden, adapter: ml.Adapter) -> None:
+    """Its layers make up the modules of ComfyUI, of their shapes, as the case has them."""
     assert not adapter.extras
     model = case.facts["model"]
     for suffix, strength in case.facts["strengths"].items():
@@ -96,6 +101,7 @@ def test_comfyui(case: Golden) -> None:
         modules = case.facts["modules"].items()
         whole = {m: assembled(canonical_parts(m, facts, model), found, facts["shape"]) for m, facts in modules}
         assert not found
+        assert all(same_weight(whole[m].shape, facts["shape"]) for m, facts in modules)
         case.check(whole, suffix)
 
 

@@ -51,8 +51,11 @@ MISFITS: dict[str, tuple[Tensors, tuple[str, ...]]] = {
     "no LoRA": ({"unet.conv_in.weight": numbers(3, 3)}, ("'unet.conv_in.weight'",)),
     "no tensors": ({}, ("no LoRA layer", "expected", "lora_A")),
     "an embedding only": ({"emb_params": numbers(2, 768)}, ("no LoRA layer", "expected")),
-    "DoRA": ({**lora(), f"{LAYER}.dora_scale": numbers(8, 1)}, ("DoRA", f"{LAYER}.dora_scale", "convert")),
-    "LoHa": ({f"{KOHYA}.hada_w1_a": numbers(8, 2)}, ("LoHa", f"{KOHYA}.hada_w1_a", "convert")),
+    "DoRA": ({**lora(), f"{LAYER}.dora_scale": numbers(8, 1)}, ("DoRA", f"{LAYER}.dora_scale", "base=", "--base")),
+    "LoHa": (
+        {f"{KOHYA}.hada_w1_a": numbers(8, 2)},
+        (f"{KOHYA}.hada_w1_a", "do not fit together: expected hada_w1_a, hada_w1_b"),
+    ),
     "two adapters": (
         {**{f"{LAYER}.lora_A.{name}.weight": numbers(2, 8) for name in ("a", "b")}},
         (f"{LAYER}.lora_A.a.weight", f"{LAYER}.lora_A.b.weight", "one adapter", "save each"),

@@ -7,6 +7,8 @@ from typing import Any
 
 from mergelab.checks import short_repr
 from mergelab.errors import FormatError
+from mergelab.formats.kinds.starts import STARTS
+from mergelab.formats.peft_kinds import check_fields
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -15,7 +17,7 @@ DEFAULT_ALPHA = 8
 
 HONOURED = frozenset(
     """
-    peft_type lora_alpha alpha_pattern use_rslora lora_bias bias init_lora_weights modules_to_save
+    peft_type lora_alpha alpha_pattern use_rslora use_dora lora_bias bias init_lora_weights modules_to_save
     trainable_token_indices
     """.split()
 )
@@ -36,7 +38,6 @@ stay behind when PEFT converts such an adapter to a plain one. The last row is o
 """
 
 REFUSED = {
-    "use_dora": "is a DoRA",
     "use_qalora": "is a QALoRA, whose lora_A reads a pooled input",
     "use_bdlora": "is a BD-LoRA, whose factors are block-diagonal and stored as their blocks",
     "alora_invocation_tokens": "is an activated LoRA, which acts only after its tokens",
@@ -55,9 +56,13 @@ _PLAIN_STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica
 _CONVERTIBLE_STARTS = ("pissa", "olora", "corda", "lora_ga")
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def check_config(config: Mapping[str, Any], has_base: bool = False) -> None:
     """Raise `FormatError` for a field that is set (to anything but None, False, 0 or empty) and neither honoured nor
     harmless.
+
+    Args:
+        config: the fields.
+        has_base: whether the base model's weights are given, from which some starts can be computed again.
 
     Example:
         >>> check_config({"r": 8, "lora_alpha": 16, "use_dora": False, "a_field_of_next_year": None})
@@ -66,9 +71,11 @@ def check_config(config: Mapping[str, Any]) -> None:
             ...
         mergelab.errors.FormatError: is a QALoRA, whose lora_A reads a pooled input (use_qalora), which this version ...
     """
-    kind = config.get("peft_type") or "LORA"
-    if str(kind).upper() != "LORA":
-        raise FormatError(f"peft_type is {short_repr(kind)}, expected 'LORA'")
+    _check_bias(config.get("bias"))
+    peft_type = str(config.get("peft_type") or "LORA").upper()
+    if peft_type != "LORA":
+        check_fields(peft_type, config)
+        return
     for field, value in config.items():
         if not value or field in HARMLESS:
             continue
@@ -82,8 +89,7 @@ def check_config(config: Mapping[str, Any]) -> None:
                 f"sets {short_repr(field)} to {short_repr(value)}, and mergelab does not know what that changes; "
                 "expected the fields of a plain LoRA: convert the adapter to one with the tool that wrote it"
             )
-    _check_bias(config.get("bias"))
-    _check_start(config.get("init_lora_weights"))
+    _check_start(config.get("init_lora_weights"), has_base)
 
 
 def _check_bias(bias: object) -> None:
@@ -94,13 +100,15 @@ def _check_bias(bias: object) -> None:
         )
 
 
-def _check_start(start: object) -> None:
+def _check_start(start: object, has_base: bool) -> None:
     name = str(start).lower()
-    if not start or name in _PLAIN_STARTS:
+    if not start or name in _PLAIN_STARTS or (has_base and name in STARTS):
         return
     convert = "convert it with the tool that wrote it"
     if name.startswith(_CONVERTIBLE_STARTS):
         convert = "convert it with PEFT's save_pretrained, given path_initial_model_for_weight_conversion"
+    if name in STARTS:
+        convert += ", or give the weights as they were before that, load(folder, base='model.safetensors')"
     elif name != "loftq":
         raise FormatError(
             f"init_lora_weights is {short_repr(start)}, which may have changed the base model at the start of "

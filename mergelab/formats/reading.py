@@ -9,20 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergelab.errors import FormatError, LayerError
+from mergelab.errors import ArchitectureError, FormatError, LayerError
 from mergelab.formats.architectures.architecture import Architecture
+from mergelab.formats.architectures.evidence import Shape
 from mergelab.formats.dialects import dialect_of
 from mergelab.formats.differences import extras_of, parted
 from mergelab.formats.header_alphas import HeaderAlphas, Ranks, header_alphas
 from mergelab.formats.keys import group_keys
-from mergelab.formats.kinds import ModuleTensors, kind_of, module_shape, to_layer
+from mergelab.formats.kinds import ModuleTensors, Target, kind_of, module_shape, to_layer
 from mergelab.formats.messages import about
 from mergelab.formats.names import Located, bare, is_module_of
 from mergelab.formats.options import ReadOptions
+from mergelab.formats.peft_kinds import check_modules
 from mergelab.formats.prefixes import strip
-from mergelab.formats.recognising import recognise
+from mergelab.formats.recognising import Recognised, recognise
 from mergelab.formats.saved_modules import check_own, read_saved
-from mergelab.formats.scalings import ScalingOf, header_scaling
+from mergelab.formats.scalings import ScalingOf, header_scaling, says_dora
 from mergelab.formats.weights_beside import Targets, check_base
 from mergelab.layer import BIAS_SUFFIX, AdapterData, DerivedLayer, Layer, terms_of
 from mergelab.report import USUAL_ALPHA
@@ -61,10 +63,14 @@ def parse(
     with about(source):
         options = options or ReadOptions()
         groups = group_keys(tensors)
+        check_modules(groups.modules, config, says_dora(metadata))
         check_base(groups.modules, options.base)
         apart = parted(groups.modules)
         shapes = {name: module_shape(module) for name, module in apart.layers.items()}
         found = recognise(shapes, metadata, options.architecture, component)
+        targets = Targets.of(options.base, found.architecture, config)
+        if found.architecture is None and targets.architecture:
+            found = _as_the_base(found, shapes, metadata, targets.architecture, component)
         located = found.located
         extras, unknown = _norms(groups.others, found.names)
         extras |= groups.embeddings
@@ -80,7 +86,6 @@ def parse(
         if scaling_of is None and not metadata.get("lora_adapter_metadata"):
             header = header_alphas(metadata, _ranks(apart.layers, located))
             scaling_of = header.scaling_of
-        targets = Targets.of(options.base, found.architecture)
         layers, biases, without_alpha = _layers(apart.layers, located, scaling_of or header_scaling(metadata), targets)
         extras |= biases | extras_of(apart.norms, found.names, component)
         _check_extras(extras, layers)
@@ -95,6 +100,16 @@ def parse(
             dialect="peft" if config is not None else dialect_of(tensors),
             spelling=_spelling(apart.layers, located, layers) if found.architecture is None else {},
         )
+
+
+def _as_the_base(
+    found: Recognised, shapes: Mapping[str, Shape], metadata: Mapping[str, str], base: str, component: str | None
+) -> Recognised:
+    """By the names of the base model that is given, where a file does not tell its own; if it has such layers."""
+    try:
+        return recognise(shapes, metadata, base, component)
+    except ArchitectureError:
+        return found
 
 
 def _spelling(modules: Iterable[str], located: Mapping[str, Located], layers: Mapping[str, Layer]) -> dict[str, str]:
@@ -125,17 +140,17 @@ def _layers(
     without_alpha = 0
     for name, module in modules.items():
         where = located[name]
-        dim = kind_of(module).dim(module)
-        scaling = scaling_of(where.component, where.path, dim) if dim else None
+        dim, target = kind_of(module).dim(module), targets.of_module(module, where)
+        scaling = scaling_of(where.component, where.path, dim)
         without_alpha += bool(dim) and "alpha" not in module.tensors and scaling is None
-        layer = to_layer(module, scaling, targets.of_module(module, where))
+        layer = to_layer(module, scaling, target)
         for canonical, part in _parts_of(where, layer).items():
             if canonical in layers:
                 raise FormatError(
                     f"{name!r} and {origin[canonical]!r} are both layer {canonical}; expected one of them"
                 )
             layers[canonical], origin[canonical] = part, name
-        biases |= _biases_of(where, module, layer)
+        biases |= _biases_of(where, module, layer, target)
     return layers, biases, without_alpha
 
 
@@ -147,16 +162,19 @@ def _parts_of(where: Located, layer: Layer | None) -> dict[str, Layer]:
     return {f"{where.component}.{path}": part for path, part in parts.items()}
 
 
-def _biases_of(where: Located, module: ModuleTensors, layer: Layer | None) -> dict[str, Tensor]:
+def _biases_of(where: Located, module: ModuleTensors, layer: Layer | None, target: Target) -> dict[str, Tensor]:
     """Bias differences, with the scaling of their layer, as `<layer>.lora_B.bias`."""
-    bias = module.tensors.get("bias")
-    if bias is None:
-        return {}
-    if bias.dim() != 1 or not bias.is_floating_point():
-        raise LayerError(f"{module.keys['bias']!r}: expected a vector, found shape {tuple(bias.shape)}")
-    # PEFT multiplies the bias of lora_B by the scaling; `diff_b` is the difference as it is.
-    if layer and layer.scaling != 1.0 and not module.keys["bias"].endswith((".diff_b", ".b_norm")):
-        bias = bias.float() * layer.scaling
+    if "bias" not in module.tensors:
+        bias = kind_of(module).bias(module, target)
+        if bias is None:
+            return {}
+    else:
+        bias, key = module.tensors["bias"], module.keys["bias"]
+        if bias.dim() != 1 or not bias.is_floating_point():
+            raise LayerError(f"{key!r}: expected a vector, found shape {tuple(bias.shape)}")
+        # PEFT multiplies the bias of lora_B by the scaling; `diff_b` is the difference as it is.
+        if layer and layer.scaling != 1.0 and not key.endswith((".diff_b", ".b_norm")):
+            bias = bias.float() * layer.scaling
     columns = layer.shape[1] if layer else None
     parts = where.original.split_rows(bias, columns) if where.original else {where.path: bias}
     return {f"{where.component}.{path}{BIAS_SUFFIX}": part for path, part in parts.items()}

@@ -153,7 +153,7 @@ def _read_peft(
     config_path = weights.with_name(PEFT_CONFIG)
     with about(called(config_path)):
         config = _read_config(config_path)
-        scaling_of = for_all_components(config_scaling(config))
+        scaling_of = for_all_components(config_scaling(config, options.base is not None))
     with about(called(weights)):
         tensors, metadata = read_tensors(weights, options.allow_pickle)
     component = component or metadata.get("mergelab.component")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from mergelab.errors import FormatError, LayerError
 from mergelab.formats.base_sources import BaseSource
 from mergelab.formats.base_weights import BaseWeights, open_base
 from mergelab.formats.kinds import ModuleTensors, Target, kind_of, module_shape
+from mergelab.formats.kinds.starts import start_of
 from mergelab.formats.names import Located
 from mergelab.tables import counted
 
@@ -28,7 +30,7 @@ def check_base(modules: Mapping[str, ModuleTensors], base: object) -> None:
     needing: dict[str, list[str]] = {}
     for module in modules.values():
         if (kind := kind_of(module)).needs_base:
-            needing.setdefault(kind.name, []).append(next(iter(module.keys.values())))
+            needing.setdefault(kind.name, []).append(next(key for r, key in module.keys.items() if r in kind.marks))
     if needing:
         what = "; ".join(f"{name} ({counted(len(k), 'layer')}, {k[0]!r} the first)" for name, k in needing.items())
         raise FormatError(
@@ -43,15 +45,27 @@ class Targets:
 
     Attributes:
         base: their values; None where none were given.
+        config: the fields of a PEFT config beside the file.
     """
 
     base: BaseWeights | None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, base: BaseSource | BaseWeights | None, architecture: str | None) -> Targets:
-        """From what the user gives."""
+    def of(
+        cls,
+        base: BaseSource | BaseWeights | None,
+        architecture: str | None,
+        config: Mapping[str, Any] | None = None,
+    ) -> Targets:
+        """From what the user gives, and the config beside the file."""
         opened = base if base is None or isinstance(base, BaseWeights) else open_base(base, architecture)
-        return cls(opened)
+        return cls(opened, config or {})
+
+    @property
+    def architecture(self) -> str | None:
+        """The base model's id, where its weights tell."""
+        return self.base.architecture if self.base else None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -65,7 +79,13 @@ class Targets:
             LayerError: the module needs it, and the base model has no such layer, or one of another shape.
         """
         own = module_shape(module)
-        if self.base is not None and kind_of(module).needs_base:
+        started = start_of(self.config) if "down" in module.tensors else None
+        if self.base is not None and (started or kind_of(module).needs_base):
+            if self.config.get("fan_in_fan_out"):
+                raise LayerError(
+                    f"{next(iter(module.keys.values()))!r} is a function of a weight that its model stores as (in, "
+                    "out) (fan_in_fan_out), which this version of mergelab does not read"
+                )
             names = [f"{where.component}.{part}" for part in (where.original.parts if where.original else [where.path])]
             shapes = [self.base.shape(name) for name in names]
             shape = (sum(s[0] for s in shapes), *shapes[0][1:])
@@ -75,7 +95,8 @@ class Targets:
                     f"{shape} there: is the adapter for another base model?"
                 )
             swapped = where.original is not None and where.original.swapped
-            return Target(shape, partial(_weight, self.base, names, swapped))
+            weight, bias = partial(_weight, self.base, names, swapped), partial(_bias, self.base, names, swapped)
+            return Target(shape, weight, bias, self.config)
         if where.component == "unet" and len(own) == 2 and where.path.endswith(_THREE_BY_THREE) and own[1] % 9 == 0:
             return Target((own[0], own[1] // 9, 3, 3))
         return Target()
@@ -83,5 +104,15 @@ class Targets:
 
 def _weight(base: BaseWeights, names: list[str], swapped: bool) -> Tensor:
     """The weight of a module of the original model, from those of diffusers' modules."""
-    whole = torch.cat([base.weight(name) for name in names])
+    return _joined([base.weight(name) for name in names], swapped)
+
+
+def _bias(base: BaseWeights, names: list[str], swapped: bool) -> Tensor | None:
+    """The bias of a module, likewise."""
+    biases = [bias for name in names if (bias := base.bias(name)) is not None]
+    return _joined(biases, swapped) if len(biases) == len(names) else None
+
+
+def _joined(parts: list[Tensor], swapped: bool) -> Tensor:
+    whole = torch.cat(parts)
     return torch.roll(whole, len(whole) // 2, dims=0) if swapped else whole

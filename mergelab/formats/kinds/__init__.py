@@ -12,6 +12,9 @@ from mergelab.formats.kinds.loha import LOHA
 from mergelab.formats.kinds.lokr import LOKR
 from mergelab.formats.kinds.lora import LORA
 from mergelab.formats.kinds.oft import OFT
+from mergelab.formats.kinds.peft_boft import PEFT_BOFT
+from mergelab.formats.kinds.peft_ia3 import PEFT_IA3
+from mergelab.formats.kinds.peft_oft import PEFT_OFT
 from mergelab.formats.kinds.refused import refused_kind
 from mergelab.layer import Layer
 
@@ -34,7 +37,7 @@ def kind_of(module: ModuleTensors) -> Kind:
 
 
 DORA = dora(kind_of)
-KINDS: tuple[Kind, ...] = (DORA, LOHA, LOKR, FULL, OFT, GLORA, IA3, LORA)
+KINDS: tuple[Kind, ...] = (DORA, LOHA, LOKR, FULL, OFT, GLORA, IA3, PEFT_OFT, PEFT_BOFT, PEFT_IA3, LORA)
 """Where a module's tensors are marks of two kinds, the first counts; the last is what a lone `alpha` is taken for."""
 
 _LEAVES = (*(leaf for kind in KINDS for leaf in kind.leaves), *COMMON_LEAVES)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,10 +54,14 @@ class Target:
     Attributes:
         shape: `(out, in[, kh, kw])`; () where only the module's tensors tell it.
         weight: reads it, `shape`, float32; None where there is no base model.
+        bias: reads the bias beside it, or None where there is none.
+        config: the fields of a PEFT config beside the file.
     """
 
     shape: tuple[int, ...] = ()
     weight: Callable[[], Tensor] | None = None
+    bias: Callable[[], Tensor | None] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +78,7 @@ class Kind:
             of a convolution may be flat, `(out, in * kh * kw)`.
         dim: the rank that alpha is divided by; 0 where there is none.
         needs_base: whether the layer is a function of the weight.
+        bias: how the bias changes, where the layer changes it; None where it does not.
     """
 
     name: str
@@ -82,6 +88,7 @@ class Kind:
     shape: Callable[[ModuleTensors], tuple[int, ...]]
     dim: Callable[[ModuleTensors], int] = lambda module: 0
     needs_base: bool = False
+    bias: Callable[[ModuleTensors, Target], Tensor | None] = lambda module, target: None
 
 
 def leaves(*rows: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:

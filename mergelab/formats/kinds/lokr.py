@@ -100,9 +100,14 @@ def _rank(first: _Side, second: _Side) -> int:
 def _factors(first: _Side, second: _Side, rows: Sequence[slice]) -> Factors:
     """`kron(B1 A1, B2 A2) = kron(B1, B2) kron(A1, A2)`; of a change of full rank the change itself."""
     if first.rank * second.rank >= full_rank(_joint(first, second)):
-        return identity_factored(selected(torch.kron(first.whole(), second.whole()), rows))
+        return identity_factored(selected(_kron(first.whole(), second.whole()), rows))
     (b1, a1), (b2, a2) = first.factors(), second.factors()
-    return Factors(selected(torch.kron(b1, b2), rows), torch.kron(a1, a2))
+    return Factors(selected(_kron(b1, b2), rows), _kron(a1, a2))
+
+
+def _kron(x: Tensor, y: Tensor) -> Tensor:
+    """Of two matrices; torch.kron (2.14) raises for some that were transposed."""
+    return (x[:, None, :, None] * y[:, None, :]).reshape(len(x) * len(y), -1)
 
 
 def _svd(first: _Side, second: _Side, count: Callable[[Tensor], int]) -> Spectrum:

@@ -9,12 +9,16 @@ from torch import Tensor
 
 from mergelab.errors import LayerError
 from mergelab.formats.kinds.kind import Kind, ModuleTensors, Target, leaves, scaling_of
+from mergelab.formats.kinds.starts import start_of, without_start
 from mergelab.formats.messages import about
-from mergelab.layer import LoraLayer
+from mergelab.layer import Layer, LoraLayer
 
 
-def _to_layer(module: ModuleTensors, scaling: float | None, target: Target) -> LoraLayer:
-    """`scaling * up @ down`; without a scaling from elsewhere it is alpha / rank, or 1 where there is no alpha."""
+def _to_layer(module: ModuleTensors, scaling: float | None, target: Target) -> Layer:
+    """`scaling * up @ down`; without a scaling from elsewhere it is alpha / rank, or 1 where there is no alpha.
+
+    Where a config says that they began with a part of the weight, without that.
+    """
     tensors, keys = module.tensors, module.keys
     for role, other in (("down", "up"), ("up", "down")):
         if role not in tensors:
@@ -30,7 +34,8 @@ def _to_layer(module: ModuleTensors, scaling: float | None, target: Target) -> L
         if down.dim() != up.dim():
             down, up = _same_dims(down, up)
         layer = LoraLayer(down, up)
-    return layer.scaled(scaling_of(module, _dim(module), scaling))
+    layer = layer.scaled(scaling_of(module, _dim(module), scaling))
+    return without_start(layer, start, target) if (start := start_of(target.config)) else layer
 
 
 def _shape(module: ModuleTensors) -> tuple[int, ...]:

@@ -28,15 +28,15 @@ def _to_layer(module: ModuleTensors, scaling: float | None, target: Target) -> D
 
 def _difference(read: Callable[[], Tensor], blocks: Tensor, constraint: float, rescale: Tensor | None) -> Tensor:
     weight = read().float().flatten(1)
-    rotations, turned = rotations_of(blocks.float(), constraint), weight
+    rotations, rotated = rotations_of(blocks.float(), constraint), weight
     if blocks.dim() == 3:
-        turned = _turned(rotations.mT, turned)  # LyCORIS multiplies by the transposed blocks here, not in BOFT
+        rotated = turned(rotations.mT, rotated)  # LyCORIS multiplies by the transposed blocks here, not in BOFT
     else:
         for i, stage in enumerate(rotations):
             apart = 2**i * blocks.shape[-1] // 2
-            paired = turned.unflatten(0, (-1, 2, apart)).transpose(1, 2).flatten(0, 2)
-            turned = _turned(stage, paired).unflatten(0, (-1, apart, 2)).transpose(1, 2).flatten(0, 2)
-    return (turned if rescale is None else turned * rescale.float().reshape(-1, 1)) - weight
+            paired = rotated.unflatten(0, (-1, 2, apart)).transpose(1, 2).flatten(0, 2)
+            rotated = turned(stage, paired).unflatten(0, (-1, apart, 2)).transpose(1, 2).flatten(0, 2)
+    return (rotated if rescale is None else rotated * rescale.float().reshape(-1, 1)) - weight
 
 
 def rotations_of(blocks: Tensor, constraint: float = 0.0) -> Tensor:
@@ -51,7 +51,7 @@ def rotations_of(blocks: Tensor, constraint: float = 0.0) -> Tensor:
     return torch.linalg.solve(one - q, one + q, left=False)
 
 
-def _turned(rotations: Tensor, matrix: Tensor) -> Tensor:
+def turned(rotations: Tensor, matrix: Tensor) -> Tensor:
     """Each block of rows by its own rotation."""
     count, size = rotations.shape[:2]
     return (rotations @ matrix.unflatten(0, (count, size))).flatten(0, 1)

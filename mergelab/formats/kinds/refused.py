@@ -7,14 +7,13 @@ import re
 _REFUSED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
-        (r"\.(dora_)?magnitude(_vector)?(\.[^.]+)?(\.weight)?$", "DoRA of ms-swift or torchtune"),
+        (r"\.((dora_)?magnitude(_vector)?(\.[^.]+)?(\.weight)?|lora_magnitude)$", "DoRA of AI-toolkit or torchtune"),
         (r"\.lora_diag(\.[^.]+)?$", "KaSA"),
         (r"\.(lora_E|ranknum)(\.[^.]+)?$", "AdaLoRA"),
         (r"\.lora_monteclora_", "MonteCLoRA"),
         (r"\.lora_velora_", "VeLoRA"),
         (r"\.vera_lambda_[bd](\.[^.]+)?$", "VeRA"),
-        (r"\.(oft_diag|oft_R(\..*)?|boft_[RPs](\..*)?)$", "OFT or BOFT of PEFT"),
-        (r"\.ia3_l(\..*)?$", "(IA)3 of PEFT"),
+        (r"\.oft_diag$", "an early OFT"),
         (r"^(unet|text_encoder(_2)?):\d+:(down|up)$", "cloneofsimo's numbered layers"),
         (r"\.lora_embedding_[AB]", "LoRA of an embedding table"),
     )
