@@ -123,3 +123,20 @@ def test_large_changes_are_resized_through_their_form(rank: Any) -> None:
         lost = float((small - adapter).norm() ** 2)
         assert abs(lost / float(exact[count:].sum()) - 1) < 3e-3
         assert abs(small.report.retained_energy - float(exact[:count].sum() / exact.sum())) < 3e-3
+
+
+def test_in_an_evaluation(files: dict[str, Path], tmp_path: Path) -> None:
+    """The pipeline of an evaluation is the base model of its adapters: a DoRA alone draws what its change fused does."""
+    config = {
+        "pipeline": BASE,
+        "loras": [{"path": str(files["dora"]), "name": "dora"}, "miniature/sdxl/ghost"],
+        "merges": [{"method": "ties", "rank": 8}],
+        "prompts": ["a sks on a gray background"],
+        "seeds": 1,
+        "metrics": ["judge"],
+        "generation": {"steps": 2},
+    }
+    result = ml.evaluate(config, tmp_path / "run", progress=False)
+    frame = result.scores
+    assert {"single:dora", "single:ghost"} <= set(frame["variant"])
+    assert not frame["value"].isna().any()
