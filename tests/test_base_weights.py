@@ -116,7 +116,7 @@ def test_a_single_file_of_flux(tmp_path: Path, prefix: str) -> None:
     check(base, {"transformer": model})
     live = open_base(model)
     assert set(base.others) == set(live.others)
-    assert all(torch.equal(base.tensor(name), live.tensor(name)) for name in live.others)
+    assert all(torch.equal(base.stored(name), live.stored(name)) for name in live.others)
 
 
 def test_a_state_dict_by_canonical_names() -> None:

@@ -45,8 +45,8 @@ LAYERS = {
         "base_models | recipe",
     ),
     "mergelab.engine": (
-        "composing",
-        "checkpoint | merge",
+        "composing | extracting",
+        "checkpoint | differences | merge",
         "changes | outcome",
         "asking | layers",
         "extras | storing",
