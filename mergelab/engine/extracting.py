@@ -63,9 +63,9 @@ def extract(
 
     Raises:
         SourceError, FormatError: a model cannot be read.
-        ArchitectureError: two base models, or one that cannot be told; nothing differs.
+        ArchitectureError: two base models, or one that cannot be told.
         LayerError: a layer is in one of the two alone, or of another shape, quantised, or its difference not finite.
-        OptionError: a rank out of its range; no such component or device.
+        OptionError: a rank out of its range; no such component or device; nothing differs.
 
     Example:
         >>> from mergelab import load
@@ -140,8 +140,8 @@ class Compared:
     def lines(self) -> list[str]:
         """What differs, in words."""
         found = self.found
-        of = f"{len(found.layers)} of {counted(found.compared, 'layer')}"
-        return [f"{of} and {counted(len(found.biases), 'bias tensor')} differ", *found.notes]
+        biases = f", and {counted(len(found.biases), 'bias tensor')}" if found.biases else ""
+        return [f"{len(found.layers)} of {counted(found.compared, 'layer')} differ{biases}", *found.notes]
 
     def _spectra(self, names: Any, rank: Rank, device: torch.device) -> Iterator[tuple[str, Spectrum]]:
         """Of one layer after the other: what is kept, or of a budget what may be."""
@@ -203,7 +203,7 @@ def compared(
         >>> compared("miniature/flux", "miniature/flux")
         Traceback (most recent call last):
             ...
-        mergelab.errors.ArchitectureError: miniature/flux and miniature/flux do not differ in any of 86 layers: there
+        mergelab.errors.OptionError: miniature/flux and miniature/flux do not differ in any of 86 layers: there
         is nothing to extract
     """
     if isinstance(components, str) or (components is not None and not all(isinstance(x, str) for x in components)):
@@ -221,7 +221,7 @@ def compared(
     found = differences(models[0], models[1], components, progress)
     if not found.layers and not found.biases:
         beside = f"; {'; '.join(found.notes)}" if found.notes else ""
-        raise ArchitectureError(
+        raise OptionError(
             f"{models[0].title} and {models[1].title} do not differ in any of {counted(found.compared, 'layer')}: "
             f"there is nothing to extract{beside}"
         )
