@@ -161,8 +161,8 @@ def _beside(
     for component, norms in different.items():
         norm = sum(value**2 for value in norms.values()) ** 0.5
         notes.append(
-            f"left out, what no adapter's layer can hold: {counted(len(norms), 'tensor')} of {component} that differ "
-            f"(norms, embeddings, ...; {next(iter(norms))} the first), by {norm:.3g} in norm"
+            f"left out, as no layer of an adapter holds them: {counted(len(norms), 'tensor')} of {component} that "
+            f"differ ({next(iter(norms))} the first), by {norm:.3g} in norm"
         )
     for model, alone in ((tuned, own - others), (base, others - own)):
         if alone:
