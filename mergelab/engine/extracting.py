@@ -25,7 +25,7 @@ from mergelab.layer import full_rank, layer_of, short_name
 from mergelab.linalg.dense import squared_norms, svd_dense
 from mergelab.linalg.lowrank import Factors, Spectrum
 from mergelab.linalg.precision import full_precision
-from mergelab.linalg.workspace import Workspace, threads, trim_heap
+from mergelab.linalg.workspace import Workspace, panels, threads, trim_heap
 from mergelab.ranks import Rank, RankBudget, budget_note, check_rank, rank_note, rank_record, target_rank, truncate
 from mergelab.report import LayerReport, Report
 from mergelab.tables import counted
@@ -148,12 +148,15 @@ class Compared:
         with full_precision(), threads() as pool:
             workspace = Workspace(pool if device.type == "cpu" else None)
             for name in names:
-                yield name, _truncated(self._delta(name).to(device), rank, workspace, name)
-                trim_heap()
+                change = self._delta(name).to(device)
+                trim_heap()  # of what was read, before the next is taken
+                yield name, _truncated(change, rank, workspace, name)
 
     def _delta(self, name: str) -> Tensor:
         change = self.tuned.weight(name).flatten(1)
-        change -= self.base.weight(name).flatten(1)
+        other = self.base.stored(f"{name}.weight").flatten(1)
+        for rows in panels(len(change), 512):  # no second copy in float32
+            change[rows] -= other[rows].float()
         return change
 
     def _report(self, rank: Rank, spectra: dict[str, Spectrum], known: dict[str, int]) -> Report:
@@ -219,6 +222,7 @@ def compared(
     # What one tells goes for the other, whose names are read by it.
     models = [m if m.architecture else open_base(source, id) for m, source in zip(models, sources)]
     found = differences(models[0], models[1], components, progress)
+    trim_heap()
     if not found.layers and not found.biases:
         beside = f"; {'; '.join(found.notes)}" if found.notes else ""
         raise OptionError(
