@@ -218,9 +218,9 @@ def compared(
         remedy = "extract from a model and its own base" if ids else "say architecture= (--architecture)"
         raise ArchitectureError(f"{said}: expected two of one base model; {remedy}")
     id = str(ids.pop())
-    sources = (tuned, base)
-    # What one tells goes for the other, whose names are read by it.
-    models = [m if m.architecture else open_base(source, id) for m, source in zip(models, sources)]
+    for i, source in enumerate((tuned, base)):  # what one tells goes for the other, whose names are read by it
+        if models[i].architecture is None:
+            models[i] = replace(source, architecture=id) if isinstance(source, BaseWeights) else open_base(source, id)
     found = differences(models[0], models[1], components, progress)
     trim_heap()
     if not found.layers and not found.biases:
