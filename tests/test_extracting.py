@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from mergelab.formats import sha256_of
 from mergelab.formats.base_weights import BaseWeights, open_base
 from mergelab.layer import BIAS_SUFFIX
 from tests.refusing import Refused
-from tests.test_fuse_checkpoint import UNET, opened, original
+from tests.test_base_weights import single_file_of_sdxl
+from tests.test_fuse_checkpoint import CLIP_G, UNET, opened, original, sdxl
 
 State = dict[str, Tensor]
 ROOT = Path(__file__).parents[1]
@@ -92,6 +94,21 @@ def test_from_half_precision_to_its_rounding(dtype: torch.dtype, tmp_path: Path)
     assert 0 < found.report.relative_error < 0.05
     assert "not compared, in" in str(found.report) and "all of text_encoder_2" in str(found.report)
     check_equal(ml.extract(model, tmp_path / "base", rank), found, 0)
+
+
+def test_a_single_file_of_sdxl_from_a_loaded_model() -> None:
+    """UNet and both encoders, one of which the file has in open_clip's form, with fused q, k, v, without embeddings."""
+    tensors, models = single_file_of_sdxl(), SimpleNamespace(components=sdxl())
+    key = f"{CLIP_G}transformer.resblocks.0.attn.in_proj_weight"
+    change = torch.outer(torch.arange(len(tensors[key])), torch.ones(tensors[key].shape[1])) / 64
+    tensors[key] = tensors[key].float() + change
+    found = ml.extract(tensors, models, 1, components=["unet", "text_encoder", "text_encoder_2"])
+    layers = [f"text_encoder_2.text_model.encoder.layers.0.self_attn.{x}_proj" for x in "qkv"]
+    assert sorted(found.layers) == sorted(layers)
+    for layer, expected in zip(layers, change.chunk(3)):
+        assert torch.allclose(found.layers[layer].delta_weight(), expected, atol=1e-4)
+    assert "differ (" not in str(found.report)
+    assert "alone: 1 layer (text_encoder_2.text_projection, ...)" in str(found.report)
 
 
 def noise(names: list[str], seed: int = 0) -> State:

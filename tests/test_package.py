@@ -140,7 +140,7 @@ LAYERS = {
     ),
     "mergelab.cli": (
         "app",
-        "evaluating | fusing | publishing | showing | writing",
+        "evaluating | extracting | fusing | publishing | showing | writing",
         "strengths",
         "arguments | outputs | several | streams",
     ),

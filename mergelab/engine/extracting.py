@@ -151,6 +151,8 @@ class Compared:
                 change = self._delta(name).to(device)
                 trim_heap()  # of what was read, before the next is taken
                 yield name, _truncated(change, rank, workspace, name)
+                del change
+                trim_heap()
 
     def _delta(self, name: str) -> Tensor:
         change = self.tuned.weight(name).flatten(1)
