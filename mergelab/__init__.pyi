@@ -47,6 +47,9 @@ from .pipelines.fusing import fused as fused
 from .pipelines.fusing import unfuse as unfuse
 from .publishing import Pushed as Pushed
 from .ranks import RankBudget as RankBudget
+from .ranks import SvCumulative as SvCumulative
+from .ranks import SvFro as SvFro
+from .ranks import SvRatio as SvRatio
 from .report import Report as Report
 
 __version__: str

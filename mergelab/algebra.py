@@ -23,7 +23,7 @@ from mergelab.linalg.lowrank import Spectrum
 from mergelab.linalg.precision import full_precision
 from mergelab.linalg.span import svd
 from mergelab.linalg.workspace import each_layer
-from mergelab.ranks import Rank, RankBudget, budget_note, check_rank, rank_note, target_rank, truncate
+from mergelab.ranks import Rank, RankBudget, budget_note, rank_note, target_rank, truncate
 from mergelab.report import LayerReport, Report, carried
 
 
@@ -107,7 +107,6 @@ def resize_layers(data: AdapterData, rank: Rank, device: torch.device | None = N
 
     A layer that keeps its rank keeps its factors, others are float32; one that a budget leaves nothing is left out.
     """
-    rank = check_rank(rank)
 
     def resized(name: str) -> Spectrum:
         layer = data.layers[name]

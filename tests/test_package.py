@@ -85,6 +85,7 @@ LAYERS = {
     "mergelab.formats.nunchaku": ("packed", "modules", "fusing | quantized", "packing"),
     "mergelab.miniature": ("judge", "world", "objects | styles"),
     "mergelab.methods": ("registry", "dare | magnitude_prune", "ties", "*", "method", "sparsify"),
+    "mergelab.ranks": ("cutting", "reading", "dynamic", "budget"),
     "mergelab.linalg": (
         "adding | dense | directions | radix | selection | stacks | streams",
         "span | subspace",

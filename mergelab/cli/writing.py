@@ -63,7 +63,8 @@ def merge(
     rank: Annotated[
         str | None,
         typer.Option(
-            help="8, max, sum, 0.9 (share of energy) or mean=32 (a budget); default: max of the inputs, sum for cat."
+            help="8, max, sum, 0.9 (share of energy), mean=32 (a budget) or kohya's sv_ratio=2, sv_fro=0.9, "
+            "sv_cumulative=0.8, with a cap sv_ratio=2,max=32; default: max of the inputs, sum for cat."
         ),
     ] = None,
     space: Annotated[str | None, typer.Option(help="delta (default), core, knots or factors.")] = None,
@@ -144,7 +145,13 @@ def convert(
 
 def resize(
     file: File,
-    rank: Annotated[str, typer.Option(help="8, 0.9 (share of energy) or mean=32 (a budget).")],
+    rank: Annotated[
+        str,
+        typer.Option(
+            help="8, 0.9 (share of energy), mean=32 (a budget) or kohya's sv_ratio=2, sv_fro=0.9, sv_cumulative=0.8; "
+            "with a cap sv_ratio=2,max=32."
+        ),
+    ],
     output: Out,
     format: Format = None,
     for_: For = None,
@@ -162,7 +169,9 @@ def resize(
     from mergelab.ranks import parse_rank, rank_text
 
     if (target := parse_rank(rank)) in ("max", "sum"):
-        raise OptionError(f"rank={rank!r}: expected a number such as 16, 0.9 (share of energy) or mean=16 (a budget)")
+        raise OptionError(
+            f"rank={rank!r}: expected a number such as 16, 0.9 (share of energy), mean=16 (a budget) or sv_ratio=2"
+        )
     out = Output(output, format, for_, dtype, force)
     chosen = chosen_device(device, LAYER_BY_LAYER)
     opened = _open(file, out, drop_extras, allow_pickle, architecture, block_weights)
