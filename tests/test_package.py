@@ -24,7 +24,7 @@ LAYERS = {
         "__main__",
         "cli",
         "evaluation",
-        "pipelines | comparing",
+        "pipelines | comparing | diagnosing",
         "engine",
         "adapter",
         "algebra | publishing",
@@ -36,6 +36,7 @@ LAYERS = {
         "errors | report",
         "tables",
     ),
+    "mergelab.diagnosing": ("doctor", "checks | facts", "diagnosis | specimen"),
     "mergelab.publishing": (
         "publishable",
         "pushing | staging",
@@ -57,7 +58,7 @@ LAYERS = {
     ),
     "mergelab.formats": (
         "aitoolkit | saving",
-        "checkpoints | writing",
+        "checkpoints | glancing | readings | writing",
         "headers | open_clip | planning | sources | yaml_files",
         "same | tools",
         "base_models | fetching | reading",
@@ -69,7 +70,7 @@ LAYERS = {
         "strangers | writers",
         "block_layouts | layout | prefixes",
         "block_presets | mapped",
-        "architectures | files | header_alphas | messages | options | peft_config | saved_modules | targets | words",
+        "architectures | authors | files | header_alphas | messages | options | peft_config | saved_modules | targets | words",
     ),
     "mergelab.formats.tools": ("fitting | others", "table", "pipelines", "families | lacks", "tool"),
     "mergelab.formats.fetching": ("hub | stores | web", "cache | folders"),
@@ -87,7 +88,7 @@ LAYERS = {
     "mergelab.methods": ("registry", "dare | magnitude_prune", "ties", "*", "method", "sparsify"),
     "mergelab.ranks": ("cutting", "reading", "dynamic", "budget"),
     "mergelab.linalg": (
-        "adding | dense | directions | radix | selection | stacks | streams",
+        "adding | dense | directions | radix | selection | stacks | streams | values",
         "span | subspace",
         "draws | lowrank",
         "host",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -30,8 +30,8 @@ def _cut_short(specimen: Specimen) -> Iterator[Finding]:
         missing = glance.promised - glance.size
         yield Finding(
             "problem",
-            f"the file ends too early: {missing:,} of {glance.promised:,} bytes are missing ({missing / glance.promised:.1%}); "
-            "download or copy it again",
+            f"the file ends too early: {missing:,} of {glance.promised:,} bytes are missing "
+            f"({missing / glance.promised:.1%}); download or copy it again",
         )
 
 
@@ -41,64 +41,61 @@ def _not_numbers(specimen: Specimen) -> Iterator[Finding]:
         worst = max(bad, key=lambda key: bad[key])
         yield Finding(
             "problem",
-            f"{_some(bad, specimen.values, 'tensor')} hold NaN or infinity, {sum(bad.values()):,} values in all, most in "
-            f"{worst}: the file is damaged or its training diverged; use an earlier checkpoint",
+            f"{_some(bad, specimen.values, 'tensor')} hold NaN or infinity, {counted(sum(bad.values()), 'value')} in all, "
+            f"most in {worst}: the file is damaged or its training diverged; use an earlier checkpoint",
             tuple(bad),
         )
 
 
 def _too_large(specimen: Specimen) -> Iterator[Finding]:
     adapter = specimen.adapter
-    bad = {key.rpartition(".lora")[0] for key, values in specimen.values.items() if values.not_finite}
-    if adapter is None or bad:
+    if adapter is None or any(values.not_finite for values in specimen.values.values()):
         return
-    absurd = [name for name in adapter.layers if name not in specimen.spectra]
-    if absurd:
+    if absurd := [name for name in adapter.layers if name not in specimen.spectra]:
         yield Finding(
             "problem",
-            f"{_some(absurd, adapter.layers, 'layer')} hold values far beyond those of any adapter ({absurd[0]} the first): "
-            "the file is damaged, or its alpha is",
+            f"{_some(absurd, adapter.layers, 'layer')} hold values far beyond those of any adapter ({absurd[0]} the "
+            "first): the file is damaged, or its alpha is",
             tuple(absurd),
         )
 
 
 def _nothing_done(specimen: Specimen) -> Iterator[Finding]:
+    adapter = specimen.adapter
     dead = [name for name, rank in specimen.ranks.items() if rank == 0]
-    if dead and len(dead) == len(specimen.ranks):
-        why = "every alpha is 0" if all(_scaling(specimen, name) == 0 for name in dead) else "every lora_B or lora_A is zero"
-        yield Finding("problem", f"the adapter changes nothing, at whatever weight: {why}; it was never trained, or saved before")
-    elif dead:
+    if adapter is None or not dead:
+        return
+    if len(dead) < len(adapter.layers):
         yield Finding(
             "warning",
-            f"{_some(dead, specimen.ranks, 'layer')} change nothing, their delta weight is zero ({dead[0]} the first)",
+            f"{_some(dead, adapter.layers, 'layer')} change nothing, their delta weight is zero ({dead[0]} the first)",
             tuple(dead),
         )
-
-
-def _scaling(specimen: Specimen, name: str) -> float:
-    return specimen.adapter.layers[name].scaling if specimen.adapter else 1.0
+    else:
+        why = "every alpha is 0" if all(adapter.layers[name].scaling == 0 for name in dead) else "a factor of each is 0"
+        yield Finding(
+            "problem", f"no layer changes anything, at whatever weight: {why}; is it a file from before training?"
+        )
 
 
 def _padded(specimen: Specimen) -> Iterator[Finding]:
-    adapter = specimen.adapter
-    if adapter is None:
+    layers = {name: specimen.adapter.layers[name] for name in specimen.ranks} if specimen.adapter else {}
+    used = {name: rank for name, rank in specimen.ranks.items() if rank}
+    padded = [name for name in used if used[name] < layers[name].rank]
+    if not padded:
         return
-    layers = {name: adapter.layers[name] for name, rank in specimen.ranks.items() if rank}
-    padded = [name for name, layer in layers.items() if specimen.ranks[name] < layer.rank]
-    if padded:
-        stored, needed = (sum(n * _width(layers[name]) for name, n in ranks.items()) for ranks in _both(specimen, layers))
-        most = max(specimen.ranks[name] for name in layers)
-        yield Finding(
-            "note",
-            f"{_some(padded, layers, 'layer')} hold a higher rank than they use ({layers[padded[0]].rank} for "
-            f"{specimen.ranks[padded[0]]} in {padded[0]}): without the padding the file would be {1 - needed / stored:.0%} smaller; "
-            f"mergelab resize FILE --rank {most} -o OUT loses nothing",
-            tuple(padded),
-        )
-
-
-def _both(specimen: Specimen, layers: Mapping[str, Layer]) -> tuple[dict[str, int], dict[str, int]]:
-    return {name: layer.rank for name, layer in layers.items()}, {name: specimen.ranks[name] for name in layers}
+    stored, needed = (
+        sum(rank * _width(layers[name]) for name, rank in ranks.items())
+        for ranks in ({name: layers[name].rank for name in used}, used)
+    )
+    first = padded[0]
+    yield Finding(
+        "note",
+        f"{_some(padded, layers, 'layer')} have a higher rank than they use ({layers[first].rank}, of which {used[first]}, "
+        f"in {first}): without the padding there were {1 - needed / stored:.0%} fewer parameters; mergelab resize FILE "
+        f"--rank {max(used.values())} -o OUT loses nothing",
+        tuple(padded),
+    )
 
 
 def _width(layer: Layer) -> int:
@@ -122,7 +119,7 @@ def _in_half(specimen: Specimen) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"a plain cast to float16 loses up to {shares[worst]:.0%} of a layer, in {_some(shares, layers, 'layer')} "
-            f"({worst} the worst): mergelab convert FILE -o OUT --dtype float16 balances the factors before it casts them",
+            f"({worst} the worst); mergelab convert FILE -o OUT --format same --dtype float16 balances the factors first",
             tuple(shares),
         )
 
@@ -137,8 +134,8 @@ def _in_a_byte(specimen: Specimen) -> Iterator[Finding]:
     if bytes_:
         yield Finding(
             "warning",
-            f"{_some(bytes_, specimen.glance.entries, 'tensor')} are stored in float8, which keeps one or two digits and not every "
-            "tool reads; mergelab convert FILE -o OUT --dtype bfloat16 stores what is left in a common dtype",
+            f"{_some(bytes_, specimen.glance.entries, 'tensor')} are stored in float8, which holds about one digit: no tool "
+            "brings back what that lost; mergelab reads it, and writes float32 or what --dtype says",
             tuple(bytes_),
         )
 
@@ -149,7 +146,7 @@ def _header_ranks(specimen: Specimen) -> Iterator[Finding]:
         return
     stored = {entry.shape[0] for entry in specimen.glance.entries.values() if entry.shape}
     if int(said) not in stored | {layer.rank for layer in data.layers.values()}:
-        yield Finding("note", f"the header says rank {said} (ss_network_dim), which no layer has: it is of another file")
+        yield Finding("note", f"the header's ss_network_dim = {said} is the rank of no layer")
 
 
 def _reading_notes(specimen: Specimen) -> Iterator[Finding]:
@@ -160,7 +157,12 @@ def _reading_notes(specimen: Specimen) -> Iterator[Finding]:
 
 
 def _some(part: Iterable[str], whole: Iterable[str], thing: str) -> str:
-    """ "3 of 192 layers" """
+    """How many of all.
+
+    Example:
+        >>> _some("a", "abc", "layer"), _some("abc", "abc", "layer")
+        ('1 of 3 layers', 'all 3 layers')
+    """
     few, all_ = len(list(part)), len(list(whole))
     return f"all {counted(all_, thing)}" if few == all_ > 1 else f"{few} of {counted(all_, thing)}"
 

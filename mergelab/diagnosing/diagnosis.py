@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mergelab.formats.readings import Reading
+from mergelab.formats.tools.tool import EVERYTHING
 from mergelab.tables import counted, text_as_html
 
 Level = Literal["problem", "warning", "note"]
+_EVERYTHING = EVERYTHING.what
 LEVELS: tuple[Level, ...] = ("problem", "warning", "note")
 
 
@@ -101,21 +103,38 @@ class Diagnosis:
         converted: dict[str, list[str]] = {}
         for one in self.readings:
             if one.missed is not None:
-                said = f"not {one.missed}" if one.missed else "all of it"
-                as_it_is.setdefault("nothing" if one.missed == "everything" else said, []).append(one.title)
+                as_it_is.setdefault(one.missed, []).append(one.title)
             if one.missed != "" and one.left_out is not None:
-                converted.setdefault(f"without {one.left_out}" if one.left_out else "", []).append(one.tool)
+                converted.setdefault(one.left_out, []).append(one.tool)
         if as_it_is:
-            yield f"as it is: {_listed(as_it_is)}"
+            order = sorted(as_it_is.items(), key=lambda item: (item[0] != "", item[0].startswith(_EVERYTHING)))
+            yield f"read as it is: {'; '.join(_read(missed, _listed(tools)) for missed, tools in order)}"
         elif self.readings:
-            yield "as it is: its keys are not those that mergelab writes, so that the table of tools does not tell"
+            yield "read as it is: not known, since its keys are not those that mergelab writes for a tool"
         if converted:
-            parts = (f"{', '.join(tools)}{f' ({how})' if how else ''}" for how, tools in converted.items())
-            yield f"mergelab convert FILE -o OUT --for TOOL mends it for: {'; '.join(parts)}"
+            parts = (f"{', '.join(tools)}{f' (without {lost})' if lost else ''}" for lost, tools in converted.items())
+            yield f"after mergelab convert FILE -o OUT --for TOOL: {'; '.join(parts)}"
         if none := [one.title for one in self.readings if one.left_out is None]:
-            yield f"no way is known into: {', '.join(none)}"
+            yield f"{_listed(none)}: {self._why_not}"
+
+    @property
+    def _why_not(self) -> str:
+        """Of tools that there is no way into."""
+        known = any(
+            one.missed is not None or one.left_out is not None for one in self.readings if one.tool == "comfyui"
+        )
+        return "no place for it" if known else "depends on the base model, say --architecture"
 
 
-def _listed(groups: Mapping[str, list[str]]) -> str:
-    order = sorted(groups, key=lambda said: (said != "all of it", said == "nothing"))
-    return "; ".join(f"{', '.join(groups[said])} {'read' if len(groups[said]) > 1 else 'reads'} {said}" for said in order)
+def _read(missed: str, tools: str) -> str:
+    """What tools read that do not read so much."""
+    if not missed:
+        return f"all of it by {tools}"
+    if missed.startswith(_EVERYTHING):
+        why = missed.removeprefix(_EVERYTHING).removeprefix(", ").replace("if it", "since it")
+        return f"nothing by {tools}{f' ({why})' if why else ''}"
+    return f"all but {missed} by {tools}"
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

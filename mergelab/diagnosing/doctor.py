@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mergelab.adapter import Source
 from mergelab.diagnosing.checks import findings_of
 from mergelab.diagnosing.diagnosis import Diagnosis
@@ -34,7 +36,9 @@ def doctor(source: Source, *, allow_pickle: bool = False, architecture: str | No
         ('healthy', '8; 99 % ', 'sks')
     """
     specimen = specimen_of(source, ReadOptions(allow_pickle, architecture))
-    adapter = specimen.adapter
-    read = readings(adapter, specimen.glance.entries) if adapter else []
-    name = "<state dict>" if not isinstance(source, (str, bytes)) and not hasattr(source, "__fspath__") else str(source)
-    return Diagnosis(name, specimen.refusal, facts_of(specimen), findings_of(specimen), tuple(read))
+    adapter, findings = specimen.adapter, findings_of(specimen)
+    # No tool can do anything with a file that is damaged, nor would one be written for it.
+    is_sound = adapter is not None and all(finding.level != "problem" for finding in findings)
+    read = readings(adapter, specimen.glance.entries) if adapter and is_sound else []
+    name = "<state dict>" if isinstance(source, Mapping) else str(source)
+    return Diagnosis(name, specimen.refusal, facts_of(specimen), findings, tuple(read))

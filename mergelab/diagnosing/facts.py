@@ -16,13 +16,14 @@ from mergelab.publishing.recipe import recipe_of
 from mergelab.report import USUAL_ALPHA
 from mergelab.tables import counted
 
-_LONGEST = 100
+_LONGEST = 200
+_NONE = "none: alpha = rank"
 
 
 def facts_of(specimen: Specimen) -> dict[str, str]:
     """All that is known, in the order of the table."""
     found = {name: fact(specimen) for name, fact in FACTS.items()}
-    return {name: text if len(text) <= _LONGEST * 2 else f"{text[: _LONGEST * 2]}..." for name, text in found.items() if text}
+    return {name: text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..." for name, text in found.items() if text}
 
 
 def _made_by(specimen: Specimen) -> str:
@@ -32,8 +33,8 @@ def _made_by(specimen: Specimen) -> str:
         inputs = ", ".join(f"{one.name} at {one.weight}" for one in recipe.inputs)
         return f"mergelab {recipe.version}: {recipe.method} of {inputs}"
     author = author_of(header)
-    keyed = f"tensors named as by {spelling_of(keys)}" if keys else ""
-    return "; ".join(filter(None, [author or ("nothing in the header says so" if keys else ""), keyed]))
+    style = f"; keys in the style of {known}" if (known := spelling_of(keys)) else ""
+    return f"{author or 'not told by the header'}{style}" if keys else author
 
 
 def _for(specimen: Specimen) -> str:
@@ -46,23 +47,36 @@ def _for(specimen: Specimen) -> str:
         return "; ".join(filter(None, [base_model_of(data), said]))
     shapes = {name: layer.shape for name, layer in data.layers.items()}
     how = "the names and shapes of its layers" if detect(shapes, {}) == known.id else "its header"
-    told = "as you say" if specimen.told else f"told by {how}"
+    told = "as you say" if specimen.told and specimen.adapter else f"told by {how}"
     return "; ".join(filter(None, [f"{known.title}, {told}", said]))
 
 
 def _holds(specimen: Specimen) -> str:
     data = specimen.data
     if data is None:
-        return counted(len(specimen.glance.entries), "tensor") if specimen.glance.entries else ""
+        return _tensors(specimen)
     kinds = Counter(_kind(layer) for layer in data.layers.values())
     parts = Counter(name.partition(".")[0] for name in data.layers)
     what = ", ".join(f"{kind} in {counted(count, 'layer')}" for kind, count in kinds.most_common())
     biases = sum(key.endswith(BIAS_SUFFIX) for key in data.extras)
     others = len(data.extras) - biases
     beside = [counted(biases, "bias difference")] if biases else []
-    beside += [f"{counted(others, 'other tensor')} ({next(k for k in data.extras if not k.endswith(BIAS_SUFFIX))}, ...)"] if others else []
+    beside += (
+        [f"{counted(others, 'other tensor')} ({next(k for k in data.extras if not k.endswith(BIAS_SUFFIX))}, ...)"]
+        if others
+        else []
+    )
     where = f" ({', '.join(f'{part} {count}' for part, count in parts.items())})" if parts else ""
     return "; ".join([f"{what}{where}", *beside])
+
+
+def _tensors(specimen: Specimen) -> str:
+    """Of a file whose layers are not known."""
+    entries = specimen.glance.entries
+    if not entries:
+        return ""
+    key = max(entries, key=lambda key: math.prod(entries[key].shape))
+    return f"{counted(len(entries), 'tensor')}, the largest {key} {entries[key].shape}"
 
 
 def _kind(layer: object) -> str:
@@ -88,20 +102,22 @@ def _alphas(specimen: Specimen) -> str:
         return ""
     terms = [term for layer in adapter.layers.values() for term in terms_of(layer)]
     origin = _origin(adapter.dialect, specimen.glance.metadata, list(specimen.glance.entries), adapter.report.notes)
+    if not origin:
+        return _NONE
     scalings = {round(term.scaling, 6) for term in terms}
-    scaling = f"alpha / rank = {_range(scalings)}"
-    return f"{_counts(round(term.scaling * term.rank, 4) for term in terms)}, {scaling}, from {origin}"
+    share = "the rank" if scalings == {1.0} else f"{_range(scalings)} of the rank"
+    return f"{_counts(round(term.scaling * term.rank, 4) for term in terms)} ({share}), from {origin}"
 
 
 def _origin(dialect: str | None, header: Mapping[str, str], keys: list[str], notes: Iterable[str]) -> str:
-    """Where alphas come from; several places are possible, a file has some of each."""
+    """Where alphas come from: a file may have some of each; "" where it has none."""
     said = [note for note in notes if note.startswith("alpha = ") and "header" in note]
     places = ["tensors"] if any(key.endswith("alpha") for key in keys) else []
     places += ["adapter_config.json"] if dialect == "peft" else []
     places += ["the header's lora_adapter_metadata"] if header.get("lora_adapter_metadata") else []
     places += [note.rpartition(" from ")[2] for note in said]
-    none = any(note.endswith(USUAL_ALPHA) for note in notes)
-    return " and ".join([*places, *(["none: alpha = rank"] if none or not places else [])])
+    none = places and any(note.endswith(USUAL_ALPHA) for note in notes)
+    return " and ".join([*places, *(["the rank where there is none"] if none else [])])
 
 
 def _stored(specimen: Specimen) -> str:

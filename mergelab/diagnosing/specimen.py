@@ -105,7 +105,10 @@ def specimen_of(source: Source, options: ReadOptions) -> Specimen:
 def _files(path: Path, source: object) -> list[Path]:
     if path.is_dir():
         return sorted(path.glob("*.safetensors")) or sorted(path.glob("*/*.safetensors"))
-    found = located(str(source))
+    try:
+        found = located(str(source))
+    except SourceError:  # a folder elsewhere
+        return []
     return [found] if found else []
 
 

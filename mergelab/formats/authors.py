@@ -29,15 +29,15 @@ _NETWORK = "ss_network_module"
 
 
 def spelling_of(keys: Iterable[str]) -> str:
-    """Whose way of naming tensors a file has, in words; the two most frequent where there are several.
+    """Whose way of naming tensors a file has, in words: the two most frequent of several, or "".
 
     Example:
         >>> spelling_of(["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"]), spelling_of(["x.weight"])
-        ('kohya', 'no way that mergelab knows')
+        ('kohya', '')
     """
     counts = Counter(next((name for pattern, name in _SPELLINGS if pattern.search(key)), "") for key in keys)
     counts.pop("", None)
-    return " and ".join(name for name, _ in counts.most_common(2)) or "no way that mergelab knows"
+    return " and ".join(name for name, _ in counts.most_common(2))
 
 
 def author_of(header: Mapping[str, str]) -> str:
@@ -55,7 +55,9 @@ def author_of(header: Mapping[str, str]) -> str:
         return f"OneTrainer (header: {key})"
     module = header.get(_NETWORK, "")
     if key := next((key for key in _TRAINING if key in header), ""):
-        who = "LyCORIS in a trainer with kohya's header" if module.startswith("lycoris") else "kohya's trainer or its kin"
+        who = (
+            "LyCORIS in a trainer with kohya's header" if module.startswith("lycoris") else "kohya's trainer or its kin"
+        )
         said = f"{_NETWORK} = {module}" if module else key
         return f"{who} (header: {said}){_finished(header)}"
     return f"a tool that writes kohya's header ({_NETWORK} = {module})" if module else ""

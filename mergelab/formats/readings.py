@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mergelab.errors import MergelabError
 from mergelab.formats.layout import Layout
 from mergelab.formats.planning import check_writable, written_keys
-from mergelab.formats.tools import TOOLS, Tool, missed
+from mergelab.formats.tools import TOOLS, Tool, Way, missed
 from mergelab.layer import AdapterData
 
 
@@ -52,8 +52,7 @@ def _reading(data: AdapterData, tool: Tool, format: str | None) -> Reading:
     way = tool.way(data.architecture)
     if way is None:
         return Reading(tool.name, tool.title, None, None)
-    known = format is not None and (format in way.reads or way.layout.is_folder == Layout(format).is_folder)
-    found = missed(way, data, format) if format and known else None
+    found = missed(way, data, format) if format and _tells(way, data, format) else None
     if found == "":
         return Reading(tool.name, tool.title, "", "")
     try:
@@ -63,6 +62,11 @@ def _reading(data: AdapterData, tool: Tool, format: str | None) -> Reading:
     names = [*data.layers, *data.extras]
     left_out = ", ".join(lack.what for lack in way.lacks if not lack.kept and lack.of(names))
     return Reading(tool.name, tool.title, found, left_out)
+
+
+def _tells(way: Way, data: AdapterData, format: str) -> bool:
+    """Whether the table says something of a format; of one that it does not name only that the tool reads no such file."""
+    return format in way.reads or (data.architecture is not None and way.layout.is_folder == Layout(format).is_folder)
 
 
 def _is_usual(data: AdapterData, format: str, keys: Iterable[str]) -> bool:

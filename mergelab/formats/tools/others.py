@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from mergelab.formats.tools.lacks import ALPHAS
 from mergelab.formats.tools.table import TOOLS
 from mergelab.formats.tools.tool import EVERYTHING, Tool, Way
-from mergelab.layer import AdapterData
+from mergelab.layer import AdapterData, terms_of
 
 
 def other_tools(data: AdapterData, format: str) -> str:
@@ -39,4 +40,5 @@ def missed(way: Way, data: AdapterData, format: str) -> str:
     if EVERYTHING in lacks:
         return EVERYTHING.what
     names = [*data.layers, *data.extras]
-    return ", ".join(lack.said for lack in lacks if lack.of(names))
+    usual = all(term.scaling == 1 for layer in data.layers.values() for term in terms_of(layer))
+    return ", ".join(lack.said for lack in lacks if lack.of(names) and not (usual and lack is ALPHAS))
