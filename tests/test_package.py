@@ -70,7 +70,8 @@ LAYERS = {
         "strangers | writers",
         "block_layouts | layout | prefixes",
         "block_presets | mapped",
-        "architectures | authors | files | header_alphas | messages | options | peft_config | saved_modules | targets | words",
+        "architectures | authors | files | header_alphas | messages | options | peft_config | saved_modules | "
+        "targets | words",
     ),
     "mergelab.formats.tools": ("fitting | others", "table", "pipelines", "families | lacks", "tool"),
     "mergelab.formats.fetching": ("hub | stores | web", "cache | folders"),

@@ -41,8 +41,8 @@ def _not_numbers(specimen: Specimen) -> Iterator[Finding]:
         worst = max(bad, key=lambda key: bad[key])
         yield Finding(
             "problem",
-            f"{_some(bad, specimen.values, 'tensor')} hold NaN or infinity, {counted(sum(bad.values()), 'value')} in all, "
-            f"most in {worst}: the file is damaged or its training diverged; use an earlier checkpoint",
+            f"{_some(bad, specimen.values, 'tensor')} hold NaN or infinity, {counted(sum(bad.values()), 'value')} in "
+            f"all, most in {worst}: the file is damaged or its training diverged; use an earlier checkpoint",
             tuple(bad),
         )
 
@@ -72,10 +72,8 @@ def _nothing_done(specimen: Specimen) -> Iterator[Finding]:
             tuple(dead),
         )
     else:
-        why = "every alpha is 0" if all(adapter.layers[name].scaling == 0 for name in dead) else "a factor of each is 0"
-        yield Finding(
-            "problem", f"no layer changes anything, at whatever weight: {why}; is it a file from before training?"
-        )
+        why = "every alpha is 0" if all(layer.scaling == 0 for layer in adapter.layers.values()) else "factors are zero"
+        yield Finding("problem", f"no layer changes anything, at whatever weight: {why}; was it saved before training?")
 
 
 def _padded(specimen: Specimen) -> Iterator[Finding]:
@@ -91,9 +89,9 @@ def _padded(specimen: Specimen) -> Iterator[Finding]:
     first = padded[0]
     yield Finding(
         "note",
-        f"{_some(padded, layers, 'layer')} have a higher rank than they use ({layers[first].rank}, of which {used[first]}, "
-        f"in {first}): without the padding there were {1 - needed / stored:.0%} fewer parameters; mergelab resize FILE "
-        f"--rank {max(used.values())} -o OUT loses nothing",
+        f"{_some(padded, layers, 'layer')} have a higher rank than they use ({layers[first].rank} for {used[first]} in "
+        f"{first}): {1 - needed / stored:.0%} of the parameters are padding; mergelab resize FILE --rank "
+        f"{max(used.values())} -o OUT loses nothing",
         tuple(padded),
     )
 
@@ -119,7 +117,7 @@ def _in_half(specimen: Specimen) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"a plain cast to float16 loses up to {shares[worst]:.0%} of a layer, in {_some(shares, layers, 'layer')} "
-            f"({worst} the worst); mergelab convert FILE -o OUT --format same --dtype float16 balances the factors first",
+            f"({worst} the worst); mergelab convert FILE -o OUT --format same --dtype float16 balances the factors",
             tuple(shares),
         )
 
@@ -134,8 +132,8 @@ def _in_a_byte(specimen: Specimen) -> Iterator[Finding]:
     if bytes_:
         yield Finding(
             "warning",
-            f"{_some(bytes_, specimen.glance.entries, 'tensor')} are stored in float8, which holds about one digit: no tool "
-            "brings back what that lost; mergelab reads it, and writes float32 or what --dtype says",
+            f"{_some(bytes_, specimen.glance.entries, 'tensor')} are stored in float8, which holds about one digit: "
+            "nothing brings back what that lost; mergelab reads it, and writes float32 or what --dtype says",
             tuple(bytes_),
         )
 

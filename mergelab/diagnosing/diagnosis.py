@@ -40,10 +40,11 @@ class Diagnosis:
         refusal: why it is no adapter that mergelab reads; "" for one that it reads.
         facts: what it is, in words.
         findings: the most important first.
-        readings: what becomes of it in each tool; empty where it is not read.
+        readings: what becomes of it in each tool; empty where it is not read, or of no use.
+        architecture: the id of its base model, None where that is not told.
 
     Example:
-        >>> print(Diagnosis("style", "", {"for": "SDXL"}, (Finding("note", "Its ranks are padded."),), ()))
+        >>> print(Diagnosis("style", "", {"for": "SDXL"}, (Finding("note", "Its ranks are padded."),)))
         style: healthy
           for  SDXL
           note: Its ranks are padded.
@@ -52,15 +53,16 @@ class Diagnosis:
     source: str
     refusal: str
     facts: Mapping[str, str]
-    findings: tuple[Finding, ...]
-    readings: tuple[Reading, ...]
+    findings: tuple[Finding, ...] = ()
+    readings: tuple[Reading, ...] = ()
+    architecture: str | None = None
 
     @property
     def verdict(self) -> str:
         """In a word or two.
 
         Example:
-            >>> Diagnosis("style", "", {}, (), ()).verdict
+            >>> Diagnosis("style", "", {}).verdict
             'healthy'
         """
         if self.refusal:
@@ -74,13 +76,14 @@ class Diagnosis:
         """All of it, JSON-ready.
 
         Example:
-            >>> Diagnosis("style", "", {}, (), ()).to_dict()["verdict"]
+            >>> Diagnosis("style", "", {}).to_dict()["verdict"]
             'healthy'
         """
         return {
             "source": self.source,
             "verdict": self.verdict,
             "refusal": self.refusal,
+            "architecture": self.architecture,
             "facts": dict(self.facts),
             "findings": [{**vars(finding), "layers": list(finding.layers)} for finding in self.findings],
             "tools": [vars(reading) for reading in self.readings],
@@ -115,15 +118,8 @@ class Diagnosis:
             parts = (f"{', '.join(tools)}{f' (without {lost})' if lost else ''}" for lost, tools in converted.items())
             yield f"after mergelab convert FILE -o OUT --for TOOL: {'; '.join(parts)}"
         if none := [one.title for one in self.readings if one.left_out is None]:
-            yield f"{_listed(none)}: {self._why_not}"
-
-    @property
-    def _why_not(self) -> str:
-        """Of tools that there is no way into."""
-        known = any(
-            one.missed is not None or one.left_out is not None for one in self.readings if one.tool == "comfyui"
-        )
-        return "no place for it" if known else "depends on the base model, say --architecture"
+            why_not = "no place for it" if self.architecture else "depends on the base model, say --architecture"
+            yield f"{_listed(none)}: {why_not}"
 
 
 def _read(missed: str, tools: str) -> str:

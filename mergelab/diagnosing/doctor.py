@@ -41,4 +41,5 @@ def doctor(source: Source, *, allow_pickle: bool = False, architecture: str | No
     is_sound = adapter is not None and all(finding.level != "problem" for finding in findings)
     read = readings(adapter, specimen.glance.entries) if adapter and is_sound else []
     name = "<state dict>" if isinstance(source, Mapping) else str(source)
-    return Diagnosis(name, specimen.refusal, facts_of(specimen), findings, tuple(read))
+    known = specimen.data.architecture if specimen.data else None
+    return Diagnosis(name, specimen.refusal, facts_of(specimen), findings, tuple(read), known)

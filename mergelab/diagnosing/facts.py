@@ -58,14 +58,10 @@ def _holds(specimen: Specimen) -> str:
     kinds = Counter(_kind(layer) for layer in data.layers.values())
     parts = Counter(name.partition(".")[0] for name in data.layers)
     what = ", ".join(f"{kind} in {counted(count, 'layer')}" for kind, count in kinds.most_common())
-    biases = sum(key.endswith(BIAS_SUFFIX) for key in data.extras)
-    others = len(data.extras) - biases
-    beside = [counted(biases, "bias difference")] if biases else []
-    beside += (
-        [f"{counted(others, 'other tensor')} ({next(k for k in data.extras if not k.endswith(BIAS_SUFFIX))}, ...)"]
-        if others
-        else []
-    )
+    biases = [key for key in data.extras if key.endswith(BIAS_SUFFIX)]
+    others = [key for key in data.extras if not key.endswith(BIAS_SUFFIX)]
+    beside = [counted(len(biases), "bias difference")] if biases else []
+    beside += [f"{counted(len(others), 'other tensor')} ({others[0]}, ...)"] if others else []
     where = f" ({', '.join(f'{part} {count}' for part, count in parts.items())})" if parts else ""
     return "; ".join([f"{what}{where}", *beside])
 

@@ -55,9 +55,7 @@ def author_of(header: Mapping[str, str]) -> str:
         return f"OneTrainer (header: {key})"
     module = header.get(_NETWORK, "")
     if key := next((key for key in _TRAINING if key in header), ""):
-        who = (
-            "LyCORIS in a trainer with kohya's header" if module.startswith("lycoris") else "kohya's trainer or its kin"
-        )
+        who = "LyCORIS in a trainer with kohya's header" if module.startswith("lycoris") else "sd-scripts or its kin"
         said = f"{_NETWORK} = {module}" if module else key
         return f"{who} (header: {said}){_finished(header)}"
     return f"a tool that writes kohya's header ({_NETWORK} = {module})" if module else ""

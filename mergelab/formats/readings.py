@@ -65,7 +65,7 @@ def _reading(data: AdapterData, tool: Tool, format: str | None) -> Reading:
 
 
 def _tells(way: Way, data: AdapterData, format: str) -> bool:
-    """Whether the table says something of a format; of one that it does not name only that the tool reads no such file."""
+    """Whether the table says something of a format: of one that it does not name only that it is not read."""
     return format in way.reads or (data.architecture is not None and way.layout.is_folder == Layout(format).is_folder)
 
 
