@@ -47,17 +47,16 @@ def _not_numbers(specimen: Specimen) -> Iterator[Finding]:
         )
 
 
-def _too_large(specimen: Specimen) -> Iterator[Finding]:
-    adapter = specimen.adapter
-    if adapter is None or any(values.not_finite for values in specimen.values.values()):
-        return
-    if absurd := [name for name in adapter.layers if name not in specimen.spectra]:
-        yield Finding(
-            "problem",
-            f"{_some(absurd, adapter.layers, 'layer')} hold values far beyond those of any adapter ({absurd[0]} the "
-            "first): the file is damaged, or its alpha is",
-            tuple(absurd),
-        )
+def _not_computable(specimen: Specimen) -> Iterator[Finding]:
+    adapter, faults = specimen.adapter, specimen.faults
+    if adapter is None or not faults or any(values.not_finite for values in specimen.values.values()):
+        return  # what is no number is told by the tensor
+    name, why = next(iter(faults.items()))
+    yield Finding(
+        "problem",
+        f"{_some(faults, adapter.layers, 'layer')} cannot be computed with; of the first, {name}, {why}",
+        tuple(faults),
+    )
 
 
 def _nothing_done(specimen: Specimen) -> Iterator[Finding]:
@@ -77,8 +76,10 @@ def _nothing_done(specimen: Specimen) -> Iterator[Finding]:
 
 
 def _padded(specimen: Specimen) -> Iterator[Finding]:
-    layers = {name: specimen.adapter.layers[name] for name in specimen.ranks} if specimen.adapter else {}
-    used = {name: rank for name, rank in specimen.ranks.items() if rank}
+    layers = (
+        {name: layer for name, layer in specimen.adapter.layers.items() if _is_plain(layer)} if specimen.adapter else {}
+    )
+    used = {name: rank for name, rank in specimen.ranks.items() if rank and name in layers}
     padded = [name for name in used if used[name] < layers[name].rank]
     if not padded:
         return
@@ -94,6 +95,11 @@ def _padded(specimen: Specimen) -> Iterator[Finding]:
         f"{max(used.values())} -o OUT loses nothing",
         tuple(padded),
     )
+
+
+def _is_plain(layer: Layer) -> bool:
+    """Whether its rank is that of the factors in the file."""
+    return isinstance(layer, LoraLayer) and getattr(layer, "kind", "LoRA") == "LoRA"
 
 
 def _width(layer: Layer) -> int:
@@ -168,7 +174,7 @@ def _some(part: Iterable[str], whole: Iterable[str], thing: str) -> str:
 CHECKS: tuple[Callable[[Specimen], Iterator[Finding]], ...] = (
     _cut_short,
     _not_numbers,
-    _too_large,
+    _not_computable,
     _nothing_done,
     _in_half,
     _in_a_byte,

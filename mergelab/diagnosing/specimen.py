@@ -58,21 +58,30 @@ class Specimen:
         tensors = self.glance.tensors
         return each_layer(lambda key: _values(tensors[key]), [k for k, t in tensors.items() if _has_numbers(t)])
 
-    @cached_property
+    @property
     def spectra(self) -> dict[str, Tensor]:
-        """The singular values of every layer's change, the largest first; of layers whose values are numbers."""
+        """The singular values of every layer's change, the largest first; of layers that can be computed with."""
+        return {name: s for name, s in self._spectra.items() if isinstance(s, Tensor)}
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """Why the other layers cannot be computed with."""
+        return {name: s for name, s in self._spectra.items() if isinstance(s, str)}
+
+    @cached_property
+    def _spectra(self) -> dict[str, Tensor | str]:
         adapter = self.adapter
         if adapter is None:
             return {}
 
-        def spectrum(name: str) -> Tensor | None:
+        def spectrum(name: str) -> Tensor | str:
             try:
                 factors = adapter.matrices(name)
-            except MergelabError:
-                return None
+            except MergelabError as error:
+                return _without_names(str(error), [adapter.source, f"layer {name}"])
             return singular_values(factors)[: full_rank(adapter.layers[name].shape)]
 
-        return {name: s for name, s in each_layer(spectrum, adapter.layers).items() if s is not None}
+        return each_layer(spectrum, adapter.layers)
 
     @cached_property
     def ranks(self) -> dict[str, int]:
