@@ -19,6 +19,7 @@ from mergelab.formats.planning import written_keys
 from mergelab.formats.tools import TOOLS
 from tests.files import LAYER, OTHER, A, B, lora, numbers, write
 from tests.keymaps import keymaps
+from tests.peft_folders import peft_folder
 from tests.refusing import Refused
 from tests.test_damaged_files import DAMAGED
 
@@ -198,6 +199,18 @@ def test_what_is_refused_has_its_reason(tensors: dict[str, Tensor], sentence: st
     found = doctor(tensors)
     assert sentence in found.refusal and found.verdict == "mergelab cannot read it" and found.readings == ()
     assert found.facts["holds"].startswith(f"{len(tensors)} tensor")
+
+
+def test_a_folder_whose_config_is_none(tmp_path: Path) -> None:
+    """The tensors beside it are looked at all the same."""
+    for name, content in peft_folder().items():
+        (tmp_path / name).write_bytes(content)
+    whole = doctor(tmp_path)
+    assert whole.facts["alphas"].endswith("from adapter_config.json") and whole.readings[-1].missed == ""
+    (tmp_path / "adapter_config.json").write_text("none")
+    found = doctor(tmp_path)
+    assert found.refusal.endswith("is no JSON: Expecting value: line 1 column 1 (char 0)")
+    assert found.facts["holds"] == whole.facts["holds"] and "alphas" not in found.facts
 
 
 def test_pickles(tmp_path: Path) -> None:
