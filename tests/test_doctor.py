@@ -270,6 +270,16 @@ def test_the_table_of_tools_is_asked_for_files_that_it_knows(name: str) -> None:
     assert all(one.missed is None for one in strange.readings) and "read as it is: not known" in str(strange)
 
 
+@pytest.mark.parametrize(("alpha", "missed"), [(4.0, ""), (2.0, "alphas other than the rank")])
+def test_a_tool_that_ignores_alphas_misses_those_alone_that_are_not_the_rank(alpha: float, missed: str) -> None:
+    """AI-toolkit, of a UNet in kohya's format; `convert` folds them in."""
+    name = f"lora_unet_{LAYER.removeprefix('unet.').replace('.', '_')}"
+    tensors = {f"{name}.lora_down.weight": numbers(4, 320), f"{name}.lora_up.weight": numbers(320, 4)}
+    found = doctor(tensors | {f"{name}.alpha": torch.tensor(alpha)}, architecture="sd15")
+    (reading,) = (one for one in found.readings if one.tool == "aitoolkit")
+    assert (reading.missed, reading.left_out) == (missed, "")
+
+
 @pytest.mark.parametrize(
     ("header", "author"),
     [
