@@ -153,6 +153,13 @@ def test_a_header_of_another_file(tmp_path: Path) -> None:
     assert [finding.text for finding in found.findings] == ["the header's ss_network_dim = 64 is the rank of no layer"]
 
 
+def test_what_a_header_says_stays_in_its_line(tmp_path: Path) -> None:
+    """No line breaks, nothing that steers a terminal, no pages of text."""
+    words = "sks\n\x1b[31mred " + "very " * 100
+    found = doctor(write(tmp_path / "a.safetensors", lora(), metadata={"trained_words": words}))
+    assert found.facts["trigger words"].startswith("sks ?[31mred very") and len(found.facts["trigger words"]) < 210
+
+
 def test_a_file_that_is_cut_short(tmp_path: Path, sound: dict[str, Tensor]) -> None:
     """Its header still tells what it was."""
     path = write(tmp_path / "a.safetensors", sound, metadata={"trained_words": "sks"})

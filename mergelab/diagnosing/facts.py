@@ -22,8 +22,13 @@ _NONE = "none: alpha = rank"
 
 def facts_of(specimen: Specimen) -> dict[str, str]:
     """All that is known, in the order of the table."""
-    found = {name: fact(specimen) for name, fact in FACTS.items()}
-    return {name: text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..." for name, text in found.items() if text}
+    return {name: text for name, fact in FACTS.items() if (text := _in_a_line(fact(specimen)))}
+
+
+def _in_a_line(text: str) -> str:
+    """What may come from a header, short and without line breaks or anything that steers a terminal."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
 def _made_by(specimen: Specimen) -> str:
