@@ -77,6 +77,8 @@ def exercise(source: Path) -> None:
     """Load a file and, if it loads, do everything with it that a user would."""
     with bounded(), tempfile.TemporaryDirectory() as name:
         adapter = attempt(lambda: ml.load(source))
+        diagnosis = attempt(lambda: ml.doctor(source))
+        assert diagnosis is None or (str(diagnosis) and bool(diagnosis.refusal) == (adapter is None))
         if adapter is None:
             return
         folder = Path(name)
