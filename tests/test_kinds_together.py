@@ -140,3 +140,29 @@ def test_in_an_evaluation(files: dict[str, Path], tmp_path: Path) -> None:
     frame = result.scores
     assert {"single:dora", "single:ghost"} <= set(frame["variant"])
     assert not frame["value"].isna().any()
+
+
+@pytest.mark.parametrize("rank", [16, 0.9, "mean=8"])
+def test_sums_of_full_rank_are_cut_as_what_is_dense(rank: Any) -> None:
+    """Where the factors are no smaller than the layer, its leading part is found without decomposing the whole."""
+    torch.manual_seed(0)
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    delta = torch.randn(1100, 1050) @ torch.diag(torch.linspace(0, 1, 1050) ** 6)
+    full = ml.load({f"{name}.diff": delta})
+    lora = ml.load({f"{name}.lora_down.weight": torch.randn(4, 1050), f"{name}.lora_up.weight": torch.randn(1100, 4)})
+    merged = ml.merge([full, lora], [1.0, -0.5], "svd", rank=rank)
+    wanted = delta - 0.5 * lora.layers[layer_name(lora)].delta_weight()
+    layer, values = merged.layers[layer_name(merged)], torch.linalg.svdvals(wanted.double())
+    best = float(values[layer.rank :].square().sum().sqrt())
+    assert abs(float((layer.delta_weight() - wanted).norm()) / best - 1) < 1e-3
+    row = merged.report.layers[0]
+    assert abs(row.kept / row.energy - float(values[: layer.rank].square().sum() / values.square().sum())) < 1e-3
+    for part, found in zip((delta, -0.5 * lora.layers[layer_name(lora)].delta_weight()), row.projections):
+        exact = float((layer.delta_weight().double() * part.double()).sum())
+        assert abs(found - exact) < 1e-4 * float(delta.norm()) ** 2
+
+
+def layer_name(adapter: ml.Adapter) -> str:
+    """The only layer."""
+    (name,) = adapter.layers
+    return name

@@ -81,7 +81,7 @@ def merged_batch(
     with said_of(jobs[0].recipe):
         merged: list[Merged] | Combination | Tensor
         if strategy.is_exact_sum and not strategy.stores_factors:
-            merged = batch.weighted_sum(jobs[0])
+            merged = _dense_sum(batch, jobs[0]) if _is_dense(batch) else batch.weighted_sum(jobs[0])
         else:
             merged = merge_together(strategy, layers, batch.span, states, workspace, batch.thresholds)
         if isinstance(merged, list):
@@ -95,6 +95,18 @@ def merged_batch(
             own = wholes if number == 0 else [whole.apart() for whole in wholes]
             found.append(partial(_joined, [_stored(job, whole, workspace) for whole in own]))
     return found
+
+
+def _is_dense(batch: LayerBatch) -> bool:
+    """Whether the factors of a sum are so many that the layer itself is smaller, and worth the leading part alone."""
+    side = min(batch.span.B.shape[-2], batch.span.A.shape[-1])
+    return sum(batch.span.ranks) >= side > 4 * EXACT_SIDE
+
+
+def _dense_sum(batch: LayerBatch, job: Job) -> Tensor:
+    """The sum of the changes times their weights, as a dense matrix."""
+    scales = batch.weights(job).repeat_interleave(torch.tensor(batch.span.ranks), dim=-1)
+    return (batch.span.B * host.like(scales, batch.span.B)[..., None, :]) @ batch.span.A
 
 
 def _joined(parts: Sequence[Callable[[], list[MergedLayer]]]) -> list[MergedLayer]:
@@ -200,6 +212,7 @@ def _decomposed(job: Job, merged: Whole, target: Target, workspace: Workspace) -
     energy = cast(Tensor, squares)
     check_finite(job, layers, energy)
     ranks, side = batch.span.ranks, min(whole.shape[-2:])
+    wanted = searched(target, side)
     if isinstance(job.rank, RankBudget) and side > EXACT_SIDE:
         wanted = job.rank.searched(ranks, side)
     start = None
@@ -207,4 +220,4 @@ def _decomposed(job: Job, merged: Whole, target: Target, workspace: Workspace) -
         # Directions of the weighted sum, which are near those of most merges.
         count = min((wanted if isinstance(wanted, int) else 64) + EXTRA_DIRECTIONS, sum(ranks))
         start = leading_directions(batch.weighted_sum(job), count)
-    return svd_dense(whole, searched(target, side), start, workspace, energy)
+    return svd_dense(whole, wanted, start, workspace, energy)
