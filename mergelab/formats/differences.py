@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from mergelab.errors import LayerError
+from mergelab.errors import FormatError, LayerError
 from mergelab.formats.kinds import ModuleTensors
 from mergelab.formats.names import Located
 from mergelab.layer import NORM_SUFFIX
@@ -30,7 +30,7 @@ def differences_of(
             is_difference = tensor is not None and not module.keys[role].endswith(".bias")
             if tensor is None or not is_difference or not tensor.is_floating_point():
                 continue
-            if not tensor.any():
+            if tensor.numel() and not tensor.any():
                 zeros.append(module.keys[role])
                 rest = rest.without(role)
             elif role == "diff" and tensor.dim() == 1:
@@ -43,5 +43,7 @@ def differences_of(
                 rest = rest.without(role)
         if set(rest.tensors) - {"alpha"} or rest is module:
             kept[name] = rest
+    if zeros and not kept and not norms:
+        raise FormatError(f"all it holds are {counted(len(zeros), 'difference')} of zeros: it changes nothing")
     notes = (f"{counted(len(zeros), 'difference')} of zeros dropped ({zeros[0]!r} the first)",) if zeros else ()
     return kept, norms, notes
