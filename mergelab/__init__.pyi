@@ -9,6 +9,7 @@ from .engine.block_weights import block_weights as block_weights
 from .engine.checkpoint import FusedCheckpoint as FusedCheckpoint
 from .engine.checkpoint import fuse_checkpoint as fuse_checkpoint
 from .engine.composing import compose as compose
+from .engine.extracting import extract as extract
 from .engine.merge import merge as merge
 from .engine.merge import merge_many as merge_many
 from .errors import ArchitectureError as ArchitectureError

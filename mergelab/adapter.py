@@ -17,7 +17,7 @@ from mergelab.describing import base_model_of, overview, short_name
 from mergelab.devices import AUTO, LAYER_BY_LAYER, Device, chosen_device
 from mergelab.errors import LayerError, OptionError
 from mergelab.formats.base_models import check_base_models
-from mergelab.layer import common_dialect
+from mergelab.formats.dialects import common_dialect
 from mergelab.linalg.lowrank import inner
 from mergelab.linalg.workspace import each_layer
 from mergelab.publishing import Publishable

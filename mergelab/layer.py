@@ -11,12 +11,28 @@ import torch
 from torch import Tensor
 
 from mergelab.errors import LayerError
-from mergelab.linalg.lowrank import Factors, identity_factored, stack
+from mergelab.linalg.lowrank import Factors, Spectrum, identity_factored, stack
 
 # The extra that holds the difference of a layer's bias is named after the layer, and ends so.
 BIAS_SUFFIX = ".lora_B.bias"
 # The difference of a norm's weight is named after the norm, and ends so.
 NORM_SUFFIX = ".diff"
+
+
+def is_difference(extra: str) -> bool:
+    """Whether an extra is added to a tensor of the model, a bias or a norm, rather than put in its place."""
+    return extra.endswith((BIAS_SUFFIX, NORM_SUFFIX))
+
+
+def owner_of(extra: str) -> str:
+    """The layer or norm that an extra is a difference of; of another extra its whole name.
+
+    Example:
+        >>> owner_of("unet.conv_in.lora_B.bias"), owner_of("unet.conv_norm_out.diff")
+        ('unet.conv_in', 'unet.conv_norm_out')
+    """
+    return extra.removesuffix(BIAS_SUFFIX).removesuffix(NORM_SUFFIX)
+
 
 # A change has entries far below one; squares of larger ones than this, summed, would overflow float32.
 LARGEST_ENTRY = 1e12
@@ -126,6 +142,8 @@ class DerivedLayer(_Computed):
         inner: rows of the change -> their factors, `(rows, r)` and `(r, in * kh * kw)`, float32.
         scaling: the factor between their product and the change.
         rows: those that the layer has, one part after the other.
+        svd: how many of the singular values that it is given to return -> the decomposition of the product, all rows
+            of it, where the form tells it for less than its factors would.
     """
 
     kind: str
@@ -134,6 +152,7 @@ class DerivedLayer(_Computed):
     inner: Callable[[Sequence[slice]], Factors]
     scaling: float = 1.0
     rows: tuple[slice, ...] = (slice(None),)
+    svd: Callable[[Callable[[Tensor], int]], Spectrum] | None = None
 
     @property
     def rank(self) -> int:
@@ -149,7 +168,7 @@ class DerivedLayer(_Computed):
     def of_rows(self, *rows: slice) -> DerivedLayer:
         """The layer of a weight that has only these rows of this one's, one part after the other."""
         count = sum(part.stop - part.start for part in rows)
-        return replace(self, shape=(count, *self.shape[1:]), rows=rows)
+        return replace(self, shape=(count, *self.shape[1:]), rows=rows, svd=None)
 
     def as_lora(self) -> LoraLayer:
         factors = self.inner(self.rows)
@@ -266,23 +285,6 @@ class AdapterData:
         if not (math.prod(sizes) <= LARGEST_ENTRY and max(sizes) <= LARGEST_ENTRY**1.5):
             raise LayerError(f"{self.source}: layer {name}: {_what_is_wrong(factors)}")
         return factors
-
-
-def common_dialect(adapters: Sequence[AdapterData]) -> tuple[str | None, dict[str, str]]:
-    """Dialect and spelling that several adapters agree in, for what is made of them.
-
-    Example:
-        >>> a, b = AdapterData({}, dialect="kohya", spelling={"x": "lora_x"}), AdapterData({}, dialect="comfy")
-        >>> common_dialect([a, a]), common_dialect([a, b])
-        (('kohya', {'x': 'lora_x'}), (None, {'x': 'lora_x'}))
-    """
-    dialects = {adapter.dialect for adapter in adapters}
-    spellings: dict[str, set[str]] = {}
-    for adapter in adapters:
-        for name, spelt in adapter.spelling.items():
-            spellings.setdefault(name, set()).add(spelt)
-    agreed = {name: spelt.pop() for name, spelt in spellings.items() if len(spelt) == 1}
-    return dialects.pop() if len(dialects) == 1 else None, agreed
 
 
 def _what_is_wrong(factors: Factors) -> str:

@@ -116,7 +116,7 @@ def test_a_single_file_of_flux(tmp_path: Path, prefix: str) -> None:
     check(base, {"transformer": model})
     live = open_base(model)
     assert set(base.others) == set(live.others)
-    assert all(torch.equal(base.tensor(name), live.tensor(name)) for name in live.others)
+    assert all(torch.equal(base.stored(name), live.stored(name)) for name in live.others)
 
 
 def test_a_state_dict_by_canonical_names() -> None:
@@ -162,6 +162,26 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, wrong: Any, match: str) 
     """By name, with what to do."""
     with pytest.raises(ml.MergelabError, match=match):
         wrong(tmp_path)
+
+
+def test_adapters_that_are_active_are_no_weights() -> None:
+    """They are told."""
+    pipe = opened("flux")
+    plain = open_base(pipe)
+    ml.apply(pipe, "miniature/flux/ghost")
+    base = open_base(pipe)
+    assert set(base.names) == set(plain.names) and set(base.others) == set(plain.others)
+    assert all(torch.equal(base.weight(name), plain.weight(name)) for name in plain.names)
+    assert base.notes == ("not read: the adapters that are active in transformer; its own weights were",)
+
+
+def test_weights_that_are_no_safetensors(tmp_path: Path) -> None:
+    """A component that has no others is refused by name."""
+    opened("flux").save_pretrained(tmp_path)
+    file = next((tmp_path / "transformer").glob("*.safetensors"))
+    file.rename(file.with_suffix(".bin"))
+    with pytest.raises(ml.FormatError, match=r"diffusion_pytorch_model\.bin: expected safetensors; save the pipeline"):
+        open_base(tmp_path)
 
 
 def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ LAYERS = {
         "base_models | recipe",
     ),
     "mergelab.engine": (
-        "composing",
-        "checkpoint | merge",
+        "composing | extracting",
+        "checkpoint | differences | merge",
         "changes | outcome",
         "asking | layers",
         "extras | storing",
@@ -144,7 +144,7 @@ LAYERS = {
     ),
     "mergelab.cli": (
         "app",
-        "evaluating | fusing | publishing | showing | writing",
+        "evaluating | extracting | fusing | publishing | showing | writing",
         "strengths",
         "arguments | outputs | several | streams",
     ),

@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from mergelab.cli import streams
 from mergelab.cli.evaluating import demo, evaluate
+from mergelab.cli.extracting import extract
 from mergelab.cli.fusing import fuse
 from mergelab.cli.publishing import push
 from mergelab.cli.several import spread
@@ -32,13 +33,14 @@ COMMANDS: dict[Callable[..., str], str] = {
     convert: "mergelab convert style.safetensors -o style_kohya.safetensors --format kohya",
     resize: "mergelab resize style.safetensors --rank 16 -o style_r16.safetensors",
     compose: "mergelab compose -i style.safetensors subject.safetensors -s 0.8 0.6 -o composed.safetensors",
+    extract: "mergelab extract tuned.safetensors base.safetensors --rank 32 -o style.safetensors",
     fuse: "mergelab fuse miniature/sdxl miniature/sdxl/ghost:0.8 miniature/sdxl/day -o fused",
     push: "mergelab push merged.safetensors user/repo --run run --private",
     methods: "mergelab methods",
     evaluate: "mergelab evaluate config.yaml -o run --set seeds=4",
     demo: "mergelab demo --pipeline sdxl -o mergelab-demo",
 }
-_WRITING = [command.__name__ for command in (merge, convert, resize, compose, fuse, evaluate, demo)]
+_WRITING = [command.__name__ for command in (merge, convert, resize, compose, extract, fuse, evaluate, demo)]
 # Options that belong to a method are passed on by name, so that those of registered methods work as well.
 _OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 

@@ -11,7 +11,7 @@ from mergelab.adapter import Adapter
 from mergelab.checks import short_repr
 from mergelab.devices import CPU, Device, chosen_device, layer_work
 from mergelab.engine.aligning import aligned_layers, unique_names, with_one_input
-from mergelab.engine.extras import bias_only, replacing
+from mergelab.engine.extras import replacing, without_layer
 from mergelab.engine.job import Input, Job, said_of
 from mergelab.engine.weights import Weight, resolve
 from mergelab.errors import OptionError
@@ -79,7 +79,7 @@ class Inputs:
 
     def weighed(self, weights: Sequence[Weight] | None) -> tuple[Input, ...]:
         """Each with its weights."""
-        layers_of = [[*a.layers, *bias_only(a)] for a in self.adapters]
+        layers_of = [[*a.layers, *without_layer(a)] for a in self.adapters]
         others = [replacing(a) for a in self.adapters]
         table = resolve(weights, layers_of, self.names, [a.architecture for a in self.adapters], others)
         return tuple(Input(*given) for given in zip(self.names, self.adapters, table))

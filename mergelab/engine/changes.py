@@ -11,11 +11,11 @@ import torch
 from mergelab.adapter import Adapter, Source
 from mergelab.checks import is_number
 from mergelab.engine.aligning import load_all, unique_names
-from mergelab.engine.extras import bias_only, replacing
+from mergelab.engine.extras import replacing, without_layer
 from mergelab.engine.weights import Weight, resolve, weight_record
 from mergelab.errors import LayerError, OptionError
 from mergelab.formats.base_models import check_base_models
-from mergelab.layer import BIAS_SUFFIX, Layer, LoraLayer
+from mergelab.layer import BIAS_SUFFIX, Layer, LoraLayer, is_difference, owner_of
 from mergelab.linalg.lowrank import Factors
 from mergelab.linalg.workspace import each_layer
 
@@ -31,39 +31,44 @@ class Change:
         adapter, owner: the adapter, and its name among those given.
         layer: canonical name of the layer.
         weight: factor of the change.
-        of_bias: whether it is the layer's bias that changes, not its weight.
+        extra: of the adapter's, where that is the change: a difference of the layer's bias, or of a norm.
     """
 
     adapter: Adapter
     owner: str
     layer: str
     weight: float
-    of_bias: bool = False
+    extra: str = ""
+
+    @property
+    def tensor(self) -> str:
+        """Canonical name of the tensor that is changed."""
+        return f"{self.layer}.{'bias' if self.extra.endswith(BIAS_SUFFIX) else 'weight'}"
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the tensor that is changed."""
-        return tuple(self._bias.shape if self.of_bias else self.adapter.layers[self.layer].shape)
+        return tuple(self._vector.shape if self.extra else self.adapter.layers[self.layer].shape)
 
     def factors(self, device: torch.device | str | None = None) -> Factors:
-        """In float32, the weight included; a bias is a matrix of one column.
+        """In float32, the weight included; a vector is a matrix of one column.
 
         Raises:
             LayerError: a value is NaN, infinite, or far beyond those of any adapter.
         """
-        if not self.of_bias:
+        if not self.extra:
             return self.adapter.matrices(self.layer, device).scaled(self.weight)
-        bias = self._bias.detach().to(device=device, dtype=torch.float32)
-        if not torch.isfinite(bias).all():
-            raise LayerError(f"{self.adapter.source}: layer {self.layer}: its bias is not finite; the file is damaged")
-        return Factors(bias[:, None] * self.weight, bias.new_ones(1, 1))
+        vector = self._vector.detach().to(device=device, dtype=torch.float32)
+        if not torch.isfinite(vector).all():
+            raise LayerError(f"{self.adapter.source}: {self.tensor}: a value is not finite; the file is damaged")
+        return Factors(vector[:, None] * self.weight, vector.new_ones(1, 1))
 
     def copied(self) -> Change:
         """The same, of tensors that nobody else has."""
         layers: dict[str, Layer] = {}
         extras: dict[str, torch.Tensor] = {}
-        if self.of_bias:
-            extras[self.layer + BIAS_SUFFIX] = self._bias.detach().clone()
+        if self.extra:
+            extras[self.extra] = self._vector.detach().clone()
         else:
             layer = self.adapter.layers[self.layer]
             stored = layer.as_lora()
@@ -72,8 +77,8 @@ class Change:
         return replace(self, adapter=replace(self.adapter, layers=layers, extras=extras))
 
     @property
-    def _bias(self) -> torch.Tensor:
-        return self.adapter.extras[self.layer + BIAS_SUFFIX]
+    def _vector(self) -> torch.Tensor:
+        return self.adapter.extras[self.extra]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +124,7 @@ def collect(loras: Loras, weights: Weights | None = None) -> Changes:
     names = unique_names([adapter.name for adapter in adapters])
     check_base_models(adapters, names)
     architectures = [adapter.architecture for adapter in adapters]
-    layers = [[*a.layers, *bias_only(a)] for a in adapters]
+    layers = [[*a.layers, *without_layer(a)] for a in adapters]
     others = [replacing(adapter) for adapter in adapters]
     table = resolve(given, layers, names, architectures, others)
     given_to = zip(adapters, names, table)
@@ -127,7 +132,7 @@ def collect(loras: Loras, weights: Weights | None = None) -> Changes:
     each_layer(lambda i: changes[i].factors().shape, range(len(changes)))  # raises where a value is none
     by_tensor: dict[str, list[Change]] = {}
     for change in changes:
-        by_tensor.setdefault(f"{change.layer}.{'bias' if change.of_bias else 'weight'}", []).append(change)
+        by_tensor.setdefault(change.tensor, []).append(change)
     if not by_tensor:
         raise OptionError("every weight is 0, so there is nothing to fuse")
     found = {key: tuple(changes) for key, changes in by_tensor.items()}
@@ -148,12 +153,12 @@ def listed(loras: Loras, weights: Weights | None) -> tuple[Sequence[Adapter | So
 
 
 def _of_adapter(adapter: Adapter, name: str, weights: Mapping[str, float]) -> list[Change]:
-    biases = [key.removesuffix(BIAS_SUFFIX) for key in adapter.extras if key.endswith(BIAS_SUFFIX)]
     if others := [key for key in replacing(adapter) if weights.get(key) != 0]:
         raise OptionError(
             f"{name}: {len(others)} tensors replace those of a model rather than add to them, and are not fused, "
             f"{others[0]} the first; adapter.without_extras(), or --drop-extras, leaves them out"
         )
     changes = [Change(adapter, name, layer, weights[layer]) for layer in adapter.layers]
-    changes += [Change(adapter, name, layer, weights[layer], of_bias=True) for layer in biases]
+    differences = {key: owner_of(key) for key in adapter.extras if is_difference(key)}
+    changes += [Change(adapter, name, layer, weights[layer], key) for key, layer in differences.items()]
     return [change for change in changes if change.weight != 0]

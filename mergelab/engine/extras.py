@@ -1,4 +1,4 @@
-"""What is merged beside the layers: biases by the rule, other tensors where they do not clash."""
+"""What is merged beside the layers: differences by the rule, other tensors where they do not clash."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from mergelab.adapter import Adapter
 from mergelab.engine.blocks import merge_layer
 from mergelab.engine.job import Input, Job, LayerChance
 from mergelab.errors import LayerError
-from mergelab.layer import BIAS_SUFFIX
+from mergelab.layer import is_difference, owner_of
 from mergelab.linalg.lowrank import Factors
 from mergelab.methods.method import Part
 from mergelab.spaces import BASES, PLAIN_SPACE, dense
 
 
-def bias_only(adapter: Adapter) -> list[str]:
-    """Layers of which an adapter changes nothing but the bias."""
-    biased = (key.removesuffix(BIAS_SUFFIX) for key in adapter.extras if key.endswith(BIAS_SUFFIX))
-    return [name for name in biased if name not in adapter.layers]
+def without_layer(adapter: Adapter) -> list[str]:
+    """Layers and norms that an adapter changes by a difference of their bias or weight alone."""
+    names = dict.fromkeys(owner_of(key) for key in adapter.extras if is_difference(key))
+    return [name for name in names if name not in adapter.layers]
 
 
 def replacing(adapter: Adapter) -> list[str]:
     """Extras that replace a tensor of the base model rather than add to it: norms, embeddings."""
-    return [key for key in adapter.extras if not key.endswith(BIAS_SUFFIX)]
+    return [key for key in adapter.extras if not is_difference(key)]
 
 
 def merge_extras(job: Job) -> tuple[dict[str, Tensor], list[str]]:
-    """Bias differences are merged by the rule; other extras are kept where they do not clash.
+    """Differences of biases and norms are merged by the rule; other extras are kept where they do not clash.
 
     At weight 0 both are absent; what no weight is for goes with the adapter.
     """
@@ -40,12 +40,12 @@ def merge_extras(job: Job) -> tuple[dict[str, Tensor], list[str]]:
     owners: dict[str, list[Input]] = {}
     for given in job.inputs:
         for key in given.adapter.extras:
-            if given.weights.get(key.removesuffix(BIAS_SUFFIX), any(given.weights.values())):
+            if given.weights.get(owner_of(key), any(given.weights.values())):
                 owners.setdefault(key, []).append(given)
     for key, present in owners.items():
         tensors = [given.adapter.extras[key] for given in present]
-        if key.endswith(BIAS_SUFFIX):
-            extras[key] = _merge_bias(job, key, present)
+        if is_difference(key):
+            extras[key] = _merge_difference(job, key, present)
         elif all(torch.equal(t, tensors[0]) for t in tensors[1:]):
             extras[key] = tensors[0]
             taken.setdefault(present[0].name, []).append(key)
@@ -58,19 +58,19 @@ def merge_extras(job: Job) -> tuple[dict[str, Tensor], list[str]]:
     return extras, notes
 
 
-def _merge_bias(job: Job, key: str, present: Sequence[Input]) -> Tensor:
-    """The rule on dense differences, a bias being a matrix of one row."""
-    biases = [given.adapter.extras[key].float() for given in present]
-    if len({bias.shape for bias in biases}) > 1:
-        shapes = ", ".join(f"{given.name} {tuple(bias.shape)}" for given, bias in zip(present, biases))
+def _merge_difference(job: Job, key: str, present: Sequence[Input]) -> Tensor:
+    """The rule on dense differences, a vector being a matrix of one row."""
+    differences = [given.adapter.extras[key].float() for given in present]
+    if len({one.shape for one in differences}) > 1:
+        shapes = ", ".join(f"{given.name} {tuple(one.shape)}" for given, one in zip(present, differences))
         raise LayerError(
-            f"{key}: the biases have different shapes: {shapes}; are they for one base model? "
+            f"{key}: the differences have different shapes: {shapes}; are they for one base model? "
             "adapter.without_extras(), or --drop-extras, leaves them out"
         )
-    layer = key.removesuffix(BIAS_SUFFIX)
+    layer = owner_of(key)
     parts = [
-        Part(Factors(bias.new_ones(1, 1), bias[None]), given.weights[layer], job.inputs.index(given))
-        for given, bias in zip(present, biases)
+        Part(Factors(one.new_ones(1, 1), one[None]), given.weights[layer], job.inputs.index(given))
+        for given, one in zip(present, differences)
     ]
     parts.sort(key=lambda part: part.weight * float(part.change.A.double().sum()))
     strategy = job.strategy

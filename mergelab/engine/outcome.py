@@ -12,7 +12,7 @@ from mergelab.engine.job import Job, said_of
 from mergelab.engine.provenance import Recipe, input_record, merged_metadata
 from mergelab.engine.results import MergedLayer, store
 from mergelab.engine.weights import weight_record
-from mergelab.layer import common_dialect
+from mergelab.formats.dialects import common_dialect
 from mergelab.methods.registry import name_of, options_record
 from mergelab.ranks import budget_note, rank_record
 from mergelab.report import LayerReport, Report, carried

@@ -145,7 +145,10 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     sets = adapter_sets(config)
     if warning := design_of(config, reported(config, sets)).warning():
         log.warning("%s", warning)
-    loras = {lora.name: load(lora.path) for lora in config.loras}
+    base = given if given is not None else config.pipeline  # DoRA and others are functions of its weights
+    if given is None and not (config.miniature or Path(config.pipeline).is_dir()):
+        base = None
+    loras = {lora.name: load(lora.path, base=base) for lora in config.loras}
     check_base_models(list(loras.values()), list(loras))
     with opened(config, given) as (pipeline, model):
         check_adapters(pipeline, loras)

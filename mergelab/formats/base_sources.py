@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mergelab.checks import short_repr
 from mergelab.errors import FormatError, OptionError, SourceError
 from mergelab.formats.architectures import ARCHITECTURES
-from mergelab.formats.checkpoints import INDEX, WeightFile, open_checkpoint
+from mergelab.formats.checkpoints import INDEX, OTHER_WEIGHTS, WeightFile, open_checkpoint
 from mergelab.formats.mapped import DTYPES
 from mergelab.formats.prefixes import COMPONENTS, without_wrapping_steps
 from mergelab.formats.streaming import Entry, Header, read_header, read_rows
@@ -77,10 +77,12 @@ def open_source(source: BaseSource, component: str | None = None) -> Opened:
     if isinstance(source, Mapping):
         return Opened("<state dict>", (_of_tensors(source, component, "<state dict>"),))
     if isinstance(source, nn.Module):
-        return Opened(title, (_of_tensors(_parameters(source), component or _component_of(title), title),))
+        part = _of_tensors(_parameters(source), component or _component_of(title), title)
+        return Opened(title, (part,), _adapters_in({title: source}))
     if isinstance(parts := getattr(source, "components", None), Mapping):
         models = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
-        return Opened(title, tuple(_of_tensors(_parameters(m), name, f"{title}.{name}") for name, m in models.items()))
+        own = (_of_tensors(_parameters(model), name, f"{title}.{name}") for name, model in models.items())
+        return Opened(title, tuple(own), _adapters_in(models))
     if not isinstance(source, (str, os.PathLike)):
         raise OptionError(
             f"base={short_repr(source)}: expected a file or folder, a state dict, a diffusers pipeline or one of its "
@@ -109,6 +111,11 @@ def _files(source: str, component: str | None) -> tuple[list[WeightFile], list[s
     folders: dict[Path, list[WeightFile]] = {}
     for file in checkpoint.files:
         folders.setdefault(file.header.path.parent, []).append(file)
+    read = {file.component for file in checkpoint.files}
+    for path in checkpoint.others:
+        name = path.relative_to(checkpoint.path).parts[0]
+        if name in COMPONENTS and name not in read and path.suffix in OTHER_WEIGHTS:
+            raise FormatError(f"{path}: expected safetensors; save the pipeline anew (pipeline.save_pretrained)")
     chosen = {path for own in folders.values() for path in of_one_variant([file.header.path for file in own])}
     return [file for file in checkpoint.files if file.header.path in chosen], notes
 
@@ -136,6 +143,12 @@ def _parameters(model: nn.Module) -> dict[str, Tensor]:
     """A model's own, without the adapters that PEFT has put in, and by the names that they have without these."""
     named = ((without_wrapping_steps(name), tensor) for name, tensor in model.named_parameters())
     return {name.replace(".base_layer.", "."): tensor for name, tensor in named if ".lora_" not in name}
+
+
+def _adapters_in(models: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """What is said of adapters in models, which are no weights of these."""
+    having = [name for name, model in models.items() if any(".lora_" in key for key, _ in model.named_parameters())]
+    return tuple(f"not read: the adapters that are active in {name}; its own weights were" for name in having)
 
 
 def _of_tensors(tensors: Mapping[str, Tensor], component: str | None, title: str) -> Part:

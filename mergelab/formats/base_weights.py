@@ -67,30 +67,41 @@ class BaseWeights:
         """A layer's bias, or None where it has none; raises as `weight` does."""
         return self._value(name, "bias") if f"{name}.bias" in self._tensors else None
 
-    def tensor(self, name: str) -> Tensor:
-        """One of `others`, in float32 where it is a floating-point number; raises as `weight` does."""
-        part, slot = self._found(name)
-        value = _as_diffusers_has_it(part.read(slot.key, slot.rows), slot)
-        return value.float() if value.is_floating_point() else value
+    def stored(self, tensor: str) -> Tensor:
+        """A tensor by its whole name ("unet.conv_in.bias", or one of `others`), in the dtype that it is stored in.
 
-    def other_shape(self, name: str) -> tuple[int, ...]:
-        """The shape of one of `others`."""
-        return self._found(name)[1].shape
+        Raises:
+            LayerError, SourceError, FormatError: as `weight` does, but for what is quantised.
+        """
+        part, slot = self._found(tensor)
+        value = part.read(slot.key, slot.rows)
+        return torch.roll(value, len(value) // 2, dims=0) if slot.swapped else value
 
-    def place(self, name: str) -> tuple[Path, str, slice] | None:
-        """The file, key and rows of a tensor by its whole name ("unet.conv_in.weight"); None where it is in no file."""
-        part, slot = self._found(name)
+    def has(self, tensor: str) -> bool:
+        """Whether there is a tensor of this whole name."""
+        return tensor in self._tensors
+
+    def dtype(self, tensor: str) -> str:
+        """What a tensor is stored in, by safetensors' name; raises as `stored` does."""
+        part, slot = self._found(tensor)
+        return part.file.header.entries[slot.key].dtype
+
+    def place(self, tensor: str) -> tuple[Path, str, slice] | None:
+        """The file, key and rows of a tensor; None where it is in no file. Raises as `stored` does."""
+        part, slot = self._found(tensor)
         path = part.file.header.path
-        return (path.resolve(), slot.key, slot.rows) if path.is_file() else None
+        return (path, slot.key, slot.rows) if path.is_file() else None
 
     def check(self, names: Iterable[str]) -> None:
-        """Raise where some layer cannot be read, before anything is computed; raises as `weight` does."""
+        """Raise where some layer or its bias cannot be read, before anything is computed; raises as `weight` does."""
         for name in names:
             self._held(name, "weight")
+            if f"{name}.bias" in self._tensors:
+                self._held(name, "bias")
 
     def _value(self, name: str, leaf: str) -> Tensor:
-        part, slot = self._held(name, leaf)
-        return _as_diffusers_has_it(part.read(slot.key, slot.rows), slot).to(torch.float32)
+        self._held(name, leaf)
+        return self.stored(f"{name}.{leaf}").to(torch.float32)
 
     def _held(self, name: str, leaf: str) -> tuple[Part, Slot]:
         part, slot = self._found(f"{name}.{leaf}", name)
@@ -179,10 +190,6 @@ def _norm(name: str, names: Architecture | None) -> str | None:
         if component in (naming.component, "model") and (norm := naming.norm(path)):
             return f"{naming.component}.{norm}.{'weight' if leaf == 'scale' else leaf}"
     return None
-
-
-def _as_diffusers_has_it(value: Tensor, slot: Slot) -> Tensor:
-    return torch.roll(value, len(value) // 2, dims=0) if slot.swapped else value
 
 
 def _shown(files: Sequence[WeightFile]) -> tuple[dict[str, Shape], Mapping[str, str]]:

@@ -19,7 +19,7 @@ from mergelab.formats.streaming import Header, read_header
 
 INDEX = "model_index.json"
 # What holds weights that are not safetensors, beside which changed ones would be a second truth.
-_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf")
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Checkpoint:
             FormatError: they are, and would stay as they are.
         """
         for path in self.others:
-            if path.relative_to(self.path).parts[0] in components and path.suffix in _OTHER_WEIGHTS:
+            if path.relative_to(self.path).parts[0] in components and path.suffix in OTHER_WEIGHTS:
                 raise FormatError(
                     f"{path}: holds weights in another format, which would stay as they are; remove it, or save the "
                     "pipeline anew (pipeline.save_pretrained), then fuse"

@@ -17,7 +17,7 @@ from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.architectures.text_encoders import is_t5
 from mergelab.formats.layout import Layout
 from mergelab.formats.names import is_module_of
-from mergelab.formats.original import alone, modules_of, others_of
+from mergelab.formats.original import alone, differences_in, modules_of, others_of
 from mergelab.formats.writers import SAY_WHICH, folded_layer, remedy
 from mergelab.layer import AdapterData
 
@@ -41,10 +41,7 @@ def comfy(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
         folded = folded_layer(layer)
         tensors[f"{name}.lora_A.weight"] = folded.lora_A
         tensors[f"{name}.lora_B.weight"] = folded.lora_B
-    for name, module in modules.items():
-        if module.biases:
-            tensors[f"{name}.diff_b"] = module.bias(layers.get(name))
-    return tensors
+    return tensors | differences_in(modules, layers)
 
 
 def _place(architecture: Architecture, layout: Layout, name: str) -> tuple[str, Place]:
@@ -53,6 +50,8 @@ def _place(architecture: Architecture, layout: Layout, name: str) -> tuple[str, 
         if place := naming.place(path):
             place = place if layout.original_names else alone(path)
             return f"diffusion_model.{place.module.path}", place
+        if norm := naming.original_norm(path):
+            return f"diffusion_model.{norm if layout.original_names else path}", alone(path)
     elif encoder := _encoder(architecture, component, path):
         return f"text_encoders.{encoder}.transformer.{path}", alone(path)
     raise ArchitectureError(f"layer {name} is no module of {architecture.title} that ComfyUI has; {remedy(name)}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mergelab.formats.prefixes import COMPONENTS
 from mergelab.formats.writers import FACTOR_SUFFIXES
+from mergelab.layer import AdapterData
 
 _COMFY = ("diffusion_model.", "text_encoders.")
 _DIFFUSERS = tuple(f"{component}." for component in COMPONENTS)
@@ -30,3 +31,20 @@ def _kind(key: str) -> str | None:
         return "comfy"
     of_diffusers = key.startswith(_DIFFUSERS) and key.endswith((*FACTOR_SUFFIXES[1], *FACTOR_SUFFIXES[2]))
     return "diffusers" if of_diffusers else None
+
+
+def common_dialect(adapters: Sequence[AdapterData]) -> tuple[str | None, dict[str, str]]:
+    """Dialect and spelling that several adapters agree in, for what is made of them.
+
+    Example:
+        >>> a, b = AdapterData({}, dialect="kohya", spelling={"x": "lora_x"}), AdapterData({}, dialect="comfy")
+        >>> common_dialect([a, a]), common_dialect([a, b])
+        (('kohya', {'x': 'lora_x'}), (None, {'x': 'lora_x'}))
+    """
+    dialects = {adapter.dialect for adapter in adapters}
+    spellings: dict[str, set[str]] = {}
+    for adapter in adapters:
+        for name, spelt in adapter.spelling.items():
+            spellings.setdefault(name, set()).add(spelt)
+    agreed = {name: spelt.pop() for name, spelt in spellings.items() if len(spelt) == 1}
+    return dialects.pop() if len(dialects) == 1 else None, agreed

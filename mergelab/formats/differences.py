@@ -3,47 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
-from mergelab.errors import FormatError, LayerError
+from mergelab.errors import LayerError
+from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.kinds import ModuleTensors
-from mergelab.formats.names import Located
-from mergelab.layer import NORM_SUFFIX
+from mergelab.formats.names import locate
+from mergelab.formats.prefixes import strip
+from mergelab.layer import BIAS_SUFFIX, NORM_SUFFIX
 from mergelab.tables import counted
 
+_SUFFIXES = {"diff": NORM_SUFFIX, "bias": BIAS_SUFFIX}
 
-def differences_of(
-    modules: Mapping[str, ModuleTensors], located: Mapping[str, Located]
-) -> tuple[dict[str, ModuleTensors], dict[str, Tensor], tuple[str, ...]]:
-    """The modules without what is said here, the differences of norms by canonical name, and what was dropped.
 
-    Full differences that are zero throughout, which some tools write for all that they did not train, change nothing.
+class Parted(NamedTuple):
+    """The modules of a file, the norms by themselves.
+
+    Attributes:
+        layers: modules that change a matrix or a kernel.
+        norms: modules that change a norm.
+        notes: what was dropped.
     """
-    kept: dict[str, ModuleTensors] = {}
-    norms: dict[str, Tensor] = {}
+
+    layers: dict[str, ModuleTensors]
+    norms: dict[str, ModuleTensors]
+    notes: tuple[str, ...]
+
+
+def parted(modules: Mapping[str, ModuleTensors]) -> Parted:
+    """Set norms apart, and drop differences of zeros, as some tools write for all that they did not train."""
+    layers: dict[str, ModuleTensors] = {}
+    norms: dict[str, ModuleTensors] = {}
     zeros: list[str] = []
     for name, module in modules.items():
-        rest = module
-        for role in ("diff", "bias"):
-            tensor = module.tensors.get(role)
-            is_difference = tensor is not None and not module.keys[role].endswith(".bias")
-            if tensor is None or not is_difference or not tensor.is_floating_point():
-                continue
-            if tensor.numel() and not tensor.any():
-                zeros.append(module.keys[role])
-                rest = rest.without(role)
-            elif role == "diff" and tensor.dim() == 1:
-                if not bool(tensor.float().isfinite().all()):
-                    raise LayerError(
-                        f"{module.keys[role]!r} holds values that are NaN or infinite; the file is damaged"
-                    )
-                where = located[name]
-                norms[f"{where.component}.{where.path}{NORM_SUFFIX}"] = tensor
-                rest = rest.without(role)
-        if set(rest.tensors) - {"alpha"} or rest is module:
-            kept[name] = rest
-    if zeros and not kept and not norms:
-        raise FormatError(f"all it holds are {counted(len(zeros), 'difference')} of zeros: it changes nothing")
+        none = [role for role in _SUFFIXES if _is_zero(module, role)]
+        zeros += [module.keys[role] for role in none]
+        rest = module.without(*none)
+        diff = module.tensors.get("diff")
+        if diff is not None and diff.dim() == 1:
+            norms[name] = rest
+        elif set(rest.tensors) - {"alpha"} or not none:
+            layers[name] = rest
     notes = (f"{counted(len(zeros), 'difference')} of zeros dropped ({zeros[0]!r} the first)",) if zeros else ()
-    return kept, norms, notes
+    return Parted(layers, norms, notes)
+
+
+def _is_zero(module: ModuleTensors, role: str) -> bool:
+    """Whether a tensor is a difference as it is, and of zeros: of a bias of PEFT the scaling would count."""
+    tensor = module.tensors.get(role)
+    return tensor is not None and not module.keys[role].endswith(".bias") and not tensor.any()
+
+
+def extras_of(
+    norms: Mapping[str, ModuleTensors], names: Architecture | None, component: str | None
+) -> dict[str, Tensor]:
+    """The differences of norms by canonical name.
+
+    Raises:
+        LayerError: a module has something else beside them, or values that are not finite.
+    """
+    extras = {}
+    for module, where in locate(norms, names, component).items():
+        own = names.naming.norm(strip(module, names.naming)[1]) if names else None
+        canonical = (
+            f"{names.naming.component}.{own}" if names and own else where.name or f"{where.component}.{where.path}"
+        )
+        for role, tensor in norms[module].tensors.items():
+            key = norms[module].keys[role]
+            if role not in _SUFFIXES or not tensor.is_floating_point():
+                raise LayerError(f"{key!r} stands beside the difference of a norm, which has none; the file is damaged")
+            if not bool(tensor.float().isfinite().all()):
+                raise LayerError(f"{key!r} holds NaN or infinity; the file is damaged")
+            extras[f"{canonical}{_SUFFIXES[role]}"] = tensor
+    return extras

@@ -14,7 +14,7 @@ from mergelab.formats.architectures.naming import Place
 from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.architectures.text_encoders import is_t5
 from mergelab.formats.layout import Layout
-from mergelab.formats.original import alone, modules_of, others_of
+from mergelab.formats.original import alone, differences_in, modules_of, others_of
 from mergelab.formats.padding import projection_padded
 from mergelab.formats.prefixes import flatten
 from mergelab.formats.writers import (
@@ -44,10 +44,7 @@ def kohya(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
         tensors[f"{name}.lora_down.weight"] = written.lora_A
         tensors[f"{name}.lora_up.weight"] = written.lora_B
         tensors[f"{name}.alpha"] = alpha
-    for name, module in modules.items():
-        if module.biases:
-            tensors[f"{name}.diff_b"] = module.bias(layers.get(name))
-    return tensors
+    return tensors | differences_in(modules, layers)
 
 
 def _architecture(data: AdapterData) -> Architecture:
@@ -75,7 +72,10 @@ def _place(architecture: Architecture, layout: Layout, name: str) -> tuple[str, 
         prefix = layout.t5
     else:
         prefix = kohya.text_encoders.get(component) if kohya else None
-    flat = flatten(place.module.path if place else path, naming or architecture.naming)
+    norm = naming.original_norm(path) if naming and kohya and kohya.original_names else None
+    if norm:
+        prefix = "lora_unet"
+    flat = flatten(place.module.path if place else norm or path, naming or architecture.naming)
     if flat is None or prefix is None:
         titles = [a.title for a in ARCHITECTURES.values() if a.kohya]
         models = "" if kohya else f", which exists for {', '.join(titles[:-1])} and {titles[-1]}"

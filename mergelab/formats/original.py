@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +12,7 @@ from mergelab.formats.architectures.fused import OriginalModule
 from mergelab.formats.architectures.naming import Naming, Place
 from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.writers import EMBEDDING_PREFIX, no_place
-from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer
+from mergelab.layer import BIAS_SUFFIX, NORM_SUFFIX, AdapterData, Layer, is_difference, owner_of
 
 PlaceOf = Callable[[str], tuple[str, Place]]
 """From a layer's canonical name to its module's name in the file, and where the layer is in that module."""
@@ -20,11 +20,12 @@ PlaceOf = Callable[[str], tuple[str, Place]]
 
 @dataclass
 class FileModule:
-    """A module of a file: the layers and biases that are parts of it, by their number."""
+    """A module of a file: the layers and biases that are parts of it, by their number; or the difference of a norm."""
 
     original: OriginalModule
     layers: dict[int, Layer] = field(default_factory=dict)
     biases: dict[int, Tensor] = field(default_factory=dict)
+    norm: Tensor | None = None
 
     def layer(self) -> Layer:
         """All parts as one layer."""
@@ -56,7 +57,16 @@ def modules_of(data: AdapterData, place_of: PlaceOf) -> dict[str, FileModule]:
         if key.endswith(BIAS_SUFFIX):
             fused, index = module(key.removesuffix(BIAS_SUFFIX))
             fused.biases[index] = tensor
+        elif key.endswith(NORM_SUFFIX):
+            module(owner_of(key))[0].norm = tensor
     return modules
+
+
+def differences_in(modules: Mapping[str, FileModule], layers: Mapping[str, Layer]) -> dict[str, Tensor]:
+    """Differences of biases and norms under the keys of LyCORIS."""
+    tensors = {f"{name}.diff": module.norm for name, module in modules.items() if module.norm is not None}
+    biases = {f"{n}.diff_b": module.bias(layers.get(n)) for n, module in modules.items() if module.biases}
+    return {**tensors, **biases}
 
 
 def others_of(data: AdapterData, format: str) -> dict[str, Tensor]:
@@ -65,7 +75,7 @@ def others_of(data: AdapterData, format: str) -> dict[str, Tensor]:
     known = ARCHITECTURES.get(data.architecture or "")
     candidates = (known.naming, *known.companions) if known else ()
     for key, tensor in data.extras.items():
-        if key.endswith(BIAS_SUFFIX):
+        if is_difference(key):
             continue
         if key.startswith(EMBEDDING_PREFIX) and format == "kohya":
             others[key] = tensor

@@ -27,7 +27,7 @@ from mergelab.formats.writers import (
     no_place,
     remedy,
 )
-from mergelab.layer import BIAS_SUFFIX, AdapterData, Layer
+from mergelab.layer import BIAS_SUFFIX, NORM_SUFFIX, AdapterData, Layer
 
 
 def diffusers(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
@@ -42,7 +42,11 @@ def diffusers(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
         down, up = FACTOR_SUFFIXES[2 if name.partition(".")[0] in older else 1]
         tensors[f"{name}{down}"], tensors[f"{name}{up}"] = folded.lora_A, folded.lora_B
     for name, tensor in data.extras.items():
-        if is_saved(name) or not (name.endswith(BIAS_SUFFIX) or name.startswith("transformer.")):
+        if (
+            is_saved(name)
+            or name.endswith(NORM_SUFFIX)
+            or not (name.endswith(BIAS_SUFFIX) or name.startswith("transformer."))
+        ):
             raise no_place(name, "diffusers")
         tensors[name] = tensor
     return tensors
@@ -128,7 +132,7 @@ def peft(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
     for key, tensor in data.extras.items():
         name = key.removesuffix(BIAS_SUFFIX)
         scaling = data.layers[name].scaling if name in data.layers else 1.0
-        if key.partition(".")[0] not in components:
+        if key.partition(".")[0] not in components or key.endswith(NORM_SUFFIX):
             raise no_place(key, "peft")
         if written := written_path(key):
             # PEFT multiplies the bias of lora_B by the scaling of its layer.

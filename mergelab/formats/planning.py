@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mergelab.errors import OptionError, OutputError
 from mergelab.formats.comfy import comfy
+from mergelab.formats.dialects import common_dialect
 from mergelab.formats.kohya import kohya
 from mergelab.formats.layout import Layout, Writer
 from mergelab.formats.messages import about
@@ -19,7 +20,7 @@ from mergelab.formats.nunchaku import QuantizedModel, nunchaku
 from mergelab.formats.peft import diffusers, has_name_in_diffusers, peft, split_components
 from mergelab.formats.same import as_spelt, same_format
 from mergelab.formats.tools import PACKED, Fitted, check_tool, fitted, other_tools
-from mergelab.layer import AdapterData, DerivedLayer, Layer, LoraLayer, common_dialect
+from mergelab.layer import AdapterData, DerivedLayer, Layer, LoraLayer
 
 _WRITERS: Mapping[str, Writer] = {
     "diffusers": diffusers,

@@ -13,7 +13,7 @@ from mergelab.errors import ArchitectureError, FormatError, LayerError
 from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.architectures.evidence import Shape
 from mergelab.formats.dialects import dialect_of
-from mergelab.formats.differences import differences_of
+from mergelab.formats.differences import extras_of, parted
 from mergelab.formats.header_alphas import HeaderAlphas, Ranks, header_alphas
 from mergelab.formats.keys import group_keys
 from mergelab.formats.kinds import ModuleTensors, Target, kind_of, module_shape, to_layer
@@ -30,6 +30,8 @@ from mergelab.layer import BIAS_SUFFIX, AdapterData, DerivedLayer, Layer, terms_
 from mergelab.report import USUAL_ALPHA
 from mergelab.tables import counted
 
+LARGE = 256
+"""Ranks above this make work and files that few people want."""
 _NORM_LEAF = re.compile(r"\.(scale|weight|set_weight|scale\.set_weight)$")
 
 
@@ -63,9 +65,10 @@ def parse(
         groups = group_keys(tensors)
         check_modules(groups.modules, config, says_dora(metadata))
         check_base(groups.modules, options.base)
-        shapes = {name: module_shape(module) for name, module in groups.modules.items()}
+        apart = parted(groups.modules)
+        shapes = {name: module_shape(module) for name, module in apart.layers.items()}
         found = recognise(shapes, metadata, options.architecture, component)
-        targets = Targets.of(options.base, found.architecture, config)
+        targets = Targets.of(apart.layers, options.base, found.architecture, config)
         if found.architecture is None and targets.architecture:
             found = _as_the_base(found, shapes, metadata, targets.architecture, component)
         located = found.located
@@ -74,20 +77,19 @@ def parse(
         check_own(map(bare, unknown), groups.modules)
         if unknown and config is None:
             raise _unknown_tensors(list(unknown), len(tensors))
-        if not groups.modules:
+        if not apart.layers:
             raise FormatError("holds no LoRA layer; expected keys such as '...lora_A.weight' and '...lora_B.weight'")
         if config is not None:
             components = {where.component for where in located.values()}
             extras |= read_saved(unknown, config, components.pop() if len(components) == 1 else "model")
         header = HeaderAlphas({}, ())
         if scaling_of is None and not metadata.get("lora_adapter_metadata"):
-            header = header_alphas(metadata, _ranks(groups.modules, located))
+            header = header_alphas(metadata, _ranks(apart.layers, located))
             scaling_of = header.scaling_of
-        modules, added, dropped = differences_of(groups.modules, located)
-        layers, biases, without_alpha = _layers(modules, located, scaling_of or header_scaling(metadata), targets)
-        extras |= biases | added
+        layers, biases, without_alpha = _layers(apart.layers, located, scaling_of or header_scaling(metadata), targets)
+        extras |= biases | extras_of(apart.norms, found.names, component)
         _check_extras(extras, layers)
-        notes = (*found.notes, *header.notes, *dropped, *targets.notes, *_notes(layers, found.names, without_alpha))
+        notes = (*found.notes, *header.notes, *apart.notes, *targets.notes, *_notes(layers, found.names, without_alpha))
         return AdapterData(
             layers,
             extras,
@@ -96,7 +98,7 @@ def parse(
             source,
             notes,
             dialect="peft" if config is not None else dialect_of(tensors),
-            spelling=_spelling(groups.modules, located, layers) if found.architecture is None else {},
+            spelling=_spelling(apart.layers, located, layers) if found.architecture is None else {},
         )
 
 
@@ -226,7 +228,8 @@ def _kind_notes(layers: Mapping[str, Layer]) -> list[str]:
     for kind, ranks in kinds.items():
         span = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
         norms = ", its norms those of the sum of weight and change" if kind == "DoRA" else ""
-        notes.append(f"{counted(len(ranks), 'layer')} of kind {kind}{norms}: exact as factors of rank {span}")
+        large = "; adapter.resize(64), --rank 64, makes them small" if max(ranks) > LARGE else ""
+        notes.append(f"{counted(len(ranks), 'layer')} of kind {kind}{norms}: exact as factors of rank {span}{large}")
     return notes
 
 

@@ -9,7 +9,7 @@ from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.layout import Layout
 from mergelab.formats.peft import has_name_in_diffusers
 from mergelab.formats.writers import FACTOR_SUFFIXES, SAY_WHICH, no_place, with_alpha
-from mergelab.layer import BIAS_SUFFIX, AdapterData
+from mergelab.layer import BIAS_SUFFIX, NORM_SUFFIX, AdapterData, owner_of
 
 
 def same_format(data: AdapterData) -> str:
@@ -49,8 +49,9 @@ def as_spelt(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
         if has_alphas:
             tensors[f"{module}.alpha"] = alpha
     for key, tensor in data.extras.items():
-        name = key.removesuffix(BIAS_SUFFIX)
+        name = owner_of(key)
         if name == key or name not in data.spelling:
             raise no_place(key, "same")
-        tensors[f"{data.spelling[name]}{'.diff_b' if has_alphas else BIAS_SUFFIX}"] = tensor
+        end = ".diff" if key.endswith(NORM_SUFFIX) else ".diff_b" if has_alphas else BIAS_SUFFIX
+        tensors[f"{data.spelling[name]}{end}"] = tensor
     return tensors

@@ -48,19 +48,23 @@ class Targets:
         config: the fields of a PEFT config beside the file.
     """
 
-    base: BaseWeights | None
+    base: BaseWeights | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls,
+        modules: Mapping[str, ModuleTensors],
         base: BaseSource | BaseWeights | None,
         architecture: str | None,
         config: Mapping[str, Any] | None = None,
     ) -> Targets:
-        """From what the user gives, and the config beside the file."""
-        opened = base if base is None or isinstance(base, BaseWeights) else open_base(base, architecture)
-        return cls(opened, config or {})
+        """From what the user gives; opened where modules are functions of it, or nothing else tells the base model."""
+        config = config or {}
+        is_wanted = architecture is None or start_of(config) or any(kind_of(m).needs_base for m in modules.values())
+        if base is None or not is_wanted:
+            return cls(config=config)
+        return cls(base if isinstance(base, BaseWeights) else open_base(base, architecture), config)
 
     @property
     def architecture(self) -> str | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mergelab.errors import FormatError
 from mergelab.formats.prefixes import COMPONENTS
-from mergelab.layer import AdapterData, Layer, LoraLayer
+from mergelab.layer import NORM_SUFFIX, AdapterData, Layer, LoraLayer
 
 FACTOR_SUFFIXES = (
     (".lora_down.weight", ".lora_up.weight"),
@@ -72,6 +72,8 @@ def no_place(key: str, format: str) -> FormatError:
     """The error for an extra that a format cannot carry, with the format that can, where there is one."""
     if key.startswith(EMBEDDING_PREFIX):
         other = "kohya"
+    elif key.endswith(NORM_SUFFIX):
+        other = "comfy"
     else:
         other = "peft" if key.partition(".")[0] in (*COMPONENTS, "model") else ""
     remedy = f"write it as format={other!r}, which has one, or leave" if other not in ("", format) else "leave"

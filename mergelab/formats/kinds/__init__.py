@@ -36,7 +36,8 @@ def kind_of(module: ModuleTensors) -> Kind:
     return next((kind for kind in KINDS if kind.marks & set(module.tensors)), KINDS[-1])
 
 
-KINDS: tuple[Kind, ...] = (dora(kind_of), LOHA, LOKR, FULL, OFT, GLORA, IA3, PEFT_OFT, PEFT_BOFT, PEFT_IA3, LORA)
+DORA = dora(kind_of)
+KINDS: tuple[Kind, ...] = (DORA, LOHA, LOKR, FULL, OFT, GLORA, IA3, PEFT_OFT, PEFT_BOFT, PEFT_IA3, LORA)
 """Where a module's tensors are marks of two kinds, the first counts; the last is what a lone `alpha` is taken for."""
 
 _LEAVES = (*(leaf for kind in KINDS for leaf in kind.leaves), *COMMON_LEAVES)
@@ -82,4 +83,8 @@ def to_layer(module: ModuleTensors, scaling: float | None, target: Target) -> La
     for role, tensor in module.tensors.items():
         if role not in ("alpha", "on_input") and not tensor.is_floating_point():
             raise LayerError(f"{module.keys[role]!r} is {tensor.dtype}, expected floating-point numbers")
+    marked = [kind for kind in KINDS if kind.marks & set(module.tensors)]
+    if len([kind for kind in marked if kind is not DORA]) > 1:
+        names = " and ".join(kind.name for kind in marked)
+        raise LayerError(f"{next(iter(module.keys.values()))!r}: one layer is {names}; expected one kind of adapter")
     return kind_of(module).to_layer(module, scaling, target)

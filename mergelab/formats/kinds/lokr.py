@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mergelab.formats.kinds.kind import Kind, ModuleTensors, Target, leaves, scaling_of, selected
 from mergelab.layer import DerivedLayer, full_rank
-from mergelab.linalg.lowrank import Factors, identity_factored
+from mergelab.linalg.lowrank import Factors, Spectrum, identity_factored
 
 _ROLES = ("kr1", "kr1_a", "kr1_b", "kr2", "kr2_a", "kr2_b", "kr_t2")
 _LEAVES = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
@@ -52,7 +52,8 @@ def _to_layer(module: ModuleTensors, scaling: float | None, target: Target) -> D
     first, second = _sides(module)
     shape = target.shape or _joint(first, second)
     inner = partial(_factors, first, second)
-    return DerivedLayer("LoKr", shape, _rank(first, second), inner, scaling_of(module, _dim(module), scaling))
+    scaling = scaling_of(module, _dim(module), scaling)
+    return DerivedLayer("LoKr", shape, _rank(first, second), inner, scaling, svd=partial(_svd, first, second))
 
 
 def _sides(module: ModuleTensors) -> tuple[_Side, _Side]:
@@ -107,6 +108,18 @@ def _factors(first: _Side, second: _Side, rows: Sequence[slice]) -> Factors:
 def _kron(x: Tensor, y: Tensor) -> Tensor:
     """Of two matrices; torch.kron (2.14) raises for some that were transposed."""
     return (x[:, None, :, None] * y[:, None, :]).reshape(len(x) * len(y), -1)
+
+
+def _svd(first: _Side, second: _Side, count: Callable[[Tensor], int]) -> Spectrum:
+    """Singular values are the products of those of the two sides, and vectors the Kronecker products of theirs."""
+    (u1, s1, v1), (u2, s2, v2) = (
+        torch.linalg.svd(side.whole().double(), full_matrices=False) for side in (first, second)
+    )
+    values, order = torch.outer(s1, s2).flatten().sort(descending=True, stable=True)
+    one, other = (order[: count(values)] // len(s2), order[: count(values)] % len(s2))
+    left = torch.einsum("ik,jk->ijk", u1[:, one], u2[:, other]).flatten(0, 1)
+    right = torch.einsum("ki,kj->ijk", v1[one], v2[other]).flatten(0, 1)
+    return Spectrum(left.float(), values[: len(one)], right.float(), values.square().sum())
 
 
 def _shape(module: ModuleTensors) -> tuple[int, ...]:

@@ -11,8 +11,8 @@ from mergelab.formats.layout import Layout
 from mergelab.formats.nunchaku.fusing import FUSED
 from mergelab.formats.nunchaku.quantized import QuantizedModel
 from mergelab.formats.original import alone, modules_of
-from mergelab.formats.writers import FACTOR_SUFFIXES, folded_layer
-from mergelab.layer import BIAS_SUFFIX, AdapterData, LoraLayer
+from mergelab.formats.writers import FACTOR_SUFFIXES, folded_layer, no_place
+from mergelab.layer import BIAS_SUFFIX, NORM_SUFFIX, AdapterData, LoraLayer
 
 DOWN, UP = FACTOR_SUFFIXES[1]
 _COMPONENT = "transformer"
@@ -67,7 +67,9 @@ def nunchaku(data: AdapterData, layout: Layout) -> dict[str, Tensor]:
             block, _, last = name.rpartition(".")
             where = f"{block}.{_QKV[last]}" if last in _QKV else module.original.parts[0]
             tensors[f"{where}.bias"] = module.bias(layer)
-    norms = (key for key in data.extras if not key.endswith(BIAS_SUFFIX))
+    norms = [key for key in data.extras if not key.endswith(BIAS_SUFFIX)]
+    if differences := [key for key in norms if key.endswith(NORM_SUFFIX)]:
+        raise no_place(differences[0], "nunchaku")
     return tensors | {key.removeprefix(f"{_COMPONENT}."): data.extras[key] for key in norms}
 
 

@@ -12,7 +12,7 @@ from mergelab.formats.layout import Layout
 from mergelab.formats.names import is_module_of
 from mergelab.formats.padding import completed
 from mergelab.formats.tools.tool import Lack, Tool, Way
-from mergelab.layer import BIAS_SUFFIX, AdapterData
+from mergelab.layer import AdapterData, owner_of
 from mergelab.linalg.lowrank import inner
 from mergelab.linalg.workspace import each_layer
 from mergelab.tables import counted
@@ -74,7 +74,7 @@ def _strange_text_encoders(data: AdapterData, way: Way) -> list[Lack]:
     if known is None or way.layout.is_folder:
         return []
     keys = [key for key in (*data.layers, *data.extras) if key.startswith("text_encoder")]
-    strange = [re.escape(key) for key in keys if not is_module_of(known, key.removesuffix(BIAS_SUFFIX))]
+    strange = [re.escape(key) for key in keys if not is_module_of(known, owner_of(key))]
     return [Lack(f"text encoders that are none of {known.title}'s", f"^({'|'.join(strange)})$")] if strange else []
 
 

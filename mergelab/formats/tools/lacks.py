@@ -18,7 +18,7 @@ FLUX_REST = Lack("layers outside the blocks", r"^transformer\.(?!(single_)?trans
 FLUX_REST_IF_ASKED = Lack(FLUX_REST.what, FLUX_REST.pattern, kept="its network has them")
 FLUX_LAST = Lack("the final layer", r"^transformer\.(norm_out\.linear|proj_out)\b")
 BIASES = Lack("biases", r"\.lora_B\.bias$")
-NORMS = Lack("norms", r"^transformer\..*\bnorm_(added_)?[qk]\.weight$")
+NORMS = Lack("norms", r"^transformer\..*\bnorm_(added_)?[qk]\.weight$|\.diff$")
 EMBEDDINGS = Lack("embeddings", r"^bundle_emb\.")
 ALPHAS = Lack("alphas other than the rank", r"^unet\.")
 SAVED = Lack("whole modules and rows of tokens", r"\.(modules_to_save|token_adapter)\.")
