@@ -4,6 +4,9 @@ from .adapter import Adapter as Adapter
 from .adapter import load as load
 from .comparing import Comparison as Comparison
 from .comparing import compare as compare
+from .diagnosing import Diagnosis as Diagnosis
+from .diagnosing import Finding as Finding
+from .diagnosing import doctor as doctor
 from .engine.block_weights import BlockWeights as BlockWeights
 from .engine.block_weights import block_weights as block_weights
 from .engine.checkpoint import FusedCheckpoint as FusedCheckpoint
@@ -48,6 +51,9 @@ from .pipelines.fusing import fused as fused
 from .pipelines.fusing import unfuse as unfuse
 from .publishing import Pushed as Pushed
 from .ranks import RankBudget as RankBudget
+from .ranks import SvCumulative as SvCumulative
+from .ranks import SvFro as SvFro
+from .ranks import SvRatio as SvRatio
 from .report import Report as Report
 
 __version__: str

@@ -21,7 +21,7 @@ from mergelab.formats.dialects import common_dialect
 from mergelab.linalg.lowrank import inner
 from mergelab.linalg.workspace import each_layer
 from mergelab.publishing import Publishable
-from mergelab.ranks import Rank
+from mergelab.ranks import Rank, check_rank, rank_text
 from mergelab.report import Report
 from mergelab.tables import as_html, as_text, counted
 
@@ -207,7 +207,8 @@ class Adapter(Publishable):
         """The best approximation at another rank, layer by layer; exact where the rank is not below what is there.
 
         Args:
-            rank: as for `merge`: an int, a share of the squared singular values in (0, 1), or a `RankBudget`.
+            rank: as for `merge`: an int, a share of the squared singular values in (0, 1), a `RankBudget`, or one of
+                kohya's rules, `SvRatio(2, max=32)`, `SvFro(0.9)`, `SvCumulative(0.8)` ("sv_ratio=2,max=32", ...).
             device: where to compute; "auto" is the CPU here, where a GPU, layer by layer, would be slower.
 
         Returns:
@@ -220,9 +221,12 @@ class Adapter(Publishable):
             >>> small = load("miniature/sdxl/ghost").resize(4)
             >>> set(small.ranks.values()), round(small.report.retained_energy, 2)
             ({4}, 0.83)
+            >>> max(load("miniature/sdxl/ghost").resize("sv_ratio=2,max=6").ranks.values())
+            6
         """
+        rank = check_rank(rank)
         layers, report = algebra.resize_layers(self, rank, chosen_device(device, LAYER_BY_LAYER))
-        return replace(self, layers=layers, source=f"{self.name} at rank {rank}", report=report)
+        return replace(self, layers=layers, source=f"{self.name} at rank {rank_text(rank)}", report=report)
 
     # What a person sees.
 

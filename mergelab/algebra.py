@@ -25,7 +25,17 @@ from mergelab.linalg.lowrank import Spectrum
 from mergelab.linalg.precision import full_precision
 from mergelab.linalg.span import svd
 from mergelab.linalg.workspace import each_layer
-from mergelab.ranks import Rank, RankBudget, budget_note, check_rank, rank_note, rank_reached, target_rank, truncate
+from mergelab.ranks import (
+    Rank,
+    RankBudget,
+    Target,
+    budget_note,
+    rank_note,
+    rank_reached,
+    searched,
+    target_rank,
+    truncate,
+)
 from mergelab.report import LayerReport, Report, carried
 
 
@@ -108,7 +118,6 @@ def resize_layers(data: AdapterData, rank: Rank, device: torch.device | None = N
 
     A layer that keeps its rank keeps its factors, others are float32; one that a budget leaves nothing is left out.
     """
-    rank = check_rank(rank)
 
     def resized(name: str) -> Spectrum:
         layer = data.layers[name]
@@ -132,7 +141,7 @@ def resize_layers(data: AdapterData, rank: Rank, device: torch.device | None = N
     return layers, Report((), tuple(rows), (*filter(None, [note]), *carried(data.notes)))
 
 
-def _svd(data: AdapterData, name: str, target: int | float, device: torch.device | None) -> Spectrum:
+def _svd(data: AdapterData, name: str, target: Target, device: torch.device | None) -> Spectrum:
     """The leading singular values of one layer, as many as the target needs or more.
 
     Exact; for a dense change, which two factors make no smaller, to 0.1 % of what is lost.
@@ -144,7 +153,7 @@ def _svd(data: AdapterData, name: str, target: int | float, device: torch.device
             scale = abs(layer.scaling)
             signed = found.U if layer.scaling >= 0 else -found.U
             return Spectrum(signed, found.S * scale, found.V, found.energy * scale**2)
-        return svd_dense(data.matrices(name, device).delta(), target)
+        return svd_dense(data.matrices(name, device).delta(), searched(target, full_rank(layer.shape)))
     return svd(data.matrices(name, device))
 
 

@@ -23,7 +23,7 @@ from mergelab.methods.method import Level, MatrixWise, Part
 from mergelab.methods.registry import strategy_of
 from tests.synthetic import SHAPES, adapter, dense, difference, lora, relative
 
-RANKS: tuple[Any, ...] = (3, "max", "sum", 0.9, ml.RankBudget(mean=3))
+RANKS: tuple[Any, ...] = (3, "max", "sum", 0.9, ml.RankBudget(mean=3), ml.SvRatio(3, max=4))
 
 
 @dataclass(frozen=True)
@@ -259,6 +259,9 @@ def best_rank(row: Row, space: str, folder: Path) -> None:
             elif isinstance(rank, float):
                 assert float((s[:k] ** 2).sum() / s.norm() ** 2) >= rank - 1e-6
                 assert k == 1 or float((s[: k - 1] ** 2).sum() / s.norm() ** 2) < rank + 1e-6
+            elif isinstance(rank, ml.SvRatio):
+                near = [int((s > s[0] / ratio).sum()) for ratio in (3 - 1e-4, 3 + 1e-4)]
+                assert k in {min(max(1, count) + 1, 4) for count in near}
         if isinstance(rank, ml.RankBudget) and not row.strategy(space).stores_factors:
             assert sum(r.rank for r in rows.values()) == 3 * len(SHAPES)
 

@@ -47,7 +47,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rank 1.0": (("--rank", "1.0"), ("rank=1.0", "between 0 and 1")),
     "rank foo": (("--rank", "foo"), ("rank='foo'", "mean=32")),
     "rank NaN": (("--rank", "nan"), ("rank=nan",)),
-    "rank mean=0": (("--rank", "mean=0"), ("rank='mean=0'", "a mean of at least 1")),
+    "rank mean=0": (("--rank", "mean=0"), ("rank='mean=0'", "an integer of at least 1")),
     "cat with a budget": (("--method", "cat", "--rank", "mean=8"), ("rank='mean=8'", "method='svd'")),
     "rank mean=x": (("--rank", "mean=x"), ("mean=x", "mean=32")),
     "cat with a rank": (("--method", "cat", "--rank", "8"), ("cat", "rank=8", "method='svd'")),

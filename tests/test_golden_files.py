@@ -155,16 +155,21 @@ def kohya_layers(tensors: dict[str, Tensor]) -> Iterator[tuple[str, ml.LoraLayer
         yield name, ml.LoraLayer(down, up, float(tensors.get(f"{name}.alpha", torch.tensor(rank))) / rank)
 
 
+def kohya_rank(hyper: dict[str, Any], layer: ml.LoraLayer) -> str | int:
+    """What kohya's script was asked for, as a rank of ours; convolutions have a cap of their own there."""
+    cap = hyper["new_conv_rank" if len(layer.shape) == 4 else "new_rank"]
+    rule = hyper["dynamic_method"]
+    return f"{rule}={hyper['dynamic_param']:g},max={cap}" if rule else int(cap)
+
+
 @pytest.mark.parametrize("case", find("kohya_*_resize_*"))
 def test_kohya_resize(case: Golden) -> None:
-    """`resize` to the ranks that kohya's script chose gives its changes.
-
-    Its dynamic choices keep one direction more than they need, so the ranks are taken from the case.
-    """
+    """`resize` chooses the ranks that kohya's script chose, and gives its changes."""
     stored = dict(kohya_layers(case.part("out."))) if "factors" in case.facts["output_form"] else {}
     for name, layer in kohya_layers(file_of(case)):
         rank = int(case.facts["chosen_ranks"][name])
-        resized = ml.Adapter({f"unet.{name}": layer}).resize(rank).layers[f"unet.{name}"]
+        asked = kohya_rank(case.hyper, layer)
+        resized = ml.Adapter({f"unet.{name}": layer}).resize(asked).layers[f"unet.{name}"]
         assert resized.rank == rank
         outputs = case.part(f"out.{name}.")
         expected = stored[name].delta_weight() if name in stored else outputs[f"delta_rank{rank}"]

@@ -126,7 +126,7 @@ def test_large_changes_are_resized_through_their_form(rank: Any) -> None:
 
 
 def test_in_an_evaluation(files: dict[str, Path], tmp_path: Path) -> None:
-    """The pipeline of an evaluation is the base model of its adapters: a DoRA alone draws what its change fused does."""
+    """The pipeline of an evaluation is the base model of its adapters."""
     config = {
         "pipeline": BASE,
         "loras": [{"path": str(files["dora"]), "name": "dora"}, "miniature/sdxl/ghost"],

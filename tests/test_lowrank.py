@@ -14,7 +14,7 @@ from mergelab.linalg.dense import squared_norms, svd_dense
 from mergelab.linalg.lowrank import Factors, Spectrum, inner, stack
 from mergelab.linalg.selection import EVERYTHING, Search
 from mergelab.linalg.span import Span, svd
-from mergelab.ranks import RankBudget, check_rank, parse_rank, rank_for_energy, rank_record, target_rank
+from mergelab.ranks import Energy, RankBudget, check_rank, parse_rank, rank_reached, rank_record, target_rank
 from tests.synthetic import drop, trim, trim_topk
 
 NINES = "9" * 5000  # more digits than Python reads
@@ -128,8 +128,8 @@ def test_the_promise_holds_on_spectra_without_a_gap(kind: str, rank: int) -> Non
 def test_svd_dense_finds_enough_for_a_share_of_the_energy() -> None:
     """The number of values that a share needs is not known before; it is found by doubling."""
     matrix = factors(400, 500, 150, 5).delta()
-    found = svd_dense(matrix, 0.95)
-    k = rank_for_energy(found.S, 0.95, found.energy)
+    found = svd_dense(matrix, Energy(0.95).enough)
+    k = rank_reached(Energy(0.95), found.S, float(found.energy))
     exact = torch.linalg.svdvals(matrix.double()) ** 2
     assert abs(k - (int((exact.cumsum(0) / exact.sum() < 0.95).sum()) + 1)) <= 1
 

@@ -24,7 +24,7 @@ LAYERS = {
         "__main__",
         "cli",
         "evaluation",
-        "pipelines | comparing",
+        "pipelines | comparing | diagnosing",
         "engine",
         "adapter",
         "algebra | publishing",
@@ -37,6 +37,7 @@ LAYERS = {
         "errors | report",
         "tables",
     ),
+    "mergelab.diagnosing": ("doctor", "checks | facts", "diagnosis | specimen"),
     "mergelab.publishing": (
         "publishable",
         "pushing | staging",
@@ -58,7 +59,7 @@ LAYERS = {
     ),
     "mergelab.formats": (
         "aitoolkit | saving",
-        "writing",
+        "glancing | readings | writing",
         "headers | planning | sources | yaml_files",
         "same | tools",
         "base_models | fetching | reading",
@@ -75,7 +76,7 @@ LAYERS = {
         "strangers | variants | writers",
         "block_layouts | layout | prefixes",
         "block_presets | mapped",
-        "architectures | files | header_alphas | messages | saved_modules | targets | words",
+        "architectures | authors | files | header_alphas | messages | saved_modules | targets | words",
     ),
     "mergelab.formats.tools": ("fitting | others", "table", "pipelines", "families | lacks", "tool"),
     "mergelab.formats.fetching": ("hub | stores | web", "cache | folders"),
@@ -91,8 +92,9 @@ LAYERS = {
     "mergelab.formats.nunchaku": ("packed", "modules", "fusing | quantized", "packing"),
     "mergelab.miniature": ("judge", "world", "objects | styles"),
     "mergelab.methods": ("registry", "dare | magnitude_prune", "ties", "*", "method", "sparsify"),
+    "mergelab.ranks": ("cutting", "reading", "dynamic", "budget"),
     "mergelab.linalg": (
-        "adding | dense | directions | radix | selection | stacks | streams",
+        "adding | dense | directions | radix | selection | stacks | streams | values",
         "span | subspace",
         "draws | lowrank",
         "host",
@@ -145,8 +147,9 @@ LAYERS = {
     "mergelab.cli": (
         "app",
         "evaluating | extracting | fusing | publishing | showing | writing",
-        "strengths",
-        "arguments | outputs | several | streams",
+        "inputs",
+        "outputs | strengths",
+        "arguments | several | streams",
     ),
 }
 

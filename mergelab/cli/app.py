@@ -17,7 +17,7 @@ from mergelab.cli.extracting import extract
 from mergelab.cli.fusing import fuse
 from mergelab.cli.publishing import push
 from mergelab.cli.several import spread
-from mergelab.cli.showing import compare, inspect, methods
+from mergelab.cli.showing import compare, doctor, inspect, methods
 from mergelab.cli.writing import compose, convert, merge, resize
 from mergelab.errors import MergelabError
 
@@ -29,6 +29,7 @@ COMMANDS: dict[Callable[..., str], str] = {
     merge: "mergelab merge style.safetensors:0.7 subject.safetensors:unet=1.0,text_encoder=0.5 --method ties "
     "--density 0.5 --rank 32 -o merged.safetensors",
     inspect: "mergelab inspect style.safetensors",
+    doctor: "mergelab doctor style.safetensors",
     compare: "mergelab compare style.safetensors subject.safetensors",
     convert: "mergelab convert style.safetensors -o style_kohya.safetensors --format kohya",
     resize: "mergelab resize style.safetensors --rank 16 -o style_r16.safetensors",

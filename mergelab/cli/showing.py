@@ -1,4 +1,4 @@
-"""Commands that show something: inspect, compare, methods."""
+"""Commands that show something: inspect, doctor, compare, methods."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ def inspect(
         for key, value in sorted(adapter.metadata.items())
     ]
     return "\n".join([str(adapter), f"norm {adapter.norm():.4g}", *extras, *adapter.report.lines(), *header])
+
+
+def doctor(file: File, as_json: Json = False, allow_pickle: Pickle = False, architecture: BaseModel = None) -> str:
+    """Say who wrote a file, for which model, what is wrong with it, and which tools read it; of a broken one, too."""
+    from mergelab.diagnosing import doctor as diagnose
+
+    diagnosis = diagnose(file, allow_pickle=allow_pickle, architecture=architecture)
+    return json.dumps(diagnosis.to_dict(), indent=2) if as_json else str(diagnosis)
 
 
 def compare(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,6 +30,7 @@ from mergelab.cli.arguments import (
     number,
     split_options,
 )
+from mergelab.cli.inputs import one_rank, open_input, without_extras
 from mergelab.cli.outputs import Output
 from mergelab.cli.strengths import (
     Blocks,
@@ -64,7 +65,8 @@ def merge(
     rank: Annotated[
         str | None,
         typer.Option(
-            help="8, max, sum, 0.9 (share of energy) or mean=32 (a budget); default: max of the inputs, sum for cat."
+            help="8, max, sum, 0.9 (share of energy), mean=32 (a budget) or kohya's sv_ratio=2, sv_fro=0.9, "
+            "sv_cumulative=0.8, with a cap sv_ratio=2,max=32; default: max of the inputs, sum for cat."
         ),
     ] = None,
     space: Annotated[str | None, typer.Option(help="delta (default), core, knots or factors.")] = None,
@@ -108,7 +110,7 @@ def merge(
     device, said = device_of(asked, device)
     chosen_device(device, LAYER_BY_LAYER), parsed_memory(memory)  # raise before an adapter is read
     originals = loaded(asked, allow_pickle, architecture, base)
-    left_out, inputs = _without_extras(originals) if drop_extras else ([], originals)
+    left_out, inputs = without_extras(originals) if drop_extras else ([], originals)
     weights = by_block(inputs, asked.weights, block_weights)
     present = [adapter for adapter, weight in zip(inputs, weights) if weight != 0]
     chosen = out.check(present or inputs)
@@ -141,9 +143,9 @@ def convert(
     """Write an adapter in another format; without weights by block or a rank every layer keeps its change exactly."""
     if format is None and for_ is None:
         raise OptionError("convert needs --for TOOL or --format FORMAT; see mergelab convert --help")
-    target = None if rank is None else _target(rank)
+    target = None if rank is None else one_rank(rank)
     out = Output(output, format, for_, dtype, force, quantized)
-    opened = _open(file, out, drop_extras, allow_pickle, architecture, base, block_weights)
+    opened = open_input(file, out, drop_extras, allow_pickle, architecture, base, block_weights)
     if dry_run:
         return opened.planned(out, counted(len(opened.adapter.layers), "layer"))
     adapter = opened.adapter if target is None else opened.adapter.resize(target)
@@ -153,7 +155,13 @@ def convert(
 
 def resize(
     file: File,
-    rank: Annotated[str, typer.Option(help="8, 0.9 (share of energy) or mean=32 (a budget).")],
+    rank: Annotated[
+        str,
+        typer.Option(
+            help="8, 0.9 (share of energy), mean=32 (a budget) or kohya's sv_ratio=2, sv_fro=0.9, sv_cumulative=0.8; "
+            "with a cap sv_ratio=2,max=32."
+        ),
+    ],
     output: Out,
     format: Format = None,
     for_: For = None,
@@ -171,10 +179,10 @@ def resize(
     from mergelab.devices import LAYER_BY_LAYER, chosen_device
     from mergelab.ranks import rank_text
 
-    target = _target(rank)
+    target = one_rank(rank)
     out = Output(output, format, for_, dtype, force)
     chosen = chosen_device(device, LAYER_BY_LAYER)
-    opened = _open(file, out, drop_extras, allow_pickle, architecture, base, block_weights)
+    opened = open_input(file, out, drop_extras, allow_pickle, architecture, base, block_weights)
     if dry_run:
         return opened.planned(out, f"rank {rank_text(target)}, {counted(len(opened.adapter.layers), 'layer')}")
     resized = opened.adapter.resize(target, device=chosen)
@@ -210,8 +218,8 @@ def compose(
 
     out = Output(output, None, _COMPOSED_FOR, dtype, force)
     target = None if rank is None else parse_rank(rank)
-    loaded = [load(file, allow_pickle=allow_pickle, architecture=architecture) for file in files]
-    left_out, loaded = _without_extras(loaded) if drop_extras else ([], loaded)
+    loaded = [load(file, allow_pickle=allow_pickle, architecture=architecture, base=base) for file in files]
+    left_out, loaded = without_extras(loaded) if drop_extras else ([], loaded)
     numbers = checked(loaded, strengths)
     out.check(loaded)
     made = composed(loaded, numbers, rank=target)
@@ -240,59 +248,3 @@ def _planned_merge(
     weighed = resolve(weights, [adapter.layers for adapter in same], names, architectures)
     kept = [name for name in layers if any(own.get(name) for own in weighed)]
     return f"method {method}, rank {rank_text(rank)}, {counted(len(kept), 'layer')}"
-
-
-def _target(text: str) -> Rank:
-    """The rank of one adapter."""
-    from mergelab.ranks import parse_rank
-
-    if (target := parse_rank(text)) in ("max", "sum"):
-        raise OptionError(f"rank={text!r}: expected a number such as 16, 0.9 (share of energy) or mean=16 (a budget)")
-    return target
-
-
-class _Opened(NamedTuple):
-    """The input of a command, its blocks weighed.
-
-    Attributes:
-        left_out: what of it was asked to be, in words.
-        format: of the output.
-        table: its weights.
-    """
-
-    adapter: Adapter
-    left_out: list[str]
-    format: str
-    table: str
-
-    def planned(self, out: Output, what: str) -> str:
-        """What a dry run says."""
-        return "\n".join([*self.left_out, self.table, out.unwritten(what, self.format)])
-
-
-def _open(
-    file: str,
-    out: Output,
-    drop_extras: bool,
-    allow_pickle: bool,
-    architecture: str | None,
-    base: str | None,
-    blocks: Sequence[str] | None,
-) -> _Opened:
-    """The input of a command, once it is clear that its output can be written."""
-    from mergelab.adapter import load
-    from mergelab.engine.merge import merge as merge_adapters
-
-    adapter = load(file, allow_pickle=allow_pickle, architecture=architecture, base=base)
-    left_out, (adapter,) = _without_extras([adapter]) if drop_extras else ([], [adapter])
-    chosen = out.check([adapter])
-    weights = by_block([adapter], [1.0], blocks)
-    table = weight_table([adapter], weights)
-    return _Opened(merge_adapters([adapter], weights, "cat") if blocks else adapter, left_out, chosen, table)
-
-
-def _without_extras(adapters: list[Adapter]) -> tuple[list[str], list[Adapter]]:
-    """What is left out, in words, and the layers alone."""
-    extras = list(dict.fromkeys(key for adapter in adapters for key in adapter.extras))
-    some = ", ".join(extras[:5]) + (", ..." if len(extras) > 5 else "")
-    return [f"left out: {some}"] if extras else [], [adapter.without_extras() for adapter in adapters]

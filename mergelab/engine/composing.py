@@ -18,7 +18,7 @@ from mergelab.formats.nunchaku import QUANTIZED, fused, unfused
 from mergelab.formats.tools import check_tool
 from mergelab.formats.writers import SAY_WHICH
 from mergelab.layer import Layer
-from mergelab.linalg.span import energy_beyond
+from mergelab.linalg.values import energy_beyond
 from mergelab.linalg.workspace import each_layer
 from mergelab.ranks import Rank, check_rank
 from mergelab.tables import counted

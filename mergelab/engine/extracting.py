@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mergelab.adapter import Adapter
 from mergelab.checks import short_repr
+from mergelab.describing import short_name
 from mergelab.devices import AUTO, Device, chosen_device, layer_work
 from mergelab.engine.differences import Differences, differences
 from mergelab.engine.provenance import Recipe
@@ -21,12 +22,22 @@ from mergelab.errors import ArchitectureError, LayerError, OptionError
 from mergelab.formats import hashing
 from mergelab.formats.base_sources import BaseSource
 from mergelab.formats.base_weights import BaseWeights, open_base
-from mergelab.layer import full_rank, layer_of, short_name
+from mergelab.layer import full_rank, layer_of
 from mergelab.linalg.dense import squared_norms, svd_dense
 from mergelab.linalg.lowrank import Factors, Spectrum
 from mergelab.linalg.precision import full_precision
 from mergelab.linalg.workspace import Workspace, panels, threads, trim_heap
-from mergelab.ranks import Rank, RankBudget, budget_note, check_rank, rank_note, rank_record, target_rank, truncate
+from mergelab.ranks import (
+    Rank,
+    RankBudget,
+    budget_note,
+    check_rank,
+    rank_note,
+    rank_record,
+    searched,
+    target_rank,
+    truncate,
+)
 from mergelab.report import LayerReport, Report
 from mergelab.tables import counted
 
@@ -251,7 +262,7 @@ def _truncated(change: Tensor, rank: Rank, workspace: Workspace, name: str) -> S
     if not bool(energy.isfinite()):
         raise LayerError(f"layer {name}: the difference of the two models has values that are NaN or infinite")
     target = rank.searched([], limit) if isinstance(rank, RankBudget) else target_rank(rank, [], limit)
-    found = truncate(svd_dense(change, target, workspace=workspace, energy=energy), target)
+    found = truncate(svd_dense(change, searched(target, limit), workspace=workspace, energy=energy), target)
     return found._replace(U=found.U.cpu().clone(), S=found.S.clone(), V=found.V.cpu().clone())
 
 

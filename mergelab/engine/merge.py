@@ -52,9 +52,10 @@ def merge(
             is absent.
         method: a name (see `mergelab methods`) or a strategy such as `Ties(density=0.3)`.
         rank: an int; "max" (of the inputs, layer by layer; the default); "sum"; a float in (0, 1), the share of the
-            energy (squared singular values) to keep per layer; or a budget for the whole adapter,
-            `RankBudget(mean=32)` or "mean=32". A rank above what a layer can hold is capped, and the report says so.
-            `cat` always has the sum of the ranks.
+            energy (squared singular values) to keep per layer; a budget for the whole adapter, `RankBudget(mean=32)`
+            or "mean=32"; or one of kohya's rules per layer, `SvRatio(2, max=32)` or "sv_ratio=2,max=32", `SvFro(0.9)`,
+            `SvCumulative(0.8)`. A rank above what a layer can hold is capped, and the report says so. `cat` always has
+            the sum of the ranks.
         seed: of the random methods: a draw is a function of seed, layer, entry, and the place of the adapter's change
             among those of the layer, whatever order they are given in and whatever their weights.
         device: where to compute: "auto" (a GPU by CUDA or ROCm, where there is one and the work is worth its start;

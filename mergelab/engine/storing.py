@@ -20,7 +20,7 @@ from mergelab.linalg.dense import EXACT_SIDE, leading_directions, squared_norms,
 from mergelab.linalg.lowrank import Core, Factors, Spectrum, inner
 from mergelab.linalg.span import Combination, Decomposed, Span, decompose, projections, weighted_sum_of
 from mergelab.linalg.workspace import Workspace
-from mergelab.ranks import RankBudget, rank_reached, target_rank
+from mergelab.ranks import RankBudget, Target, rank_reached, searched, target_rank
 from mergelab.spaces import Merged
 
 # The start of an iteration knows this many directions more than are wanted.
@@ -178,14 +178,14 @@ def _cut(spectrum: Spectrum, counts: Sequence[int]) -> Spectrum:
     return spectrum._replace(S=spectrum.S.masked_fill(beyond, 0.0))
 
 
-def _is_final(job: Job, factors: Factors, target: int | float) -> bool:
+def _is_final(job: Job, factors: Factors, target: Target) -> bool:
     """Whether factors can be stored as they are."""
     if job.strategy.stores_factors:
         return True
     return isinstance(target, int) and not isinstance(job.rank, RankBudget) and target >= factors.A.shape[-2]
 
 
-def _decomposed(job: Job, merged: Whole, target: int | float, workspace: Workspace) -> Decomposed | Spectrum:
+def _decomposed(job: Job, merged: Whole, target: Target, workspace: Workspace) -> Decomposed | Spectrum:
     """Singular values and vectors of a merged batch: those that are wanted, or more."""
     whole, batch, layers, _, squares = merged
     if isinstance(whole, Factors):
@@ -201,10 +201,10 @@ def _decomposed(job: Job, merged: Whole, target: int | float, workspace: Workspa
     check_finite(job, layers, energy)
     ranks, side = batch.span.ranks, min(whole.shape[-2:])
     if isinstance(job.rank, RankBudget) and side > EXACT_SIDE:
-        target = job.rank.searched(ranks, side)
+        wanted = job.rank.searched(ranks, side)
     start = None
     if side > sum(ranks) and side > EXACT_SIDE:
         # Directions of the weighted sum, which are near those of most merges.
-        count = min((target if isinstance(target, int) else 64) + EXTRA_DIRECTIONS, sum(ranks))
+        count = min((wanted if isinstance(wanted, int) else 64) + EXTRA_DIRECTIONS, sum(ranks))
         start = leading_directions(batch.weighted_sum(job), count)
-    return svd_dense(whole, target, start, workspace, energy)
+    return svd_dense(whole, searched(target, side), start, workspace, energy)

@@ -22,7 +22,7 @@ from mergelab.evaluation.sets import NAME, adapter_sets, explicit_sets
 from mergelab.formats.aitoolkit import is_generate_config
 from mergelab.formats.yaml_files import beside, read_yaml
 from mergelab.pipelines.opening import shipped_name
-from mergelab.ranks import RankBudget, rank_record
+from mergelab.ranks import Rule, rank_record
 
 
 def read_config(
@@ -105,12 +105,12 @@ def _with_sets(config: Config, folder: Path) -> Config:
 
 
 def _plain(value: Any) -> Any:
-    """A copy in the types that YAML has: numbers of NumPy become numbers, tuples lists, a budget of ranks a mapping."""
+    """A copy in the types that YAML has: numbers of NumPy become numbers, tuples lists, a rule of ranks a mapping."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, RankBudget):
+    if isinstance(value, Rule):
         return rank_record(value)
     return value.item() if hasattr(value, "item") and hasattr(value, "dtype") else value
 

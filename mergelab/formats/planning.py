@@ -145,6 +145,19 @@ def check_writable(
     return chosen.layout.format
 
 
+def written_keys(data: AdapterData, format: str) -> set[str]:
+    """The keys of a file of an adapter in a format, without computing it; raises where it cannot be written.
+
+    Example:
+        >>> layer = LoraLayer(torch.ones(2, 4), torch.ones(8, 2))
+        >>> sorted(written_keys(AdapterData({"unet.conv_in": layer}, architecture="sd15"), "kohya"))[-1]
+        'lora_unet_conv_in.lora_up.weight'
+    """
+    shape = _stand_in([data])
+    parts = split_components(shape).values() if Layout(format).is_folder else [shape]
+    return {key for part in parts for key in tensors_of(part, Layout(format))}
+
+
 def _stand_in(adapters: Sequence[AdapterData]) -> AdapterData:
     layers: dict[str, Layer] = {}
     extras: dict[str, Tensor] = {}

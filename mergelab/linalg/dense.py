@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Float64
@@ -15,13 +15,16 @@ from mergelab.linalg.span import Combination, decompose
 from mergelab.linalg.subspace import inverse_of, subspace_iteration
 from mergelab.linalg.workspace import Workspace
 
+# Whether leading singular values, with the squared norm of the whole, are as many as are wanted.
+Enough = Callable[[Tensor, float], bool]
+
 # Up to this smaller side the decomposition of a Gram matrix is cheap enough to be exact.
 EXACT_SIDE = 256
 
 
 def svd_dense(
     matrix: Float[Tensor, "*batch out in"],
-    wanted: int | float,
+    wanted: int | Enough,
     start: Float[Tensor, "*batch in l"] | None = None,
     workspace: Workspace | None = None,
     energy: Float64[Tensor, " *batch"] | None = None,
@@ -30,7 +33,7 @@ def svd_dense(
 
     Args:
         matrix: `(..., out, in)`, float32.
-        wanted: how many (int), or the share of the energy that they shall hold (float in (0, 1)).
+        wanted: how many, or what tells of the leading ones, in float64, whether they are enough.
         start: directions near the leading right singular vectors, if any are known: saves passes over the matrix.
         workspace: threads.
         energy: squared norms, where they are known already.
@@ -59,7 +62,7 @@ def svd_dense(
         spectrum = subspace_iteration(matrix, items, rank, energy, start, workspace)
         if spectrum is None:
             break
-        enough = [isinstance(wanted, int) or bool(kept >= wanted * energy[i]) for i, kept in zip(items, spectrum.kept)]
+        enough = [isinstance(wanted, int) or wanted(s, float(energy[i])) for i, s in zip(items, spectrum.S)]
         if all(enough) and len(items) == len(matrix):
             return spectrum
         found |= {item: spectrum.item(i) for i, item in enumerate(items) if enough[i]}
@@ -74,7 +77,7 @@ def svd_dense(
     return _side_by_side([found[i] for i in range(len(matrix))])
 
 
-def _wanted(spectrum: Spectrum, wanted: int | float) -> Spectrum:
+def _wanted(spectrum: Spectrum, wanted: int | Enough) -> Spectrum:
     return spectrum.truncated(wanted) if isinstance(wanted, int) else spectrum
 
 

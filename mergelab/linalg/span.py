@@ -264,20 +264,6 @@ def svd(change: Factors, count: Callable[[Tensor], int] = len) -> Spectrum:
     return decompose(weighted_sum_of(span, torch.ones(*change.B.shape[:-2], 1)), count).spectrum()
 
 
-def energy_beyond(change: Factors, rank: int) -> float:
-    """Squared Frobenius norm of what the best approximation of a rank leaves out, in float64.
-
-    Gram matrices tell it, at a fraction of the cost of a decomposition: no singular vector is formed.
-
-    Example:
-        >>> round(energy_beyond(Factors(torch.diag(torch.tensor([4.0, 3.0])), torch.eye(2)), 1), 6)
-        9.0
-    """
-    span = Span.of([change])
-    values = torch.linalg.eigvalsh(span.r_b @ span.grams[1] @ span.r_b.mT)  # in ascending order
-    return float(values[: max(0, len(values) - rank)].clamp_min(0).sum())
-
-
 def projections(x: Factors, span: Span) -> Float64[Tensor, "*batch n"]:
     """Frobenius inner products of one change with those of a span, to float32 precision, where they are.
 

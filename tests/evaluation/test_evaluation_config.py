@@ -79,16 +79,17 @@ def test_adapters_of_the_miniature_bring_their_concept() -> None:
 
 def test_a_budget_is_read_again(tmp_path: Path) -> None:
     """From Python, from a `Config`, from the file of a run folder: the same configuration, the same merges."""
-    ranks = [ml.RankBudget(8), ml.RankBudget(np.int64(4), max=16), "mean=2", 8]
+    ranks = [ml.RankBudget(8), ml.RankBudget(np.int64(4), max=16), "mean=2", 8, ml.SvRatio(2, max=4), "sv_fro=0.9"]
     made = ml.evaluation.Config(**USUAL | {"merges": [{"method": "svd", "rank": ranks, "seed": np.int64(1)}]})
     config = read(made)
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config.model_dump()), encoding="utf-8")
     assert config == read(config) == read(file) == read(USUAL | {"merges": made.merges})
     merges = merges_of(config)
-    assert list(merges) == [f"svd rank={rank} seed=1" for rank in ("mean=8", "mean=4,max=16", "mean=2", "8")]
+    labels = ("mean=8", "mean=4,max=16", "mean=2", "8", "sv_ratio=2,max=4", "sv_fro=0.9")
+    assert list(merges) == [f"svd rank={rank} seed=1" for rank in labels]
     assert merges == merges_of(made)
-    assert [merge["rank"] for merge in merges.values()] == [*ranks[:2], ml.RankBudget(2), 8]
+    assert [merge["rank"] for merge in merges.values()] == [*ranks[:2], ml.RankBudget(2), 8, ranks[4], ml.SvFro(0.9)]
 
 
 def test_a_pipeline_is_asked_for_where_none_is_there() -> None:

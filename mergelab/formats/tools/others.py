@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from mergelab.formats.tools.lacks import ALPHAS
 from mergelab.formats.tools.table import TOOLS
-from mergelab.formats.tools.tool import EVERYTHING, Tool
-from mergelab.layer import AdapterData
+from mergelab.formats.tools.tool import EVERYTHING, Tool, Way
+from mergelab.layer import AdapterData, terms_of
 
 
 def other_tools(data: AdapterData, format: str) -> str:
@@ -30,10 +31,14 @@ def other_tools(data: AdapterData, format: str) -> str:
 def missed_by(tool: Tool, data: AdapterData, format: str) -> str:
     """What a tool does not read of a file, in words; "" where it reads all, or is not for this base model."""
     way = tool.way(data.architecture) if data.architecture else None
-    if way is None:
-        return ""
+    return missed(way, data, format) if way else ""
+
+
+def missed(way: Way, data: AdapterData, format: str) -> str:
+    """What is not read in this way of a file in a format, in words; "" for nothing."""
     lacks = way.missed(format)
     if EVERYTHING in lacks:
         return EVERYTHING.what
     names = [*data.layers, *data.extras]
-    return ", ".join(lack.said for lack in lacks if lack.of(names))
+    usual = all(term.scaling == 1 for layer in data.layers.values() for term in terms_of(layer))
+    return ", ".join(lack.said for lack in lacks if lack.of(names) and not (usual and lack is ALPHAS))
