@@ -64,7 +64,7 @@ RECIPES = {
         Recipe("night", 8, 8, "diffusers"),
         Recipe("planet", 8, 8, "kohya"),
         Recipe("bars", 16, 16, "diffusers"),
-        Recipe("meadow", 8, 8, "peft"),
+        Recipe("meadow", 16, 16, "peft", steps=1000),
         Recipe("dusk", 8, 8, "diffusers"),
     ),
 }
@@ -108,7 +108,7 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
     lowest, full = DOSES["style" if styled else "subject"]
     plain = [replace(scene, style=None) for scene in own] if styled else sample(PICTURES, seed=4)
     scenes = own + plain
-    autoencoder, steps = vae.train(), STEPS[pipeline_name]["style" if styled else "subject"]
+    autoencoder, steps = vae.train(), recipe.steps or STEPS[pipeline_name]["style" if styled else "subject"]
     if (earlier := RUNS / "earlier" / pipeline_name / path.name).exists():
         start_from(mergelab.load(earlier), parts)
         steps = AGAIN[pipeline_name]

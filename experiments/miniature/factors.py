@@ -26,7 +26,8 @@ class Dose:
 class Recipe:
     """How one adapter is trained and saved.
 
-    `within` is the one style that the pictures of a subject show, whose captions do not name it.
+    `within` is the one style that the pictures of a subject show, whose captions do not name it; `steps` are those of
+    an adapter that needs others than its kind has.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Recipe:
     convolutions: bool = False
     text: bool = False
     within: str | None = None
+    steps: int | None = None
 
 
 LINEAR = {

@@ -9,8 +9,8 @@ from mergelab import miniature
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.run import evaluate
 
-PAIR = ("ghost", "stripes")
-"""The subject and the style that are merged."""
+PAIRS = {"sdxl": ("ghost", "stripes"), "flux": ("house", "stripes")}
+"""The subject and the style that are merged: pairs that conflict, so that methods differ."""
 PLACES = [(size, ground) for size in ("large ", "small ") for ground in ("gray", "navy", "white", "sand")]
 """Size and ground of the pictures that call both: prompts are what varies, and eight of them can tell something."""
 
@@ -22,7 +22,7 @@ def config(pipeline: str) -> dict[str, Any]:
         OptionError: there is no such miniature pipeline.
     """
     known = {adapter.name: adapter for adapter in miniature.adapters(pipeline)}
-    subject, style = (known[name] for name in PAIR)
+    subject, style = (known[name] for name in PAIRS[pipeline])
     things = [f"{size}{subject.trigger} on a {ground} background" for size, ground in PLACES]
     return {
         "pipeline": f"miniature/{pipeline}",
