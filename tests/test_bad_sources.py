@@ -17,7 +17,7 @@ CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nested too deeply": ("[" * 100_000, ("no JSON",)),
     "empty": ("", ("no JSON",)),
     "a list": ("[]", ("list", "expected 'LORA'")),
-    "another method": ('{"peft_type": "IA3"}', ("IA3", "expected 'LORA'")),
+    "another method": ('{"peft_type": "VERA"}', ("VERA", "expected 'LORA'")),
     "QALoRA": ('{"use_qalora": true}', ("QALoRA",)),
     "lora_alpha a string": ('{"lora_alpha": "8"}', ("lora_alpha", "'8'", "expected")),
     "lora_alpha NaN": ('{"lora_alpha": NaN}', ("lora_alpha", "nan", "expected")),

@@ -73,11 +73,11 @@ def attempt(action: Callable[[], Any]) -> Any:
         return None
 
 
-def exercise(source: Path) -> None:
+def exercise(source: Path, base: dict[str, torch.Tensor] | None = None) -> None:
     """Load a file and, if it loads, do everything with it that a user would."""
     with bounded(), tempfile.TemporaryDirectory() as name:
-        adapter = attempt(lambda: ml.load(source))
-        diagnosis = attempt(lambda: ml.doctor(source))
+        adapter = attempt(lambda: ml.load(source, base=base))
+        diagnosis = attempt(lambda: ml.doctor(source)) if base is None else None
         assert diagnosis is None or (str(diagnosis) and bool(diagnosis.refusal) == (adapter is None))
         if adapter is None:
             return
@@ -291,6 +291,9 @@ LEAVES = (
         "_lora.alpha",
     ),
     *(".dora_scale", ".hada_w1_a", ".lokr_w1", ".diff", ".weight", ".scale.set_weight", "", "\n"),
+    *(".hada_w2_b", ".hada_t1", ".lokr_w1_b", ".lokr_w2_a", ".lokr_t2", ".oft_blocks", ".rescale", ".a1.weight"),
+    *(".b2.weight", ".on_input", ".oft_R.weight", ".boft_R", ".boft_s", ".ia3_l", ".lora_magnitude_vector"),
+    *(".scalar", ".w_norm", ".b_norm", ".oft_R.default.weight", ".lora_magnitude_vector.default.weight"),
 )
 MODULES = (
     *("lora_unet_conv_in", "lora_unet_foo_bar", "lora_unet_single_blocks_1_linear1", "lora_te_foo", "lora_te3_"),

@@ -106,6 +106,20 @@ def test_as_peft_merges_it(kind: str, tmp_path: Path) -> None:
         assert {layer.rank for layer in adapter.layers.values()} <= {6, 8, 12}
 
 
+def test_dora_in_a_file_of_diffusers(tmp_path: Path) -> None:
+    """As a pipeline saves it: the config in the header, the scalings by it."""
+    after, before = trained("DoRA, rsLoRA", tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    header = {"lora_adapter_metadata": json.dumps({f"unet.{field}": value for field, value in config.items()})}
+    file = tmp_path / "dora.safetensors"
+    save_file({key.replace("base_model.model", "unet"): t for key, t in tensors.items()}, file, header)
+    adapter = ml.load(file, base={f"unet.{key}": value for key, value in before.items()})
+    for name, layer in adapter.layers.items():
+        key = f"{name.removeprefix('unet.')}.weight"
+        assert relative(layer.delta_weight(), after.state_dict()[key] - before[key]) < CLOSE
+
+
 def test_butterflies_of_several_stages() -> None:
     """Without its CUDA extension PEFT has one stage; the orders of more are its own, and rotations stay rotations."""
     boft = peft.tuners.boft.layer.BOFTLayer

@@ -56,6 +56,7 @@ def dora(inner_kind: InnerKind) -> Kind:
 
     def to_layer(module: ModuleTensors, scaling: float | None, target: Target) -> DerivedLayer:
         rest, kind = inner(module)
+        module.check(bool(rest.tensors), "a change of the direction beside the magnitudes")
         layer = kind.to_layer(rest, scaling, target)
         role = "magnitude" if "magnitude" in module.tensors else "peft_magnitude"
         magnitude, rows, columns = module.tensors[role], *layer.shape[:2]

@@ -35,7 +35,10 @@ class ModuleTensors:
         return replace(self, keys={r: self.keys[r] for r in kept}, tensors={r: self.tensors[r] for r in kept})
 
     def matrix(self, role: str) -> Tensor:
-        """A tensor in float32, `(rows, everything else)`."""
+        """A tensor in float32, `(rows, everything else)`; raises `LayerError` unless it has both."""
+        self.check(
+            self.tensors[role].dim() > 1 and self.tensors[role].numel() > 0, "matrices, or kernels, with entries"
+        )
         return self.tensors[role].detach().float().flatten(1)
 
     def check(self, fits: bool, expected: str) -> None:

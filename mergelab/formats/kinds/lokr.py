@@ -129,9 +129,10 @@ def _shape(module: ModuleTensors) -> tuple[int, ...]:
 def _dim(module: ModuleTensors) -> int:
     """That of a factor of low rank, the second's first; with a core LyCORIS has it in the rows."""
     tensors = module.tensors
-    if "kr2_a" in tensors:
-        return tensors["kr2_a"].shape[0 if "kr_t2" in tensors else 1]
-    return tensors["kr1_a"].shape[1] if "kr1_a" in tensors else 0
+    role = "kr2_a" if "kr2_a" in tensors else "kr1_a"
+    if role not in tensors or tensors[role].dim() < 2:
+        return 0
+    return tensors[role].shape[0 if role == "kr2_a" and "kr_t2" in tensors else 1]
 
 
 LOKR = Kind(

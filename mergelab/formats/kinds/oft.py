@@ -18,6 +18,9 @@ def _to_layer(module: ModuleTensors, scaling: float | None, target: Target) -> D
     blocks, outputs = module.tensors["oft"], target.shape[0]
     square = blocks.dim() in (3, 4) and blocks.shape[-1] == blocks.shape[-2]
     module.check(square and blocks.shape[-3] * blocks.shape[-1] == outputs, f"square blocks for {outputs} outputs")
+    if blocks.dim() == 4:  # each stage has halves of blocks beside each other that are twice as far apart
+        paired = blocks.shape[-1] % 2 == 0 and len(blocks) > 0 and blocks.shape[1] % 2 ** (len(blocks) - 1) == 0
+        module.check(paired, "stages that pair their blocks")
     rescale = module.tensors.get("rescale")
     module.check(rescale is None or rescale.numel() == outputs, f"{outputs} rescales")
     constraint = number_in(module, "alpha") * outputs if "alpha" in module.tensors else 0.0
