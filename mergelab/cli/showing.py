@@ -32,11 +32,17 @@ def inspect(
     return "\n".join([str(adapter), f"norm {adapter.norm():.4g}", *extras, *adapter.report.lines(), *header])
 
 
-def doctor(file: File, as_json: Json = False, allow_pickle: Pickle = False, architecture: BaseModel = None) -> str:
+def doctor(
+    file: File,
+    as_json: Json = False,
+    allow_pickle: Pickle = False,
+    architecture: BaseModel = None,
+    base: Base = None,
+) -> str:
     """Say who wrote a file, for which model, what is wrong with it, and which tools read it; of a broken one, too."""
     from mergelab.diagnosing import doctor as diagnose
 
-    diagnosis = diagnose(file, allow_pickle=allow_pickle, architecture=architecture)
+    diagnosis = diagnose(file, allow_pickle=allow_pickle, architecture=architecture, base=base)
     return json.dumps(diagnosis.to_dict(), indent=2) if as_json else str(diagnosis)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mergelab.adapter import Source
+from mergelab.adapter import Base, Source
 from mergelab.diagnosing.checks import findings_of
 from mergelab.diagnosing.diagnosis import Diagnosis
 from mergelab.diagnosing.facts import facts_of
@@ -13,7 +13,9 @@ from mergelab.formats import ReadOptions
 from mergelab.formats.readings import readings
 
 
-def doctor(source: Source, *, allow_pickle: bool = False, architecture: str | None = None) -> Diagnosis:
+def doctor(
+    source: Source, *, allow_pickle: bool = False, architecture: str | None = None, base: Base | None = None
+) -> Diagnosis:
     """Look at a file: who wrote it, for which model, what it holds, what is wrong with it, and which tools read it.
 
     A file that `load` refuses has a diagnosis, too: why it does, and what its header shows.
@@ -22,6 +24,7 @@ def doctor(source: Source, *, allow_pickle: bool = False, architecture: str | No
         source: as for `load`.
         allow_pickle: read `.bin`, `.pt`, `.ckpt` too (with `weights_only=True`).
         architecture: the base model's id, where a file does not tell.
+        base: the base model, for adapters that are functions of its weights, as for `load`.
 
     Returns:
         What was found; `print` shows it on one screen.
@@ -35,7 +38,7 @@ def doctor(source: Source, *, allow_pickle: bool = False, architecture: str | No
         >>> found.verdict, found.facts["ranks"][:8], found.facts["trigger words"]
         ('healthy', '8; 99 % ', 'sks')
     """
-    specimen = specimen_of(source, ReadOptions(allow_pickle, architecture))
+    specimen = specimen_of(source, ReadOptions(allow_pickle, architecture, base))
     adapter, findings = specimen.adapter, findings_of(specimen)
     # No tool can do anything with a file that is damaged, nor would one be written for it.
     is_sound = adapter is not None and all(finding.level != "problem" for finding in findings)

@@ -97,7 +97,7 @@ def specimen_of(source: Source, options: ReadOptions) -> Specimen:
     """
     adapter, refusal = None, ""
     try:
-        adapter = load(source, allow_pickle=options.allow_pickle, architecture=options.architecture)
+        adapter = load(source, allow_pickle=options.allow_pickle, architecture=options.architecture, base=options.base)
     except (SourceError, OptionError):
         raise
     except MergelabError as error:
