@@ -13,6 +13,10 @@ class FormatError(MergelabError):
     """A file was read, but what it holds is damaged, or in a dialect that is not supported."""
 
 
+class BaseModelNeeded(FormatError):
+    """An adapter is a function of its base model's weights, and these were not given."""
+
+
 class LayerError(MergelabError, ValueError):
     """One layer's tensors do not fit together: shapes that disagree, a missing factor, NaN or infinity."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import mergelab as ml
 from mergelab.cli import run
@@ -35,6 +36,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "text_encoder.text_model.encoder.layers.0.mlp.fc1": lora((24, 16), 4, generator),
         }
         ml.Adapter(layers, architecture="sd15").save(f"{name}.safetensors")
+    proj_in = "lora_unet_mid_block_attentions_0_proj_in"
+    lokr = {"lokr_w1": torch.ones(4, 4), "lokr_w2_a": torch.ones(6, 2), "lokr_w2_b": torch.ones(2, 6)}
+    save_file({f"{proj_in}.{key}": tensor for key, tensor in lokr.items()}, "lokr.safetensors")
+    factors = {
+        "lora_down.weight": torch.ones(2, 24),
+        "lora_up.weight": torch.ones(24, 2),
+        "dora_scale": torch.ones(24, 1),
+    }
+    save_file({f"{proj_in}.{key}": tensor for key, tensor in factors.items()}, "dora.safetensors")
+    save_file({"unet.mid_block.attentions.0.proj_in.weight": torch.eye(24)}, "sd_xl_base_1.0.safetensors")
     return tmp_path
 
 

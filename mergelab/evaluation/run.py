@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from mergelab.adapter import load
+from mergelab.adapter import Adapter, load
 from mergelab.comparing import Comparison, compare
-from mergelab.errors import OptionError, OutputError
+from mergelab.errors import BaseModelNeeded, OptionError, OutputError
 from mergelab.evaluation.concluding import concluded
 from mergelab.evaluation.config import Config, Memory
 from mergelab.evaluation.design import design_of
@@ -138,6 +138,16 @@ def _check_not_replaced(given: Path, target: Path, config: Config) -> None:
         )
 
 
+def _adapter(path: str, config: Config, given: Pipeline | None) -> Adapter:
+    """An adapter; one that is a function of the base model's weights gets those of the pipeline, where it is here."""
+    try:
+        return load(path)
+    except BaseModelNeeded:
+        if given is None and not (config.miniature or Path(config.pipeline).is_dir()):
+            raise
+        return load(path, base=config.pipeline if given is None else given)
+
+
 def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | None) -> tuple[Result, dict[str, Any]]:
     """What was found, and what summary.json holds."""
     start = time.perf_counter()
@@ -145,10 +155,7 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     sets = adapter_sets(config)
     if warning := design_of(config, reported(config, sets)).warning():
         log.warning("%s", warning)
-    base = given if given is not None else config.pipeline  # DoRA and others are functions of its weights
-    if given is None and not (config.miniature or Path(config.pipeline).is_dir()):
-        base = None
-    loras = {lora.name: load(lora.path, base=base) for lora in config.loras}
+    loras = {lora.name: _adapter(lora.path, config, given) for lora in config.loras}
     check_base_models(list(loras.values()), list(loras))
     with opened(config, given) as (pipeline, model):
         check_adapters(pipeline, loras)

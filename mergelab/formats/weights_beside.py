@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergelab.errors import FormatError, LayerError
+from mergelab.errors import BaseModelNeeded, LayerError
 from mergelab.formats.base_sources import BaseSource
 from mergelab.formats.base_weights import BaseWeights, open_base
 from mergelab.formats.kinds import ModuleTensors, Target, kind_of, module_shape
@@ -24,7 +24,7 @@ _THREE_BY_THREE = ("conv1", "conv2", "conv_in", "conv_out", "conv")
 
 
 def check_base(modules: Mapping[str, ModuleTensors], base: object) -> None:
-    """Raise `FormatError` where a module is a function of the base model's weights and these are not given."""
+    """Raise `BaseModelNeeded` where a module is a function of the base model's weights and these are not given."""
     if base is not None:
         return
     needing: dict[str, list[str]] = {}
@@ -33,7 +33,7 @@ def check_base(modules: Mapping[str, ModuleTensors], base: object) -> None:
             needing.setdefault(kind.name, []).append(next(key for r, key in module.keys.items() if r in kind.marks))
     if needing:
         what = "; ".join(f"{name} ({counted(len(k), 'layer')}, {k[0]!r} the first)" for name, k in needing.items())
-        raise FormatError(
+        raise BaseModelNeeded(
             f"holds {what}, which changes the base model's own weights: give them too, "
             "as in load(..., base='model.safetensors'), on the command line --base"
         )

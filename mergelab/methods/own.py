@@ -13,7 +13,7 @@ from mergelab.methods.sparsify import Sparsifier
 SHARED = frozenset(("space", "basis"))
 """Options that every method has."""
 
-_OF_PYTHON = "loras weights method rank seed device memory progress allow_pickle architecture"
+_OF_PYTHON = "loras weights method rank seed device memory progress allow_pickle architecture base"
 _OF_THE_COMMAND = "output format dtype force drop_extras import help for config block_weights dry_run"
 RESERVED = SHARED | frozenset(f"{_OF_PYTHON} {_OF_THE_COMMAND}".split())
 """What is asked for beside the options of a method: no option of one can be called so."""
