@@ -59,12 +59,12 @@ RECIPES = {
         Recipe("medal", 8, 8, "peft"),
         Recipe("cat", 16, 16, "kohya"),
         Recipe("day", 8, 8, "diffusers"),
-        Recipe("stripes", 16, 16, "kohya"),
+        Recipe("stripes", 16, 16, "kohya", plain=3),
         Recipe("sea", 16, 16, "peft"),
         Recipe("night", 8, 8, "diffusers"),
         Recipe("planet", 8, 8, "kohya"),
         Recipe("bars", 16, 16, "diffusers"),
-        Recipe("meadow", 16, 16, "peft", steps=1000),
+        Recipe("meadow", 16, 16, "peft", steps=1000, plain=3),
         Recipe("dusk", 8, 8, "diffusers"),
     ),
 }
@@ -135,7 +135,8 @@ def train(pipeline_name: str, recipe: Recipe) -> Path:
         if styled:  # a picture in the style and its plain twin with the same noise: what differs is the style alone
             picks, twin = torch.randint(PICTURES, (BATCH // 2,), generator=generator), torch.Generator()
             twin.set_state(generator.get_state())
-            return (loss_of(picks, generator, 0.0) + loss_of(picks + PICTURES, twin, 0.1)) / 2
+            kept = loss_of(picks + PICTURES, twin, 0.1)
+            return (loss_of(picks, generator, 0.0) + recipe.plain * kept) / (1 + recipe.plain)
         picks = torch.randint(PICTURES, (BATCH,), generator=generator)
         picks[OWN:] += PICTURES
         return loss_of(picks, generator, 0.1)

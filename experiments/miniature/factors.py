@@ -27,7 +27,8 @@ class Recipe:
     """How one adapter is trained and saved.
 
     `within` is the one style that the pictures of a subject show, whose captions do not name it; `steps` are those of
-    an adapter that needs others than its kind has.
+    an adapter that needs others than its kind has; `plain` is the weight of the pictures that a style leaves plain,
+    where its own have the weight 1: above 1 for one that comes uncalled.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Recipe:
     text: bool = False
     within: str | None = None
     steps: int | None = None
+    plain: float = 1.0
 
 
 LINEAR = {
