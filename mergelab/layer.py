@@ -283,17 +283,17 @@ class AdapterData:
         factors = matrices(self.layers[name], device)
         sizes = [float(torch.stack(torch.aminmax(matrix)).abs().max()) for matrix in factors]
         if not (math.prod(sizes) <= LARGEST_ENTRY and max(sizes) <= LARGEST_ENTRY**1.5):
-            raise LayerError(f"{self.source}: layer {name}: {_what_is_wrong(factors)}")
+            raise LayerError(f"{self.source}: layer {name}: {_what_is_wrong(self.layers[name], factors)}")
         return factors
 
 
-def _what_is_wrong(factors: Factors) -> str:
+def _what_is_wrong(layer: Layer, factors: Factors) -> str:
+    damaged = "the file is damaged or its training diverged: use an earlier checkpoint"
+    if not isinstance(layer, LoraLayer) and not all(bool(torch.isfinite(matrix).all()) for matrix in factors):
+        return f"its change, computed from {layer.kind}, holds NaN or infinity; {damaged}"
     for matrix, label in ((factors.A, "lora_A"), (factors.B, "lora_B")):
         if count := int((~torch.isfinite(matrix)).sum()):
-            return (
-                f"{label} holds {count} values that are NaN or infinite, expected finite numbers; the file is damaged "
-                "or its training diverged: use an earlier checkpoint"
-            )
+            return f"{label} holds {count} values that are NaN or infinite, expected finite numbers; {damaged}"
     return (
         f"its factors hold values far above {LARGEST_ENTRY:g}, more than float32 arithmetic can work with; "
         "the file is damaged, or its alpha is"

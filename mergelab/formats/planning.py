@@ -20,7 +20,7 @@ from mergelab.formats.nunchaku import QuantizedModel, nunchaku
 from mergelab.formats.peft import diffusers, has_name_in_diffusers, peft, split_components
 from mergelab.formats.same import as_spelt, same_format
 from mergelab.formats.tools import PACKED, Fitted, check_tool, fitted, other_tools
-from mergelab.layer import AdapterData, DerivedLayer, Layer, LoraLayer
+from mergelab.layer import AdapterData, DerivedLayer, Layer, LoraLayer, layer_of
 
 _WRITERS: Mapping[str, Writer] = {
     "diffusers": diffusers,
@@ -117,7 +117,10 @@ def _as_factors(data: AdapterData) -> AdapterData:
         )
     if not others:
         return data
-    return replace(data, layers={**data.layers, **{name: layer.as_lora() for name, layer in others.items()}})
+    return replace(
+        data,
+        layers={**data.layers, **{name: layer_of(data.matrices(name), layer.shape) for name, layer in others.items()}},
+    )
 
 
 def tensors_of(data: AdapterData, layout: Layout) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ def parse(
         apart = parted(groups.modules)
         shapes = {name: module_shape(module) for name, module in apart.layers.items()}
         found = recognise(shapes, metadata, options.architecture, component)
-        targets = Targets.of(apart.layers, options.base, found.architecture, config)
+        targets = Targets.of(options.base, found.architecture, config)
         if found.architecture is None and targets.architecture:
             found = _as_the_base(found, shapes, metadata, targets.architecture, component)
         located = found.located

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergelab.errors import BaseModelNeeded, LayerError
+from mergelab.errors import ArchitectureError, BaseModelNeeded, LayerError
 from mergelab.formats.base_sources import BaseSource
 from mergelab.formats.base_weights import BaseWeights, open_base
 from mergelab.formats.kinds import ModuleTensors, Target, kind_of, module_shape
@@ -54,17 +55,19 @@ class Targets:
     @classmethod
     def of(
         cls,
-        modules: Mapping[str, ModuleTensors],
         base: BaseSource | BaseWeights | None,
         architecture: str | None,
         config: Mapping[str, Any] | None = None,
     ) -> Targets:
-        """From what the user gives; opened where modules are functions of it, or nothing else tells the base model."""
+        """From what the user gives."""
         config = config or {}
-        is_wanted = architecture is None or start_of(config) or any(kind_of(m).needs_base for m in modules.values())
-        if base is None or not is_wanted:
-            return cls(config=config)
-        return cls(base if isinstance(base, BaseWeights) else open_base(base, architecture), config)
+        if base is None or isinstance(base, BaseWeights):
+            return cls(base, config)
+        try:
+            return cls(open_base(base, architecture), config)
+        except ArchitectureError as error:
+            title = base if isinstance(base, (str, os.PathLike)) else "as given"
+            raise ArchitectureError(f"its base model ({title}): {error}") from None
 
     @property
     def architecture(self) -> str | None:
@@ -90,7 +93,8 @@ class Targets:
                     f"{next(iter(module.keys.values()))!r} is a function of a weight that its model stores as (in, "
                     "out) (fan_in_fan_out), which this version of mergelab does not read"
                 )
-            names = [f"{where.component}.{part}" for part in (where.original.parts if where.original else [where.path])]
+            parts = where.original.parts if where.original else [where.path]
+            names = [self._name_of(f"{where.component}.{part}") for part in parts]
             shapes = [self.base.shape(name) for name in names]
             shape = (sum(s[0] for s in shapes), *shapes[0][1:])
             if own and (own[0], math.prod(own[1:])) != (shape[0], math.prod(shape[1:])):
@@ -101,9 +105,17 @@ class Targets:
             swapped = where.original is not None and where.original.swapped
             weight, bias = partial(_weight, self.base, names, swapped), partial(_bias, self.base, names, swapped)
             return Target(shape, weight, bias, self.config)
-        if where.component == "unet" and len(own) == 2 and where.path.endswith(_THREE_BY_THREE) and own[1] % 9 == 0:
+        name = where.name or ""
+        if where.component == "unet" and len(own) == 2 and name.endswith(_THREE_BY_THREE) and own[1] % 9 == 0:
             return Target((own[0], own[1] // 9, 3, 3))
         return Target()
+
+    def _name_of(self, layer: str) -> str:
+        """A layer's name in the base model; where the adapter's is not known, and is flat, the one that it is of."""
+        assert self.base is not None
+        flat = layer.replace(".", "_")
+        found = [layer] if layer in self.base.names else [n for n in self.base.names if n.replace(".", "_") == flat]
+        return found[0] if len(found) == 1 else layer
 
 
 def _weight(base: BaseWeights, names: list[str], swapped: bool) -> Tensor:

@@ -85,6 +85,7 @@ def to_layer(module: ModuleTensors, scaling: float | None, target: Target) -> La
             raise LayerError(f"{module.keys[role]!r} is {tensor.dtype}, expected floating-point numbers")
     marked = [kind for kind in KINDS if kind.marks & set(module.tensors)]
     if len([kind for kind in marked if kind is not DORA]) > 1:
-        names = " and ".join(kind.name for kind in marked)
-        raise LayerError(f"{next(iter(module.keys.values()))!r}: one layer is {names}; expected one kind of adapter")
+        keys = [next(module.keys[role] for role in module.tensors if role in kind.marks) for kind in marked]
+        names = " and ".join(f"{kind.name} ({key!r})" for kind, key in zip(marked, keys))
+        raise LayerError(f"one layer is {names}; expected one kind of adapter")
     return kind_of(module).to_layer(module, scaling, target)

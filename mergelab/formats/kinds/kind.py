@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -44,10 +45,11 @@ class ModuleTensors:
     def check(self, fits: bool, expected: str) -> None:
         """Raise `LayerError` with the shapes unless they fit."""
         if not fits:
-            shapes = ", ".join(
-                f"{self.keys[r]!r} {tuple(t.shape)}" for r, t in self.tensors.items() if r not in ("alpha", "bias")
-            )
-            raise LayerError(f"{shapes} do not fit together: expected {expected}")
+            own = {self.keys[role]: tensor for role, tensor in self.tensors.items() if role not in ("alpha", "bias")}
+            common = takewhile(lambda letters: len(set(letters)) == 1, zip(*self.keys.values()))
+            name = "".join(letters[0] for letters in common).rpartition(".")[0]
+            shapes = ", ".join(f"{key.removeprefix(name).strip('.')} {tuple(t.shape)}" for key, t in own.items())
+            raise LayerError(f"{name!r}: expected {expected}, found {shapes}, which do not fit together")
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,10 @@ def _to_layer(module: ModuleTensors, scaling: float | None, target: Target) -> L
     tensors, keys = module.tensors, module.keys
     for role, other in (("down", "up"), ("up", "down")):
         if role not in tensors:
+            if set(tensors) <= {"alpha", "scalar", "bias"}:
+                raise LayerError(
+                    f"{next(iter(keys.values()))!r} stands alone: the file has no other tensor of its layer"
+                )
             present = keys.get(other) or next(iter(keys.values()))
             raise LayerError(
                 f"{present!r} has no matching {'lora_A (down)' if role == 'down' else 'lora_B (up)'}; "
