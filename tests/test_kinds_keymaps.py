@@ -107,3 +107,19 @@ def test_dora(name: str) -> None:
     norm = torch.linalg.vector_norm(moved, dim=tuple(d for d in range(moved.dim()) if d != kept), keepdim=True)
     expected = moved / norm * scale.reshape(norm.shape) - weight.double()
     assert relative(adapter.layers[small].delta_weight(), expected) < 1e-5
+
+
+def test_flat_convolutions_unfold_under_original_names() -> None:
+    """LyCORIS writes 3 x 3 kernels flat: a LoKr in sgm names meets a LoCon of the same layer."""
+    torch.manual_seed(0)
+    name = "lora_unet_input_blocks_1_0_in_layers_2"
+    lokr = {"lokr_w1": torch.randn(4, 4), "lokr_w2_a": torch.randn(80, 2), "lokr_w2_b": torch.randn(2, 80 * 9)}
+    loha = {"hada_w1_a": torch.randn(320, 2), "hada_w1_b": torch.randn(2, 2880)}
+    loha |= {key.replace("w1", "w2"): tensor for key, tensor in loha.items()}
+    locon = {"lora_down.weight": torch.randn(2, 320, 3, 3), "lora_up.weight": torch.randn(320, 2, 1, 1)}
+    adapters = [ml.load({f"{name}.{key}": tensor for key, tensor in part.items()}) for part in (lokr, loha, locon)]
+    assert [layer.shape for adapter in adapters for layer in adapter.layers.values()] == [(320, 320, 3, 3)] * 3
+    (merged,) = ml.merge(adapters, method="linear", rank=4).layers.values()
+    assert merged.shape == (320, 320, 3, 3)
+    whole = torch.kron(lokr["lokr_w1"], lokr["lokr_w2_a"] @ lokr["lokr_w2_b"]).reshape(320, 320, 3, 3)
+    torch.testing.assert_close(next(iter(adapters[0].layers.values())).delta_weight(), whole, atol=1e-4, rtol=1e-4)

@@ -166,3 +166,21 @@ def layer_name(adapter: ml.Adapter) -> str:
     """The only layer."""
     (name,) = adapter.layers
     return name
+
+
+def test_flat_names_are_found_in_a_base_model() -> None:
+    """An OFT in kohya's names of an unknown model: its layer is the one of that name in the base model's."""
+    path = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    weight, blocks = torch.randn(64, 64), torch.randn(16, 4, 4)
+    oft = {f"lora_unet_{path.replace('.', '_')}.oft_blocks": blocks}
+    (layer,) = ml.load(oft, base={f"{path}.weight": weight}).layers.values()
+    turned = layer.delta_weight() + weight
+    torch.testing.assert_close(turned.T @ turned, weight.T @ weight, atol=1e-3, rtol=1e-3)
+
+
+def test_a_base_model_that_is_not_there() -> None:
+    """It is said also where no layer would need it."""
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    lora = {f"{name}.lora_down.weight": torch.ones(1, 4), f"{name}.lora_up.weight": torch.ones(3, 1)}
+    with pytest.raises(ml.SourceError, match="there is no such file"):
+        ml.load(lora, base="/nowhere/at/all")

@@ -31,7 +31,7 @@ from tests.refusing import COMMANDS, Refused, commands
 MISFITS: dict[str, tuple[Tensors, tuple[str, ...]]] = {
     "up without down": ({B: numbers(8, 2)}, (B, "lora_A", "expected both")),
     "down without up": ({A: numbers(2, 8)}, (A, "lora_B", "expected both")),
-    "alpha alone": ({**lora(OTHER), ALPHA: numbers(1)}, (ALPHA, "expected both")),
+    "alpha alone": ({**lora(OTHER), ALPHA: numbers(1)}, (ALPHA, "stands alone")),
     "ranks disagree": ({A: numbers(2, 8), B: numbers(8, 3)}, (LAYER, "(2, 8)", "(8, 3)", "expected")),
     "no dimension": ({A: numbers(2), B: numbers(8, 2)}, (LAYER, "(2,)", "expected")),
     "scalars": ({A: torch.tensor(1.0), B: torch.tensor(1.0)}, (LAYER, "expected")),
@@ -54,7 +54,7 @@ MISFITS: dict[str, tuple[Tensors, tuple[str, ...]]] = {
     "DoRA": ({**lora(), f"{LAYER}.dora_scale": numbers(8, 1)}, ("DoRA", f"{LAYER}.dora_scale", "base=", "--base")),
     "LoHa": (
         {f"{KOHYA}.hada_w1_a": numbers(8, 2)},
-        (f"{KOHYA}.hada_w1_a", "do not fit together: expected hada_w1_a, hada_w1_b"),
+        (KOHYA, "expected hada_w1_a, hada_w1_b", "found hada_w1_a (8, 2)"),
     ),
     "two adapters": (
         {**{f"{LAYER}.lora_A.{name}.weight": numbers(2, 8) for name in ("a", "b")}},
