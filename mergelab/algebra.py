@@ -149,7 +149,11 @@ def _svd(data: AdapterData, name: str, target: Target, device: torch.device | No
     layer = data.layers[name]
     if isinstance(layer, DerivedLayer) and layer.rank > EXACT_SIDE:
         if layer.svd is not None:
-            found = layer.svd(lambda s: min(rank_reached(target, s), len(s)))
+            try:
+                found = layer.svd(lambda s: min(rank_reached(target, s), len(s)))
+            except RuntimeError:  # of torch.linalg, where a value is NaN
+                data.matrices(name)
+                raise
             scale = abs(layer.scaling)
             signed = found.U if layer.scaling >= 0 else -found.U
             return Spectrum(signed, found.S * scale, found.V, found.energy * scale**2)

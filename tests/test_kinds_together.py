@@ -184,3 +184,14 @@ def test_a_base_model_that_is_not_there() -> None:
     lora = {f"{name}.lora_down.weight": torch.ones(1, 4), f"{name}.lora_up.weight": torch.ones(3, 1)}
     with pytest.raises(ml.SourceError, match="there is no such file"):
         ml.load(lora, base="/nowhere/at/all")
+
+
+def test_not_a_number_is_named() -> None:
+    """Whichever way a layer is computed, the sentence names it."""
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    w2 = torch.randn(80, 80)
+    w2[3, 4] = math.nan
+    adapter = ml.load({f"{name}.lokr_w1": torch.randn(4, 4), f"{name}.lokr_w2": w2})
+    for use in (lambda: adapter.resize(4), lambda: ml.merge([adapter], rank=4), lambda: adapter.state_dict("kohya")):
+        with pytest.raises(ml.LayerError, match=r"proj_in: its change, computed from LoKr, holds NaN"):
+            use()
