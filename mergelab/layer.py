@@ -144,6 +144,7 @@ class DerivedLayer(_Computed):
         rows: those that the layer has, one part after the other.
         svd: how many of the singular values that it is given to return -> the decomposition of the product, all rows
             of it, where the form tells it for less than its factors would.
+        dim: the rank that its file has, by which alpha is divided there; 0 where it has none.
     """
 
     kind: str
@@ -153,6 +154,7 @@ class DerivedLayer(_Computed):
     scaling: float = 1.0
     rows: tuple[slice, ...] = (slice(None),)
     svd: Callable[[Callable[[Tensor], int]], Spectrum] | None = None
+    dim: int = 0
 
     @property
     def rank(self) -> int:
