@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -360,3 +361,22 @@ def test_values_that_overflow_in_float16(other: float, remedy: str) -> None:
     (finding,) = [x for x in doctor({A: a, B: b}).findings if "float16" in x.text]
     assert finding.text.startswith("8 values overflow in float16, whose largest number is 65504")
     assert finding.text.endswith(remedy) and finding.layers == (LAYER,)
+
+
+def test_a_resized_file_says_so(tmp_path: Path) -> None:
+    """With whose file it was; a merge keeps its own recipe, and what keeps every rank is not resized."""
+    header = {"ss_learning_rate": "1e-4"}
+    path = write(tmp_path / "style.safetensors", lora(**WIDE), metadata=header)
+    out = tmp_path / "small.safetensors"
+    assert cli.run(["resize", str(path), "--rank", "2", "-o", str(out)]) == 0
+    recipe = json.loads(ml.load(out).metadata["mergelab"])
+    (source,) = recipe["inputs"]
+    assert (recipe["method"], recipe["options"], source["name"]) == ("resize", {"rank": 2}, "style")
+    assert source["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    made = f"(header: ss_learning_rate); resized by mergelab {recipe['version']}; keys in the style of diffusers"
+    assert doctor(out).facts["made by"].endswith(made)
+    assert "mergelab" not in ml.load(path).resize(8).metadata
+    merged = ml.merge([ml.load(path), ml.load(out)], rank=2).resize(1)
+    assert json.loads(merged.metadata["mergelab"])["resized"][0]["rank"] == 1
+    merged.save(tmp_path / "merged.safetensors")
+    assert "style at 1, small at 1; resized by mergelab" in doctor(tmp_path / "merged.safetensors").facts["made by"]

@@ -36,12 +36,15 @@ def _in_a_line(text: str) -> str:
 def _made_by(specimen: Specimen) -> str:
     header, keys = specimen.glance.metadata, specimen.glance.entries
     recipe = recipe_of(header)
-    if recipe:
+    again = (
+        f"; resized by mergelab {recipe.version}" if recipe and (recipe.method == "resize" or recipe.resized) else ""
+    )
+    if recipe and recipe.method != "resize":
         inputs = ", ".join(f"{one.name} at {one.weight}" for one in recipe.inputs)
-        return f"mergelab {recipe.version}: {recipe.method} of {inputs}"
+        return f"mergelab {recipe.version}: {recipe.method} of {inputs}{again}"
     author = author_of(header)
     style = f"; keys in the style of {known}" if (known := spelling_of(keys)) else ""
-    return f"{author or 'not told by the header'}{style}" if keys else author
+    return f"{author or 'not told by the header'}{again}{style}" if keys else f"{author}{again}"
 
 
 def _for(specimen: Specimen) -> str:
