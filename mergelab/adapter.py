@@ -21,7 +21,8 @@ from mergelab.formats.dialects import common_dialect
 from mergelab.linalg.lowrank import inner
 from mergelab.linalg.workspace import each_layer
 from mergelab.publishing import Publishable
-from mergelab.ranks import Rank, check_rank, rank_text
+from mergelab.publishing.recipe import resized_header
+from mergelab.ranks import Rank, check_rank, rank_record, rank_text
 from mergelab.report import Report
 from mergelab.tables import as_html, as_text, counted
 
@@ -212,7 +213,8 @@ class Adapter(Publishable):
             device: where to compute; "auto" is the CPU here, where a GPU, layer by layer, would be slower.
 
         Returns:
-            An adapter with a `report`; a layer that keeps its rank keeps its factors, others are float32.
+            An adapter with a `report`; a layer that keeps its rank keeps its factors, others are float32. Its header
+            says that it was resized.
 
         Raises:
             OptionError, LayerError: a rank out of its range, no such device; a layer that holds NaN or infinity.
@@ -226,7 +228,11 @@ class Adapter(Publishable):
         """
         rank = check_rank(rank)
         layers, report = algebra.resize_layers(self, rank, chosen_device(device, LAYER_BY_LAYER))
-        return replace(self, layers=layers, source=f"{self.name} at rank {rank_text(rank)}", report=report)
+        resized = replace(self, layers=layers, source=f"{self.name} at rank {rank_text(rank)}", report=report)
+        if all(layers.get(name) is layer for name, layer in self.layers.items()):
+            return resized
+        digest = formats.sha256_of(self.inputs[0]) if self.is_file else None
+        return replace(resized, metadata=resized_header(self.metadata, self.name, digest, rank_record(rank)))
 
     # What a person sees.
 

@@ -142,8 +142,8 @@ class DerivedLayer(_Computed):
         inner: rows of the change -> their factors, `(rows, r)` and `(r, in * kh * kw)`, float32.
         scaling: the factor between their product and the change.
         rows: those that the layer has, one part after the other.
-        svd: how many of the singular values that it is given to return -> the decomposition of the product, all rows
-            of it, where the form tells it for less than its factors would.
+        svd: how many of given singular values to return -> the decomposition of all rows, where it is cheap.
+        dim: the rank that its file has, by which alpha is divided there; 0 where it has none.
     """
 
     kind: str
@@ -153,6 +153,7 @@ class DerivedLayer(_Computed):
     scaling: float = 1.0
     rows: tuple[slice, ...] = (slice(None),)
     svd: Callable[[Callable[[Tensor], int]], Spectrum] | None = None
+    dim: int = 0
 
     @property
     def rank(self) -> int:
@@ -207,8 +208,7 @@ class LoraSum(_Computed):
         return LoraSum(tuple(term.scaled(factor) for term in self.terms))
 
     def as_lora(self) -> LoraLayer:
-        parts = [matrices(term) for term in self.terms]
-        return layer_of(stack(parts), self.shape)
+        return layer_of(stack([matrices(term) for term in self.terms]), self.shape)
 
 
 # What the rest of mergelab asks of a layer are the members that these classes share.

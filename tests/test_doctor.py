@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -126,13 +127,17 @@ def test_padded_ranks(tmp_path: Path) -> None:
     assert doctor(lora()).findings == ()
 
 
-@pytest.mark.parametrize(("small", "large"), [(1e-7, 1e7), (1e-3, 1e6)], ids=["below", "above"])
-def test_what_a_plain_cast_to_float16_loses(tmp_path: Path, small: float, large: float) -> None:
+@pytest.mark.parametrize(
+    ("small", "large", "lost"),
+    [(1e-9, 1e4, "a plain cast to float16 loses up to 100% of a layer"), (1e-3, 1e6, "values overflow in float16")],
+    ids=["below", "above"],
+)
+def test_what_a_plain_cast_to_float16_loses(tmp_path: Path, small: float, large: float, lost: str) -> None:
     """Below the smallest numbers or above the largest; the remedy works."""
     tensors = lora(**WIDE)
     path = write(tmp_path / "a.safetensors", {A: tensors[A] * large, B: tensors[B] * small})
     found = doctor(path)
-    assert levels(found) == ["warning"] and "a plain cast to float16 loses up to 100% of a layer" in str(found)
+    assert levels(found) == ["warning"] and lost in str(found)
     out = tmp_path / "half.safetensors"
     assert cli.run(["convert", str(path), "-o", str(out), "--format", "same", "--dtype", "float16"]) == 0
     assert doctor(out).findings == ()
@@ -313,3 +318,65 @@ def test_styles_of_keys() -> None:
     assert found["invokeai__flux_lora_aitoolkit_format"] == "ComfyUI (AI-toolkit)"
     assert found["invokeai__flux_lora_diffusers_base_model_format"] == "PEFT"
     assert {found[name] for name in found if name.startswith(("gen_sdscripts", "gen_lycoris"))} == {"kohya"}
+
+
+def test_ranks_and_alphas_are_those_of_the_file() -> None:
+    """Of what is no pair of factors: its own rank, that alpha is divided by, and that of its factors."""
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    sides = {"w1": numbers(4, 4), "w2_a": numbers(80, 2), "w2_b": numbers(2, 80)}
+    lokr = {f"{name}.lokr_{leaf}": tensor for leaf, tensor in sides.items()}
+    found = doctor(lokr | {f"{name}.alpha": torch.tensor(1.0)})
+    assert found.facts["ranks"].startswith("2; as factors rank 8; 99 %")
+    assert found.facts["alphas"] == "1 (0.5 of the rank), from tensors"
+    halves = {f"w{i}_{leaf}": numbers(3, 320) if leaf == "b" else numbers(320, 3) for i in "12" for leaf in "ab"}
+    loha = {f"{name}.hada_{leaf}": tensor for leaf, tensor in halves.items()}
+    found = doctor(loha | {f"{name}.alpha": torch.tensor(3.0)})
+    assert found.facts["ranks"].startswith("3; as factors rank 9; 99 %")
+    assert found.facts["alphas"] == "3 (the rank), from tensors"
+
+
+def test_what_needs_the_base_model() -> None:
+    """Is not what cannot be read: kind, model, rank and alpha are told, and what to give."""
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    dora = {f"{name}.lora_down.weight": numbers(4, 320), f"{name}.lora_up.weight": numbers(320, 4)}
+    dora |= {f"{name}.dora_scale": numbers(1, 320).abs(), f"{name}.alpha": torch.tensor(2.0)}
+    found = doctor(dora)
+    assert found.verdict == "needs the base model: give --base" and "--base" in found.refusal
+    assert found.facts["for"].startswith("SD 1.x") and found.facts["holds"] == "DoRA in 1 layer (unet 1)"
+    assert (found.facts["ranks"], found.facts["alphas"]) == ("4", "2 (0.5 of the rank), from tensors")
+    given = doctor(dora, base={f"{LAYER}.weight": numbers(320, 320)})
+    assert given.refusal == "" and given.facts["alphas"] == "2 (0.5 of the rank), from tensors"
+    assert given.facts["ranks"].startswith("4; as factors rank 320")
+    rotations = {f"{name}.oft_blocks": 0.1 * numbers(4, 80, 80), f"{name}.alpha": torch.tensor(0.0)}
+    turned = doctor(rotations)
+    assert (
+        turned.verdict.startswith("needs the base") and "OFT" in turned.facts["holds"] and "ranks" not in turned.facts
+    )
+
+
+@pytest.mark.parametrize(("other", "remedy"), [(1e-3, "balances the factors"), (1e4, "keep bfloat16 or float32")])
+def test_values_that_overflow_in_float16(other: float, remedy: str) -> None:
+    """Are counted, and a balance of the factors is advised where it makes them fit."""
+    a, b = torch.full((1, 8), other), torch.full((8, 1), 1e6)
+    (finding,) = [x for x in doctor({A: a, B: b}).findings if "float16" in x.text]
+    assert finding.text.startswith("8 values overflow in float16, whose largest number is 65504")
+    assert finding.text.endswith(remedy) and finding.layers == (LAYER,)
+
+
+def test_a_resized_file_says_so(tmp_path: Path) -> None:
+    """With whose file it was; a merge keeps its own recipe, and what keeps every rank is not resized."""
+    header = {"ss_learning_rate": "1e-4"}
+    path = write(tmp_path / "style.safetensors", lora(**WIDE), metadata=header)
+    out = tmp_path / "small.safetensors"
+    assert cli.run(["resize", str(path), "--rank", "2", "-o", str(out)]) == 0
+    recipe = json.loads(ml.load(out).metadata["mergelab"])
+    (source,) = recipe["inputs"]
+    assert (recipe["method"], recipe["options"], source["name"]) == ("resize", {"rank": 2}, "style")
+    assert source["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    made = f"(header: ss_learning_rate); resized by mergelab {recipe['version']}; keys in the style of diffusers"
+    assert doctor(out).facts["made by"].endswith(made)
+    assert "mergelab" not in ml.load(path).resize(8).metadata
+    merged = ml.merge([ml.load(path), ml.load(out)], rank=2).resize(1)
+    assert json.loads(merged.metadata["mergelab"])["resized"][0]["rank"] == 1
+    merged.save(tmp_path / "merged.safetensors")
+    assert "style at 1, small at 1; resized by mergelab" in doctor(tmp_path / "merged.safetensors").facts["made by"]

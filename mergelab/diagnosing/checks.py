@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 
 from mergelab.diagnosing.diagnosis import LEVELS, Finding
 from mergelab.diagnosing.specimen import Specimen
-from mergelab.formats.balancing import Pair
+from mergelab.formats.balancing import Pair, balanced
 from mergelab.layer import Layer, LoraLayer
 from mergelab.linalg.workspace import each_layer
 from mergelab.report import carried
@@ -113,19 +114,49 @@ def _in_half(specimen: Specimen) -> Iterator[Finding]:
         return
     layers = {n: x for n, x in specimen.adapter.layers.items() if n in specimen.spectra and _is_wider(x)}
 
-    def lost(name: str) -> float:
-        layer = layers[name]
-        return Pair(name, "", "", layer.lora_A, layer.lora_B).lost_share(torch.float16)
-
-    shares = {name: share for name, share in each_layer(lost, layers).items() if share > _HALF.eps}
-    if shares:
-        worst = max(shares, key=lambda name: shares[name])
+    lost = {name: x for name, x in each_layer(lambda name: _cast(name, layers[name]), layers).items() if x.share}
+    over = {name: x for name, x in lost.items() if x.overflowing}
+    rest = {name: x for name, x in lost.items() if not x.overflowing}
+    if over:
+        worst, count = max(over, key=lambda name: over[name].overflowing), sum(x.overflowing for x in over.values())
         yield Finding(
             "warning",
-            f"a plain cast to float16 loses up to {shares[worst]:.0%} of a layer, in {_some(shares, layers, 'layer')} "
-            f"({worst} the worst); mergelab convert FILE -o OUT --format same --dtype float16 balances the factors",
-            tuple(shares),
+            f"{counted(count, 'value')} overflow in float16, whose largest number is {_HALF.max:g}: a plain cast makes "
+            f"them infinite, in {_some(over, layers, 'layer')} ({worst} the worst); {_remedy(over)}",
+            tuple(over),
         )
+    if rest:
+        worst = max(rest, key=lambda name: rest[name].share)
+        yield Finding(
+            "warning",
+            f"a plain cast to float16 loses up to {rest[worst].share:.0%} of a layer, in "
+            f"{_some(rest, layers, 'layer')} ({worst} the worst); {_remedy(rest)}",
+            tuple(rest),
+        )
+
+
+class _Cast(NamedTuple):
+    """What a cast to float16 does to a layer: values that overflow, the share lost, whether balanced factors fit."""
+
+    overflowing: int
+    share: float
+    fits: bool
+
+
+def _cast(name: str, layer: Layer) -> _Cast:
+    pair = Pair(name, "", "", layer.lora_A, layer.lora_B)
+    share = pair.lost_share(torch.float16)
+    if share <= _HALF.eps:
+        return _Cast(0, 0.0, True)
+    overflowing = sum(int((x.abs() > _HALF.max).sum()) for x in (pair.down, pair.up))
+    fits = not any(one.loses(torch.float16) for one in balanced([pair], [True], torch.float16))
+    return _Cast(overflowing, share, fits)
+
+
+def _remedy(lost: Mapping[str, _Cast]) -> str:
+    if all(cast.fits for cast in lost.values()):
+        return "mergelab convert FILE -o OUT --format same --dtype float16 balances the factors"
+    return "no balance of the factors helps: keep bfloat16 or float32"
 
 
 def _is_wider(layer: Layer) -> bool:

@@ -42,6 +42,7 @@ class Diagnosis:
         findings: the most important first.
         readings: what becomes of it in each tool; empty where it is not read, or of no use.
         architecture: the id of its base model, None where that is not told.
+        needs_base: whether it is refused because it is a function of its base model, which is not given.
 
     Example:
         >>> print(Diagnosis("style", "", {"for": "SDXL"}, (Finding("note", "Its ranks are padded."),)))
@@ -56,6 +57,7 @@ class Diagnosis:
     findings: tuple[Finding, ...] = ()
     readings: tuple[Reading, ...] = ()
     architecture: str | None = None
+    needs_base: bool = False
 
     @property
     def verdict(self) -> str:
@@ -65,6 +67,8 @@ class Diagnosis:
             >>> Diagnosis("style", "", {}).verdict
             'healthy'
         """
+        if self.needs_base:
+            return "needs the base model: give --base"
         if self.refusal:
             return "mergelab cannot read it"
         counts = {level: sum(finding.level == level for finding in self.findings) for level in LEVELS}

@@ -45,4 +45,4 @@ def doctor(
     read = readings(adapter, specimen.glance.entries) if adapter and is_sound else []
     name = "<state dict>" if isinstance(source, Mapping) else str(source)
     known = specimen.data.architecture if specimen.data else None
-    return Diagnosis(name, specimen.refusal, facts_of(specimen), findings, tuple(read), known)
+    return Diagnosis(name, specimen.refusal, facts_of(specimen), findings, tuple(read), known, specimen.needs_base)

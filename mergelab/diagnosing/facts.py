@@ -11,8 +11,9 @@ from mergelab.diagnosing.specimen import Specimen
 from mergelab.formats import trigger_words
 from mergelab.formats.architectures.registry import ARCHITECTURES
 from mergelab.formats.authors import author_of, declared_base, spelling_of
+from mergelab.formats.glancing import outline_of
 from mergelab.formats.recognising import detect
-from mergelab.layer import BIAS_SUFFIX, Layer, terms_of
+from mergelab.layer import BIAS_SUFFIX, AdapterData, DerivedLayer, Layer, LoraLayer, terms_of
 from mergelab.publishing.recipe import recipe_of
 from mergelab.report import USUAL_ALPHA
 from mergelab.tables import counted
@@ -35,12 +36,15 @@ def _in_a_line(text: str) -> str:
 def _made_by(specimen: Specimen) -> str:
     header, keys = specimen.glance.metadata, specimen.glance.entries
     recipe = recipe_of(header)
-    if recipe:
+    again = (
+        f"; resized by mergelab {recipe.version}" if recipe and (recipe.method == "resize" or recipe.resized) else ""
+    )
+    if recipe and recipe.method != "resize":
         inputs = ", ".join(f"{one.name} at {one.weight}" for one in recipe.inputs)
-        return f"mergelab {recipe.version}: {recipe.method} of {inputs}"
+        return f"mergelab {recipe.version}: {recipe.method} of {inputs}{again}"
     author = author_of(header)
     style = f"; keys in the style of {known}" if (known := spelling_of(keys)) else ""
-    return f"{author or 'not told by the header'}{style}" if keys else author
+    return f"{author or 'not told by the header'}{again}{style}" if keys else f"{author}{again}"
 
 
 def _for(specimen: Specimen) -> str:
@@ -89,7 +93,10 @@ def _ranks(specimen: Specimen) -> str:
     data = specimen.data
     if data is None:
         return ""
-    text = _counts({name: layer.rank for name, layer in data.layers.items()}.values())
+    layers = data.layers.values()
+    dims = _counts(dim for layer in layers if (dim := _dim(layer)))
+    ranks = _counts(layer.rank for layer in layers) if not specimen.needs_base else ""
+    text = f"{dims}; as factors rank {ranks}" if dims != ranks and dims and ranks else dims or ranks
     spectra = [s for s in specimen.spectra.values() if float(s[0]) > 0]
     if spectra:
         nearly = [1 + int((s.square().cumsum(0) < 0.99 * s.square().sum()).sum()) for s in spectra]
@@ -98,16 +105,31 @@ def _ranks(specimen: Specimen) -> str:
 
 
 def _alphas(specimen: Specimen) -> str:
-    adapter = specimen.adapter
-    if adapter is None:
+    adapter, data, keys = specimen.adapter, specimen.data, list(specimen.glance.entries)
+    if data is None or (adapter is None and not specimen.needs_base):
         return ""
-    terms = [term for layer in adapter.layers.values() for term in terms_of(layer)]
-    origin = _origin(adapter.dialect, specimen.glance.metadata, list(specimen.glance.entries), adapter.report.notes)
+    terms = _terms(data)
+    if any(term.kind == "DoRA" for term in terms):  # the scaling is in its sum of weight and change
+        outline = outline_of(specimen.glance) if any(key.endswith("alpha") for key in keys) else None
+        terms = _terms(outline) if outline else []
+    notes = adapter.report.notes if adapter else ()
+    origin = _origin(data.dialect, specimen.glance.metadata, keys, notes)
     if not origin:
-        return _NONE
+        return _NONE if adapter else ""
     scalings = {round(term.scaling, 6) for term in terms}
     share = "the rank" if scalings == {1.0} else f"{_range(scalings)} of the rank"
-    return f"{_counts(round(term.scaling * term.rank, 4) for term in terms)} ({share}), from {origin}"
+    alphas = _counts(round(term.scaling * _dim(term), 4) for term in terms)
+    return f"{alphas} ({share}), from {origin}" if alphas else ""
+
+
+def _terms(data: AdapterData) -> list[LoraLayer | DerivedLayer]:
+    """Of all layers, those that have a rank in the file."""
+    return [term for layer in data.layers.values() for term in terms_of(layer) if _dim(term)]
+
+
+def _dim(layer: Layer) -> int:
+    """The rank that a layer has in its file, by which alpha is divided; 0 where it has none."""
+    return layer.dim if isinstance(layer, DerivedLayer) else layer.rank
 
 
 def _origin(dialect: str | None, header: Mapping[str, str], keys: list[str], notes: Iterable[str]) -> str:

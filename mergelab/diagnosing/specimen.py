@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mergelab.adapter import Adapter, Source, load
-from mergelab.errors import MergelabError, OptionError, SourceError
+from mergelab.errors import BaseModelNeeded, MergelabError, OptionError, SourceError
 from mergelab.formats import ReadOptions, located
-from mergelab.formats.glancing import Glance, glance_at, glance_over, structure_of
+from mergelab.formats.glancing import Glance, glance_at, glance_over, outline_of, structure_of
 from mergelab.layer import AdapterData, full_rank
 from mergelab.linalg.values import singular_values
 from mergelab.linalg.workspace import each_layer
@@ -40,17 +40,19 @@ class Specimen:
         adapter: None where it is refused.
         refusal: why, without the name of the file.
         told: the architecture that the user named.
+        needs_base: whether it is refused for want of the base model alone.
     """
 
     glance: Glance
     adapter: Adapter | None
     refusal: str = ""
     told: str | None = None
+    needs_base: bool = False
 
     @cached_property
     def data(self) -> AdapterData | None:
         """The layers: of the adapter, else as far as a header tells, with nothing in them."""
-        return self.adapter or structure_of(self.glance)
+        return self.adapter or (outline_of if self.needs_base else structure_of)(self.glance)
 
     @cached_property
     def values(self) -> dict[str, Values]:
@@ -95,20 +97,20 @@ def specimen_of(source: Source, options: ReadOptions) -> Specimen:
     Raises:
         SourceError, OptionError: nothing there, or it cannot be opened; no such architecture.
     """
-    adapter, refusal = None, ""
+    adapter, refusal, needs_base = None, "", False
     try:
         adapter = load(source, allow_pickle=options.allow_pickle, architecture=options.architecture, base=options.base)
     except (SourceError, OptionError):
         raise
     except MergelabError as error:
-        refusal = str(error)
+        refusal, needs_base = str(error), isinstance(error, BaseModelNeeded)
     if isinstance(source, Mapping):
         glance = glance_over(source)
     else:
         files = adapter.inputs if adapter else _files(Path(source), source)
         refusal = _without_names(refusal, [str(source), *map(str, files)])
         glance = glance_at([path for path in files if path.suffix != ".json"], options)
-    return Specimen(glance, adapter, refusal.removeprefix("<state dict>: "), options.architecture)
+    return Specimen(glance, adapter, refusal.removeprefix("<state dict>: "), options.architecture, needs_base)
 
 
 def _files(path: Path, source: object) -> list[Path]:

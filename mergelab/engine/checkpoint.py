@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mergelab.checks import short_repr
 from mergelab.engine.changes import Change, Changes, Loras, Weights, collect
-from mergelab.engine.provenance import input_record, package_version
+from mergelab.engine.provenance import input_record
 from mergelab.errors import ArchitectureError, FormatError, LayerError, OptionError, OutputError
 from mergelab.formats.architectures import ARCHITECTURES
 from mergelab.formats.checkpoints import Checkpoint, Slot, WeightFile, open_checkpoint
@@ -24,6 +24,7 @@ from mergelab.formats.targets import check_target
 from mergelab.layer import same_weight
 from mergelab.linalg.adding import added
 from mergelab.linalg.lowrank import Factors
+from mergelab.publishing.recipe import package_version
 from mergelab.tables import counted
 
 # By key of a tensor: what is added to which of its rows.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mergelab.adapter import Adapter
 from mergelab.formats import joined, sha256_of, trigger_words
+from mergelab.publishing.recipe import package_version
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,6 @@ class Recipe:
             "version": package_version(),
         }
         return json.dumps(content, sort_keys=True, default=str)
-
-
-def package_version() -> str:
-    """Of the installed mergelab; "unknown" in a bare checkout."""
-    try:
-        return version("mergelab")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def input_record(adapter: Adapter, weight: Any, digest_of: Callable[[Path], str] = sha256_of) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from mergelab.engine.provenance import package_version
 from mergelab.evaluation.grid import Grid
 from mergelab.evaluation.store import SECONDS, hash_of
 from mergelab.evaluation.variants import Variant
 from mergelab.pipelines.images import generate_images
 from mergelab.pipelines.staging import Stage
+from mergelab.publishing.recipe import package_version
 
 Unit = tuple[str, int]
 """Prompt and seed."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 
-from mergelab.engine.provenance import package_version
 from mergelab.evaluation.config import Config
 from mergelab.evaluation.failures import Failures
 from mergelab.evaluation.metrics.metric import Asked, Description, Metric, Picture
@@ -20,6 +19,7 @@ from mergelab.evaluation.progress import bar
 from mergelab.evaluation.sets import AdapterSet, Called
 from mergelab.evaluation.store import Store, hash_of
 from mergelab.evaluation.variants import Variant
+from mergelab.publishing.recipe import package_version
 
 COLUMNS = (
     "set", "variant", "prompt_id", "prompt", "calls", "seed", "metric", "reference", "reference_seed", "value", "image",

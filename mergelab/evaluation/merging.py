@@ -12,12 +12,12 @@ from typing import Any
 
 from mergelab.adapter import Adapter, load
 from mergelab.engine.merge import merge, merge_many
-from mergelab.engine.provenance import package_version
 from mergelab.evaluation.config import Weight
 from mergelab.evaluation.recipes import Recipe
 from mergelab.evaluation.store import file_name, hash_of, to_json, write
 from mergelab.methods.registry import METHODS
 from mergelab.pipelines.fingerprints import adapter_hash
+from mergelab.publishing.recipe import package_version
 
 AT_A_TIME = 4
 """Merges that are made together, and held until they are written: four of FLUX.1 at rank 32 are 3 GB."""

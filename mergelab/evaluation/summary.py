@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from mergelab.engine.provenance import package_version
 from mergelab.evaluation.grid import Grid
 from mergelab.evaluation.metrics.metric import Metric
 from mergelab.evaluation.result import Result
+from mergelab.publishing.recipe import package_version
 
 SUMMARY = "summary.json"
 """In the run folder."""

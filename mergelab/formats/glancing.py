@@ -13,13 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergelab.errors import MergelabError
+from mergelab.errors import BaseModelNeeded, MergelabError
+from mergelab.formats.differences import parted
+from mergelab.formats.keys import group_keys
+from mergelab.formats.kinds import kind_of, module_shape
+from mergelab.formats.kinds.kind import scaling_of
 from mergelab.formats.mapped import BY_NAME, DTYPES
 from mergelab.formats.options import ReadOptions
 from mergelab.formats.reading import parse
+from mergelab.formats.recognising import recognise
 from mergelab.formats.streaming import Entry
 from mergelab.formats.tensor_files import PICKLES, check_tensors, read_tensors
-from mergelab.layer import AdapterData
+from mergelab.layer import AdapterData, DerivedLayer, Layer
+from mergelab.linalg.lowrank import Factors
 
 # No header of an adapter is longer, and no tensor larger: what says so is damaged.
 _LONGEST_HEADER, _MOST_VALUES = 1 << 27, 1 << 29
@@ -104,6 +110,30 @@ def structure_of(glance: Glance) -> AdapterData | None:
         return parse({key: x.expand(glance.entries[key].shape) for key, x in ones.items()}, glance.metadata, "")
     except (MergelabError, RuntimeError):
         return None
+
+
+def outline_of(glance: Glance) -> AdapterData | None:
+    """The modules of an adapter that is a function of its base model, as its file names them: kind, shape, rank, alpha.
+
+    A shape is () where the module does not tell it. There is nothing to compute with; None where it is no adapter's.
+    """
+    try:
+        modules = parted(group_keys(glance.tensors).modules).layers
+        shapes = {name: module_shape(module) for name, module in modules.items()}
+        found = recognise(shapes, glance.metadata, None, None)
+        layers: dict[str, Layer] = {}
+        for name, module in modules.items():
+            kind, where = kind_of(module), found.located[name]
+            dim = kind.dim(module)
+            stand_in = DerivedLayer(kind.name, shapes[name], dim, _unknown, scaling_of(module, dim, None), dim=dim)
+            layers[f"{where.component}.{where.path}"] = stand_in
+    except MergelabError:
+        return None
+    return AdapterData(layers, {}, found.architecture, glance.metadata)
+
+
+def _unknown(rows: Sequence[slice]) -> Factors:
+    raise BaseModelNeeded("the change is a function of the base model's weights, which are not given")
 
 
 def _glance_at(path: Path, options: ReadOptions) -> Glance:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 
@@ -34,12 +35,14 @@ class Recipe:
         options: name -> value, in words.
         inputs: what went into it.
         version: of mergelab.
+        resized: how often the result was resized afterwards.
     """
 
     method: str
     options: Mapping[str, str]
     inputs: tuple[Input, ...]
     version: str
+    resized: int = 0
 
 
 def recipe_of(header: Mapping[str, str]) -> Recipe | None:
@@ -54,10 +57,42 @@ def recipe_of(header: Mapping[str, str]) -> Recipe | None:
         content = json.loads(header.get("mergelab", ""))
         inputs = tuple(_input(record) for record in content["inputs"])
         options = {str(name): in_words(value) for name, value in content["options"].items() if value is not None}
-        method, version = str(content["method"]), str(content.get("version", "unknown"))
+        method, written_by = str(content["method"]), str(content.get("version", "unknown"))
+        resized = len(content.get("resized", ()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return Recipe(method, options, inputs, version)
+    return Recipe(method, options, inputs, written_by, resized)
+
+
+def package_version() -> str:
+    """Of the installed mergelab; "unknown" in a bare checkout."""
+    try:
+        return version("mergelab")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def resized_header(header: Mapping[str, str], name: str, sha256: str | None, rank: Any) -> dict[str, str]:
+    """The header of an adapter that was resized: a recipe, or in the recipe of what it was made by a line of its own.
+
+    Args:
+        header: of what is resized.
+        name, sha256: of its file; None for what is in memory.
+        rank: as `rank_record` writes it.
+
+    Example:
+        >>> found = recipe_of(resized_header({}, "style", None, 8))
+        >>> found.method, found.options, found.inputs[0].name
+        ('resize', {'rank': '8'}, 'style')
+    """
+    entry = {"name": name, "weight": 1.0, "sha256": sha256}
+    if recipe_of(header):
+        recipe = json.loads(header["mergelab"])
+        step = {**entry, "rank": rank, "version": package_version()}
+        recipe["resized"] = [*recipe.get("resized", []), step]
+    else:
+        recipe = {"method": "resize", "options": {"rank": rank}, "inputs": [entry], "version": package_version()}
+    return {**header, "mergelab": json.dumps(recipe, sort_keys=True)}
 
 
 def _input(record: Mapping[str, Any]) -> Input:

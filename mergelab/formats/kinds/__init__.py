@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mergelab.errors import LayerError
 from mergelab.formats.kinds.dora import dora
 from mergelab.formats.kinds.full import FULL
@@ -16,7 +18,7 @@ from mergelab.formats.kinds.peft_boft import PEFT_BOFT
 from mergelab.formats.kinds.peft_ia3 import PEFT_IA3
 from mergelab.formats.kinds.peft_oft import PEFT_OFT
 from mergelab.formats.kinds.refused import refused_kind
-from mergelab.layer import Layer
+from mergelab.layer import DerivedLayer, Layer
 
 __all__ = [
     "KINDS",
@@ -88,4 +90,6 @@ def to_layer(module: ModuleTensors, scaling: float | None, target: Target) -> La
         keys = [next(module.keys[role] for role in module.tensors if role in kind.marks) for kind in marked]
         names = " and ".join(f"{kind.name} ({key!r})" for kind, key in zip(marked, keys))
         raise LayerError(f"one layer is {names}; expected one kind of adapter")
-    return kind_of(module).to_layer(module, scaling, target)
+    kind = kind_of(module)
+    layer = kind.to_layer(module, scaling, target)
+    return replace(layer, dim=kind.dim(module)) if isinstance(layer, DerivedLayer) else layer
