@@ -143,7 +143,7 @@ def _cosines(pairs: list[Numbers]) -> list[str]:
     largest = sorted(pairs, key=lambda row: -abs(row["cosine"]))[:12]
     listed = ", ".join(f"{row['first']} and {row['second']} {row['cosine']:+.2f}" for row in largest)
     spread = "; ".join(
-        f"{label} {np.mean(np.abs(values)):.3f} (up to {np.max(np.abs(values)):.2f})"
+        f"{label} {np.mean(np.abs(values)):.3f} (up to {np.max(np.abs(values)):.3f})"
         for label, values in groups.items()
     )
     return [f"Cosines between the adapters' changes, mean of the absolute values: {spread}. The largest: {listed}."]
