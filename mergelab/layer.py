@@ -157,7 +157,7 @@ class DerivedLayer(_Computed):
 
     @property
     def rank(self) -> int:
-        return min(self.inner_rank, full_rank(self.shape))
+        return min(self.inner_rank, full_rank(self.shape)) if self.shape else self.inner_rank
 
     @property
     def counted_rank(self) -> int:
