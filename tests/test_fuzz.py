@@ -529,6 +529,7 @@ def valid_files() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         ml.load(write(folder, FILES["flux"])).save(Path(folder) / "out.safetensors")
         str(ml.compare([ml.load(write(folder, FILES["flux"]))] * 2))
+        str(ml.doctor(write(folder, FILES["flux"])))
     for dialect, raw in FILES.items():
         with tempfile.TemporaryDirectory() as folder:
             path = write(folder, raw, json.dumps(CONFIG) if dialect == "peft" else None)
