@@ -36,11 +36,11 @@ def extract(
     from dataclasses import replace
 
     from mergelab.devices import LAYER_BY_LAYER, chosen_device
-    from mergelab.engine.extracting import checked_rank, compared
-    from mergelab.ranks import parse_rank, rank_text
+    from mergelab.engine.extracting import compared
+    from mergelab.ranks import own_rank, parse_rank, rank_text
 
     out = Output(output, format, for_, dtype, force)
-    target = checked_rank(parse_rank(rank))
+    target = own_rank(parse_rank(rank))
     chosen_device(device, LAYER_BY_LAYER)  # raises before a model is read
     names = [name.strip() for name in components.split(",")] if components is not None else None
     models = compared(tuned, base, components=names, architecture=architecture)

@@ -1,4 +1,4 @@
-"""The one adapter that a command reads, and the rank that it is given."""
+"""The one adapter that a command reads."""
 
 from __future__ import annotations
 
@@ -7,22 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mergelab.cli.outputs import Output
 from mergelab.cli.strengths import by_block, weight_table
-from mergelab.errors import OptionError
 
 if TYPE_CHECKING:
     from mergelab.adapter import Adapter
-    from mergelab.ranks import Rank
-
-
-def one_rank(text: str) -> Rank:
-    """The rank of one adapter."""
-    from mergelab.ranks import parse_rank
-
-    if (target := parse_rank(text)) in ("max", "sum"):
-        raise OptionError(
-            f"rank={text!r}: expected a number such as 16, 0.9 (share of energy), mean=16 (a budget) or sv_ratio=2"
-        )
-    return target
 
 
 class Opened(NamedTuple):

@@ -30,7 +30,7 @@ from mergelab.cli.arguments import (
     number,
     split_options,
 )
-from mergelab.cli.inputs import one_rank, open_input, without_extras
+from mergelab.cli.inputs import open_input, without_extras
 from mergelab.cli.outputs import Output
 from mergelab.cli.strengths import (
     Blocks,
@@ -141,9 +141,11 @@ def convert(
     dry_run: DryRun = False,
 ) -> str:
     """Write an adapter in another format; without weights by block or a rank every layer keeps its change exactly."""
+    from mergelab.ranks import own_rank, parse_rank
+
     if format is None and for_ is None:
         raise OptionError("convert needs --for TOOL or --format FORMAT; see mergelab convert --help")
-    target = None if rank is None else one_rank(rank)
+    target = None if rank is None else own_rank(parse_rank(rank))
     out = Output(output, format, for_, dtype, force, quantized)
     opened = open_input(file, out, drop_extras, allow_pickle, architecture, base, block_weights)
     if dry_run:
@@ -177,9 +179,9 @@ def resize(
 ) -> str:
     """Write the best approximation of an adapter at another rank, and say what it lost."""
     from mergelab.devices import LAYER_BY_LAYER, chosen_device
-    from mergelab.ranks import rank_text
+    from mergelab.ranks import own_rank, parse_rank, rank_text
 
-    target = one_rank(rank)
+    target = own_rank(parse_rank(rank))
     out = Output(output, format, for_, dtype, force)
     chosen = chosen_device(device, LAYER_BY_LAYER)
     opened = open_input(file, out, drop_extras, allow_pickle, architecture, base, block_weights)

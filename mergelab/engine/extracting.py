@@ -31,7 +31,7 @@ from mergelab.ranks import (
     Rank,
     RankBudget,
     budget_note,
-    check_rank,
+    own_rank,
     rank_note,
     rank_record,
     searched,
@@ -89,7 +89,7 @@ def extract(
         >>> len(found.layers), (found - ghost).norm() < 1e-4 * ghost.norm()
         (48, True)
     """
-    rank = checked_rank(rank)
+    rank = own_rank(rank)
     return compared(tuned, base, components=components, architecture=architecture, progress=progress).adapter(
         rank, device=device, progress=progress
     )
@@ -121,7 +121,7 @@ class Compared:
         return Adapter(layers, self.found.biases, self.architecture, source=self._title, inputs=self._files)
 
     def adapter(self, rank: Rank, *, device: Device = AUTO, progress: bool | None = None) -> Adapter:
-        """The best approximation; arguments and errors are those of `extract`, the rank is `checked_rank`."""
+        """The best approximation; arguments and errors are those of `extract`, the rank is checked by `own_rank`."""
         shapes = [self.base.shape(name) for name in self.found.layers]
         chosen = chosen_device(device, sum(layer_work(shape, [1], dense=True) for shape in shapes))
         bar = tqdm(self.found.layers, "extracting", unit="layer", disable=None if progress is None else not progress)
@@ -243,16 +243,6 @@ def compared(
             f"there is nothing to extract{beside}"
         )
     return Compared(models[0], models[1], id, found, tuple(components) if components else None)
-
-
-def checked_rank(rank: object) -> Rank:
-    """A rank that can be extracted at, or raise `OptionError`: there are no inputs whose ranks count."""
-    checked = check_rank(rank)
-    if isinstance(checked, str):
-        raise OptionError(
-            f"rank={checked!r}: expected a number such as 32, 0.9 (share of energy) or mean=32 (a budget)"
-        )
-    return checked
 
 
 def _truncated(change: Tensor, rank: Rank, workspace: Workspace, name: str) -> Spectrum:

@@ -18,7 +18,7 @@ from mergelab.layer import full_rank
 from mergelab.linalg import host
 from mergelab.linalg.dense import EXACT_SIDE, leading_directions, squared_norms, svd_dense
 from mergelab.linalg.lowrank import Core, Factors, Spectrum, inner
-from mergelab.linalg.span import Combination, Decomposed, Span, decompose, projections, weighted_sum_of
+from mergelab.linalg.span import Combination, Decomposed, Span, decompose, dense_sum_of, projections, weighted_sum_of
 from mergelab.linalg.workspace import Workspace
 from mergelab.ranks import RankBudget, Target, rank_reached, searched, target_rank
 from mergelab.spaces import Merged
@@ -81,7 +81,8 @@ def merged_batch(
     with said_of(jobs[0].recipe):
         merged: list[Merged] | Combination | Tensor
         if strategy.is_exact_sum and not strategy.stores_factors:
-            merged = _dense_sum(batch, jobs[0]) if _is_dense(batch) else batch.weighted_sum(jobs[0])
+            is_dense = _is_dense(batch)
+            merged = dense_sum_of(batch.span, batch.weights(jobs[0])) if is_dense else batch.weighted_sum(jobs[0])
         else:
             merged = merge_together(strategy, layers, batch.span, states, workspace, batch.thresholds)
         if isinstance(merged, list):
@@ -101,12 +102,6 @@ def _is_dense(batch: LayerBatch) -> bool:
     """Whether the factors of a sum are so many that the layer itself is smaller, and worth the leading part alone."""
     side = min(batch.span.B.shape[-2], batch.span.A.shape[-1])
     return sum(batch.span.ranks) >= side > 4 * EXACT_SIDE
-
-
-def _dense_sum(batch: LayerBatch, job: Job) -> Tensor:
-    """The sum of the changes times their weights, as a dense matrix."""
-    scales = batch.weights(job).repeat_interleave(torch.tensor(batch.span.ranks), dim=-1)
-    return (batch.span.B * host.like(scales, batch.span.B)[..., None, :]) @ batch.span.A
 
 
 def _joined(parts: Sequence[Callable[[], list[MergedLayer]]]) -> list[MergedLayer]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mergelab.errors import ArchitectureError, BaseModelNeeded, LayerError
@@ -22,6 +21,8 @@ from mergelab.tables import counted
 
 # Convolutions of a UNet that have 3 x 3 taps; its others have one.
 _THREE_BY_THREE = ("conv1", "conv2", "conv_in", "conv_out", "conv")
+# One tensor of a module from those of its parts.
+Join = Callable[[list[Tensor]], Tensor]
 
 
 def check_base(modules: Mapping[str, ModuleTensors], base: object) -> None:
@@ -102,8 +103,8 @@ class Targets:
                     f"{next(iter(module.keys.values()))!r} is for a weight of shape {own}, and {self.base.title} has "
                     f"{shape} there: is the adapter for another base model?"
                 )
-            swapped = where.original is not None and where.original.swapped
-            weight, bias = partial(_weight, self.base, names, swapped), partial(_bias, self.base, names, swapped)
+            joined = partial(_joined, where, shape)
+            weight, bias = partial(_weight, self.base, names, joined), partial(_bias, self.base, names, joined)
             return Target(shape, weight, bias, self.config)
         name = where.name or ""
         if where.component == "unet" and len(own) == 2 and name.endswith(_THREE_BY_THREE) and own[1] % 9 == 0:
@@ -113,22 +114,23 @@ class Targets:
     def _name_of(self, layer: str) -> str:
         """A layer's name in the base model; where the adapter's is not known, and is flat, the one that it is of."""
         assert self.base is not None
+        if self.base.has(f"{layer}.weight"):
+            return layer
         flat = layer.replace(".", "_")
-        found = [layer] if layer in self.base.names else [n for n in self.base.names if n.replace(".", "_") == flat]
+        found = [name for name in self.base.names if name.replace(".", "_") == flat]
         return found[0] if len(found) == 1 else layer
 
 
-def _weight(base: BaseWeights, names: list[str], swapped: bool) -> Tensor:
+def _weight(base: BaseWeights, names: list[str], joined: Join) -> Tensor:
     """The weight of a module of the original model, from those of diffusers' modules."""
-    return _joined([base.weight(name) for name in names], swapped)
+    return joined([base.weight(name) for name in names])
 
 
-def _bias(base: BaseWeights, names: list[str], swapped: bool) -> Tensor | None:
+def _bias(base: BaseWeights, names: list[str], joined: Join) -> Tensor | None:
     """The bias of a module, likewise."""
     biases = [bias for name in names if (bias := base.bias(name)) is not None]
-    return _joined(biases, swapped) if len(biases) == len(names) else None
+    return joined(biases) if len(biases) == len(names) else None
 
 
-def _joined(parts: list[Tensor], swapped: bool) -> Tensor:
-    whole = torch.cat(parts)
-    return torch.roll(whole, len(whole) // 2, dims=0) if swapped else whole
+def _joined(where: Located, shape: tuple[int, ...], parts: list[Tensor]) -> Tensor:
+    return where.original.join_rows(dict(enumerate(parts)), shape) if where.original else parts[0]

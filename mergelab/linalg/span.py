@@ -169,9 +169,24 @@ def weighted_sum_of(span: Span, weights: Tensor) -> Combination:
         >>> weighted_sum_of(Span.of([x, x]), torch.tensor([2.0, -0.5])).delta()[0].tolist()
         [1.5, 1.5, 1.5]
     """
+    return Combination(span, torch.diag_embed(_of_each_rank(span, weights, torch.float64)))
+
+
+def dense_sum_of(span: Span, weights: Tensor) -> Tensor:
+    """The same sum as a dense matrix, `(..., out, in)`, at once: for spans that are no smaller.
+
+    Example:
+        >>> x = Factors(torch.ones(2, 1), torch.ones(1, 3))
+        >>> dense_sum_of(Span.of([x, x]), torch.tensor([2.0, -0.5]))[0].tolist()
+        [1.5, 1.5, 1.5]
+    """
+    return (span.B * _of_each_rank(span, weights, span.B.dtype)[..., None, :]) @ span.A
+
+
+def _of_each_rank(span: Span, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """`(..., k)`: for each column of B the weight of its change, where the span is."""
     counts = torch.tensor(span.ranks)
-    diagonal = weights.double().repeat_interleave(counts, dim=-1)
-    return Combination(span, torch.diag_embed(host.like(diagonal, span.B, torch.float64)))
+    return host.like(weights.double().repeat_interleave(counts, dim=-1), span.B, dtype)
 
 
 class Decomposed(NamedTuple):

@@ -53,6 +53,21 @@ def check_rank(rank: object) -> Rank:
     )
 
 
+def own_rank(rank: object) -> Rank:
+    """Return a valid rank where there are no inputs whose ranks count, or raise `OptionError`.
+
+    Example:
+        >>> own_rank(8), own_rank("sv_ratio=2")
+        (8, SvRatio(sv_ratio=2.0, max=None))
+    """
+    checked = check_rank(rank)
+    if isinstance(checked, str):
+        raise OptionError(
+            f"rank={checked!r}: expected a number such as 16, 0.9 (share of energy), mean=16 (a budget) or sv_ratio=2"
+        )
+    return checked
+
+
 def parse_rank(text: str) -> Rank:
     """A rank from a command line: "32", "0.9", "max", "sum", "mean=32", or "sv_ratio=2,max=32".
 

@@ -32,7 +32,6 @@ IA3 = Kind(
     leaves=leaves((r"\.on_input", "on_input")),
     marks=frozenset({"on_input", "ia3"}),
     to_layer=_to_layer,
-    shape=lambda module: (),
     needs_base=True,
 )
 """Its factors are called `weight`, which only the `on_input` beside them tells from another tensor."""

@@ -90,7 +90,7 @@ class Kind:
     leaves: tuple[tuple[re.Pattern[str], str], ...]
     marks: frozenset[str]
     to_layer: Callable[[ModuleTensors, float | None, Target], Layer]
-    shape: Callable[[ModuleTensors], tuple[int, ...]]
+    shape: Callable[[ModuleTensors], tuple[int, ...]] = lambda module: ()
     dim: Callable[[ModuleTensors], int] = lambda module: 0
     needs_base: bool = False
     bias: Callable[[ModuleTensors, Target], Tensor | None] = lambda module, target: None

@@ -65,6 +65,5 @@ OFT = Kind(
     leaves=leaves((r"\.oft_blocks", "oft"), (r"\.rescale", "rescale")),
     marks=frozenset({"oft", "rescale"}),
     to_layer=_to_layer,
-    shape=lambda module: (),
     needs_base=True,
 )

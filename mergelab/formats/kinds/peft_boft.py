@@ -47,6 +47,5 @@ PEFT_BOFT = Kind(
     leaves=leaves((r"\.boft_R(\.[^.]+)?", "peft_boft"), (r"\.boft_s(\.[^.]+)?", "peft_boft_s")),
     marks=frozenset({"peft_boft", "peft_boft_s"}),
     to_layer=_to_layer,
-    shape=lambda module: (),
     needs_base=True,
 )

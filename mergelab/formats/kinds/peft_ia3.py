@@ -60,7 +60,6 @@ PEFT_IA3 = Kind(
     leaves=leaves((r"\.ia3_l(\.[^.]+)?", "peft_ia3")),
     marks=frozenset({"peft_ia3"}),
     to_layer=_to_layer,
-    shape=lambda module: (),
     needs_base=True,
     bias=_bias,
 )

@@ -80,6 +80,5 @@ PEFT_OFT = Kind(
     leaves=leaves((r"\.oft_R(\.[^.]+)?\.weight", "peft_oft")),
     marks=frozenset({"peft_oft"}),
     to_layer=_to_layer,
-    shape=lambda module: (),
     needs_base=True,
 )
