@@ -142,3 +142,11 @@ def test_exact_factors_that_nobody_means(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ml.OutputError, match=r"is full, of rank 64 as two factors.*adapter\.resize\(64\)"):
         adapter.save(tmp_path / "out.safetensors", "kohya")
     assert ml.load(adapter.resize(8).save(tmp_path / "out.safetensors", "kohya")).ranks[layer_name(adapter)] == 8
+
+
+def test_norms_of_no_known_model_are_refused() -> None:
+    """Neither fused nor written anywhere, they would be read in part."""
+    block = "diffusion_model.double_blocks.0.img_attn"
+    pair = {f"{block}.proj.lora_A.weight": torch.ones(2, 16), f"{block}.proj.lora_B.weight": torch.ones(16, 2)}
+    with pytest.raises(ml.FormatError, match=r"key_norm\.scale\.diff' is the difference of a norm, and of none of"):
+        ml.load({**pair, f"{block}.norm.key_norm.scale.diff": torch.ones(4)})

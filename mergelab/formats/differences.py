@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mergelab.errors import LayerError
+from mergelab.errors import FormatError, LayerError
 from mergelab.formats.architectures.architecture import Architecture
 from mergelab.formats.kinds import ModuleTensors
-from mergelab.formats.names import locate
+from mergelab.formats.names import is_module_of, locate
 from mergelab.formats.prefixes import strip
 from mergelab.layer import BIAS_SUFFIX, NORM_SUFFIX
 from mergelab.tables import counted
@@ -65,6 +65,7 @@ def extras_of(
     """The differences of norms by canonical name.
 
     Raises:
+        FormatError: a norm of no model that is known.
         LayerError: a module has something else beside them, or values that are not finite.
     """
     extras = {}
@@ -73,6 +74,12 @@ def extras_of(
         canonical = (
             f"{names.naming.component}.{own}" if names and own else where.name or f"{where.component}.{where.path}"
         )
+        if not (own or where.original or (names and is_module_of(names, canonical))):
+            key, of_whom = next(iter(norms[module].keys.values())), names.title if names else "a model that is known"
+            raise FormatError(
+                f"{key!r} is the difference of a norm, and of none of {of_whom}; nothing is dropped in silence: remove "
+                "it from the file, or report the tool that wrote it"
+            )
         for role, tensor in norms[module].tensors.items():
             key = norms[module].keys[role]
             if role not in _SUFFIXES or not tensor.is_floating_point():
