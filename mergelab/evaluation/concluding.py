@@ -16,18 +16,18 @@ from mergelab.evaluation.analysis.scores import Scores
 from mergelab.evaluation.config import Select
 from mergelab.evaluation.design import Design, design_from, design_of
 from mergelab.evaluation.grid import Grid
-from mergelab.evaluation.metrics.metric import Description, Metric
-from mergelab.evaluation.metrics.registry import table_order
+from mergelab.evaluation.metrics.metric import Description
+from mergelab.evaluation.metrics.registry import Profile, table_order
 from mergelab.evaluation.names import VariantName, role_of
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.selection import Choice, chosen, only, parts_of
 from mergelab.evaluation.sets import AdapterSet, counts, roles_of
 
 
-def concluded(grid: Grid, frame: pd.DataFrame, metrics: Sequence[Metric]) -> Result:
+def concluded(grid: Grid, frame: pd.DataFrame, profiles: Sequence[Profile]) -> Result:
     """What was found: choices, findings, contrasts."""
     config = grid.config
-    known = table_order(metric.described(frame[frame["metric"] == metric.description.name]) for metric in metrics)
+    known = table_order(one.described(frame[frame["metric"] == one.description.name]) for one in profiles)
     reported, sets, choices = frame, grid.sets, list[Choice]()
     if config.select is not None:
         reported, sets, choices = _selected(grid, frame, known, config.select)

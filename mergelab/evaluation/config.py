@@ -118,6 +118,30 @@ class Memory(_Strict):
     compile: bool = False
 
 
+class Workers(_Strict):
+    """Who merges, draws and scores.
+
+    Attributes:
+        name: "local", this process; "ray", workers of a Ray cluster.
+        address: of a cluster that is there: "auto" for the one that this machine belongs to, "ray://host:10001", or
+            "host:6379". None: one of this machine alone is started, and stopped at the end.
+        workers: how many; None: as many as the cluster has room for.
+        gpus: of each worker, 0.5 where two share one; None: one where the cluster has any.
+        cpus: of each worker.
+        group: images that a worker draws before it reports.
+        storage: "shared": the workers see the run folder under the same path, and leave their images there; "objects":
+            they do not, and Ray carries files both ways; "auto": each looks.
+    """
+
+    name: Literal["local", "ray"] = "local"
+    address: str | None = None
+    workers: Annotated[int, Field(ge=1)] | None = None
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    group: Annotated[int, Field(ge=1)] = 16
+    storage: Literal["auto", "shared", "objects"] = "auto"
+
+
 class Prompt(_Strict):
     """A prompt that says itself which adapters it calls; a text alone is told by the words that are their triggers.
 
@@ -169,6 +193,10 @@ class Select(_Strict):
     each_set: bool = False
 
 
+def _workers(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 def _scheduler(value: Any) -> Any:
     if not isinstance(value, (str, dict, NoneType)) or (isinstance(value, dict) and "class" not in value):
         raise PydanticCustomError("scheduler", "expected a class of diffusers, or a mapping {class: ..., its options}")
@@ -213,6 +241,7 @@ class Config(_Strict):
         distractors: sets of a target and others that are drawn at random.
         prompts: texts, templates, or texts with the adapters that they call; see `mergelab.evaluation.sets`.
         select: where options are chosen by score, the images on which.
+        executor: who does the work: "ray", or `{name: ray, workers: 8, ...}`.
         scheduler: of diffusers, by its class, or `{class: ..., option: value}`; None leaves the pipeline its own.
     """
 
@@ -234,6 +263,7 @@ class Config(_Strict):
     memory: Memory = Memory()
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device: str | None = None
+    executor: Annotated[Workers, BeforeValidator(_workers)] = Workers()
     log_with: Annotated[list[dict[str, Any]], BeforeValidator(_log_with)] = []
 
     @property

@@ -27,7 +27,7 @@ def exhibits(result: Result, variants: Sequence[Variant]) -> dict[str, Any]:
     shown = columns(result)
     rows = rows_of(result, shown, variants, base=True)
     store = Store(result.folder)
-    merges = [one for one in variants if one.name.kind == "merge" and one.combination is None]
+    merges = [one for one in variants if one.name.kind == "merge" and one.acting.combination is None]
     known = {row["name"] for row in rows}
     return {
         "pipeline": result.config.pipeline,
@@ -70,7 +70,7 @@ def _row_of(result: Result, variant: Variant, known: Collection[str]) -> str | N
 
 def _file(variant: Variant, folder: Path) -> str:
     """Of the merge, from the run folder."""
-    (path,) = (path for path in variant.adapters.values() if isinstance(path, Path))
+    (path,) = variant.acting.merged.values()
     return path.relative_to(folder).as_posix()
 
 

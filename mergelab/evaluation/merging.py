@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergelab.adapter import Adapter, load
+from mergelab.adapter import Adapter
 from mergelab.engine.merge import merge, merge_many
 from mergelab.evaluation.config import Weight
 from mergelab.evaluation.recipes import Recipe
@@ -44,22 +44,35 @@ class Planned:
         own = self.keywords["method"] not in METHODS  # a rule of the user's own may have been edited
         return None if own or known.get("key") != self.key or "tensors" not in known else known
 
-    def keep(self, merged: Adapter, seconds: float) -> dict[str, Any]:
-        """Write the file, and what is known of it."""
-        record = self.path.with_suffix(".json")
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.unlink(missing_ok=True)  # a kill between the two files must not leave the new one under the old record
-        merged.save(self.path)
-        known = {
-            "key": self.key,
-            "seconds": seconds,
-            "tensors": adapter_hash(load(self.path)),
-            "retained_energy": merged.report.retained_energy,
-            "shares": merged.report.shares,
-            "layers": json.loads(merged.report.to_frame().to_json(orient="records")),
-        }
-        write(record, to_json(known))
-        return known
+    def forget(self) -> None:
+        """Drop what is known: a kill must not leave a new file under the record of another."""
+        self.path.with_suffix(".json").unlink(missing_ok=True)
+
+    def keep(self, record: Mapping[str, Any], file: bytes | None) -> None:
+        """Write what is known of the merge, and the file itself, where it does not lie there yet."""
+        if file is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write(self.path, file)
+        write(self.path.with_suffix(".json"), to_json(record))
+
+
+def record_of(planned: Planned, merged: Adapter, seconds: float, written: Adapter) -> dict[str, Any]:
+    """What is kept of a merge, beside its file.
+
+    Args:
+        planned: as it was asked for.
+        merged: as it was made, with its report.
+        seconds: it took.
+        written: as its file has it.
+    """
+    return {
+        "key": planned.key,
+        "seconds": seconds,
+        "tensors": adapter_hash(written),
+        "retained_energy": merged.report.retained_energy,
+        "shares": merged.report.shares,
+        "layers": json.loads(merged.report.to_frame().to_json(orient="records")),
+    }
 
 
 def planned_merges(
@@ -82,27 +95,7 @@ def planned_merges(
     return planned
 
 
-def made_merges(
-    planned: Mapping[str, Planned], loras: Sequence[Adapter], device: str | None, progress: bool | None
-) -> dict[str, dict[str, Any] | Exception]:
-    """The record of each merge by its label; where it failed, why: the others are made all the same."""
-    found: dict[str, dict[str, Any] | Exception] = {}
-    for label, one in planned.items():
-        if (record := one.record()) is not None:
-            found[label] = record
-    missing = [label for label in planned if label not in found]
-    for first in range(0, len(missing), AT_A_TIME):
-        labels = missing[first : first + AT_A_TIME]
-        for label, made in zip(labels, _made([planned[label].keywords for label in labels], loras, device, progress)):
-            try:
-                found[label] = made if isinstance(made, Exception) else planned[label].keep(*made)
-            except Exception as error:  # a full disk
-                found[label] = error
-            del made  # not held any longer than it must be
-    return found
-
-
-def _made(
+def made_together(
     asked: Sequence[Mapping[str, Any]], adapters: Sequence[Adapter], device: str | None, progress: bool | None
 ) -> Iterator[tuple[Adapter, float] | Exception]:
     """Merges and their seconds: all at once, or, where one of them fails, one by one."""

@@ -16,7 +16,7 @@ _LOG: dict[str, Any] = {
 }
 
 
-def bar(total: int, label: str, progress: bool | None) -> Any:
+def bar(total: int, label: str, progress: bool | None, unit: str = "image") -> Any:
     """A bar that counts images: how many, the time taken, the time left, and seconds per image.
 
     The time left is from the mean of all images so far, with the last ones a little heavier. What is no terminal, such
@@ -26,9 +26,10 @@ def bar(total: int, label: str, progress: bool | None) -> Any:
         total: how many images there will be.
         label: what is done to them.
         progress: whether to show it; None shows it on a terminal.
+        unit: what is counted.
     """
     log = not sys.stderr.isatty() and "ipykernel" not in sys.modules  # a notebook draws over a line as a terminal does
     return tqdm(
-        total=total, desc=label, unit="image", smoothing=0.02, disable=None if progress is None else not progress,
+        total=total, desc=label, unit=unit, smoothing=0.02, disable=None if progress is None else not progress,
         **(_LOG if log else _TERMINAL),
     )  # fmt: skip

@@ -15,7 +15,18 @@ from mergelab.checks import did_you_mean, short_repr
 from mergelab.describing import short_name
 from mergelab.errors import OptionError
 from mergelab.evaluation.aitoolkit import evaluation_content
-from mergelab.evaluation.config import Clip, Config, Distractors, Generation, Lora, Memory, Part, Prompt, Select
+from mergelab.evaluation.config import (
+    Clip,
+    Config,
+    Distractors,
+    Generation,
+    Lora,
+    Memory,
+    Part,
+    Prompt,
+    Select,
+    Workers,
+)
 from mergelab.evaluation.recipes import recipes
 from mergelab.evaluation.selection import check_selection
 from mergelab.evaluation.sets import NAME, adapter_sets, explicit_sets
@@ -166,7 +177,7 @@ def _model_at(path: Iterable[int | str]) -> type[BaseModel]:
     """The model whose keys are valid at a place of the configuration."""
     parts: dict[str, type[BaseModel]] = {
         "loras": Lora, "prompts": Prompt, "distractors": Distractors, "select": Select, "clip": Clip,
-        "generation": Generation, "memory": Memory,
+        "generation": Generation, "memory": Memory, "executor": Workers,
     }  # fmt: skip
     keys = [str(part) for part in path]
     return Part if keys[:1] == ["select"] and len(keys) > 1 else parts.get(next(iter(keys), ""), Config)

@@ -13,38 +13,36 @@ from typing import Any
 
 import yaml
 
-from mergelab.adapter import Adapter, load
 from mergelab.comparing import Comparison, compare
-from mergelab.errors import BaseModelNeeded, OptionError, OutputError
+from mergelab.errors import OptionError, OutputError
+from mergelab.evaluation.acting import Pool, open_pool
 from mergelab.evaluation.concluding import concluded
 from mergelab.evaluation.config import Config, Memory
 from mergelab.evaluation.design import design_of
-from mergelab.evaluation.drawing import generate_missing
+from mergelab.evaluation.drawing import draw_missing
+from mergelab.evaluation.executors.registry import open_executor
 from mergelab.evaluation.exhibits import exhibits
 from mergelab.evaluation.failures import Failures, summed_up
-from mergelab.evaluation.grid import Grid, score_all
-from mergelab.evaluation.metrics.registry import check_metrics, open_metrics
-from mergelab.evaluation.opening import opened, pipeline_keywords, threads_for
+from mergelab.evaluation.grid import Grid
+from mergelab.evaluation.metrics.registry import check_metrics
 from mergelab.evaluation.photographs import all_photographs
-from mergelab.evaluation.progress import bar
 from mergelab.evaluation.reading import read_config
 from mergelab.evaluation.report.page import render
 from mergelab.evaluation.report.tables import plain_table
 from mergelab.evaluation.report.verdict import sentences
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.results import results_of
+from mergelab.evaluation.scoring import score_all
 from mergelab.evaluation.selection import reported
 from mergelab.evaluation.sets import AdapterSet, adapter_sets
 from mergelab.evaluation.store import Store, to_json, write
 from mergelab.evaluation.summary import SUMMARY, summary_of
 from mergelab.evaluation.tracking.registry import open_trackers
 from mergelab.evaluation.tracking.telling import tell
-from mergelab.evaluation.variants import Pool, Variant, make_variants
-from mergelab.formats.base_models import check_base_models
+from mergelab.evaluation.variants import make_variants
 from mergelab.formats.files import replacing
-from mergelab.pipelines.adapters import check_adapters, check_bare
+from mergelab.pipelines.adapters import check_bare
 from mergelab.pipelines.opening import Pipeline, name_of, usual_device
-from mergelab.pipelines.staging import Stage
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +113,8 @@ def evaluate(
     if pipeline is not None and (settings.dtype is not None or settings.memory != Memory()):
         raise OptionError("dtype and memory say how a pipeline is loaded; the one handed in is used as it is")
     check_metrics(settings)
-    usual_device(settings.device)  # raises where it is none
+    if settings.executor.name == "local":
+        usual_device(settings.device)  # raises where it is none
     with Store(Path(out)).open() as store:
         if isinstance(config, (str, os.PathLike)):
             _check_not_replaced(Path(config), store.folder / CONFIG, settings)
@@ -138,16 +137,6 @@ def _check_not_replaced(given: Path, target: Path, config: Config) -> None:
         )
 
 
-def _adapter(path: str, config: Config, given: Pipeline | None) -> Adapter:
-    """An adapter; one that is a function of the base model's weights gets those of the pipeline, where it is here."""
-    try:
-        return load(path)
-    except BaseModelNeeded:
-        if given is None and not (config.miniature or Path(config.pipeline).is_dir()):
-            raise
-        return load(path, base=config.pipeline if given is None else given)
-
-
 def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | None) -> tuple[Result, dict[str, Any]]:
     """What was found, and what summary.json holds."""
     start = time.perf_counter()
@@ -155,39 +144,32 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
     sets = adapter_sets(config)
     if warning := design_of(config, reported(config, sets)).warning():
         log.warning("%s", warning)
-    loras = {lora.name: _adapter(lora.path, config, given) for lora in config.loras}
-    check_base_models(list(loras.values()), list(loras))
-    with opened(config, given) as (pipeline, model):
-        check_adapters(pipeline, loras)
-        asked = config.generation.adapters
-        layers = dict.fromkeys(layer for adapter in loras.values() for layer in adapter.layers)
-        stage = Stage(pipeline, layers, fused=None if asked is None else asked == "fused")
-        keywords = pipeline_keywords(config, pipeline)
-        metrics = open_metrics(config)
-        photos = all_photographs(config.loras)
+    several = len(sets) > 1 or config.executor.name != "local"
+    pool = open_pool(config, given, False if several else progress)
+    photos = all_photographs(config.loras)
+    with open_executor(config, store.folder, given, pool) as executor:
         ready = time.perf_counter()
         write(store.folder / CONFIG, _as_yaml(config))
-        failures, pool = Failures(), Pool(loras, config.device, progress if len(sets) == 1 else False)
+        failures, facts = Failures(), executor.facts
         comparison = _compared(sets, pool) if len(sets) == 1 else None
-        variants = _made(config, sets, pool, store, failures, progress)
+        variants = make_variants(config, sets, pool, store, failures, executor, progress if several else False)
         grid = Grid(config, store, sets, variants, photos, progress, failures)
         merged = time.perf_counter()
-        with threads_for(config):
-            generate_missing(grid, stage, model, keywords)
-            frame = score_all(grid, metrics)
+        draw_missing(grid, executor)
+        frame = score_all(grid, facts.metrics, executor)
     if not len(frame) and failures.rows:
         raise OutputError(f"{store.folder}: every cell failed: {'; '.join(summed_up(failures.rows))}")
     if not len(frame):
         raise OptionError("no metric has anything to say: give the adapters concepts, or name other metrics")
 
-    result = concluded(grid, frame, metrics)
+    result = concluded(grid, frame, facts.metrics)
     result = replace(result, verdict=sentences(result), table=plain_table(result))
     with replacing(store.folder / "scores.parquet") as partial:
         frame.to_parquet(partial, index=False)
     end = time.perf_counter()
     seconds = {"loading": ready - start, "merging and comparing": merged - ready} | grid.seconds
     seconds["everything else"] = end - start - sum(seconds.values())
-    summary = summary_of(result, grid, metrics, model, seconds)
+    summary = summary_of(result, grid, facts.metrics, facts.model, seconds)
     summary |= {"exhibits": exhibits(result, grid.variants)}
     write(store.folder / SUMMARY, to_json(summary))
     write(store.folder / "results.json", to_json(results_of(result, summary)))
@@ -199,15 +181,3 @@ def _compared(sets: Sequence[AdapterSet], pool: Pool) -> Comparison | None:
     """The adapters before any merge."""
     adapters = [pool.scaled(lora.name, lora.strength)[0] for lora in sets[0].adapters.values()]
     return compare(adapters, device=pool.device) if len(adapters) > 1 else None
-
-
-def _made(
-    config: Config, sets: Sequence[AdapterSet], pool: Pool, store: Store, failures: Failures, progress: bool | None
-) -> list[Variant]:
-    """The variants of all sets, merged set by set."""
-    variants = list[Variant]()
-    with bar(len(sets), "sets merged", progress if len(sets) > 1 else False) as told:
-        for one in sets:
-            variants += make_variants(config, one, pool, store, failures)
-            told.update()
-    return variants

@@ -152,6 +152,10 @@ class Store:
         with replacing(self.image_path(key)) as partial:
             Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(partial, format="PNG")
 
+    def save_file(self, key: str, content: bytes) -> None:
+        """Keeps an image as the file that it is."""
+        write(self.image_path(key), content)
+
     def load_image(self, key: str) -> Tensor:
         """float32 (3, h, w) in [0, 1], the caller's own to write to; the last few are kept."""
         if key not in self._recent:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from mergelab.evaluation.grid import Grid
-from mergelab.evaluation.metrics.metric import Metric
+from mergelab.evaluation.metrics.registry import Profile
 from mergelab.evaluation.result import Result
 from mergelab.publishing.recipe import package_version
 
@@ -18,7 +18,7 @@ SUMMARY = "summary.json"
 def summary_of(
     result: Result,
     grid: Grid,
-    metrics: Iterable[Metric],
+    metrics: Iterable[Profile],
     model: str,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:

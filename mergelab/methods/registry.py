@@ -112,6 +112,16 @@ def register(name: str) -> Callable[[AnyRule], AnyRule]:
     return decorate
 
 
+def registered_methods() -> dict[str, Callable[..., Any]]:
+    """Those of the user's own, to be sent to another process."""
+    return dict(_REGISTERED)
+
+
+def take_methods(methods: Mapping[str, Callable[..., Any]]) -> None:
+    """Take over those of another process."""
+    _REGISTERED.update(methods)
+
+
 def _is_strategy(rule: Any) -> bool:
     return isinstance(rule, type) and issubclass(rule, Strategy)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from mergelab.evaluation.config import Lora
-from mergelab.evaluation.grid import COLUMNS
 from mergelab.evaluation.metrics.metric import Description
+from mergelab.evaluation.scoring import COLUMNS
 from mergelab.evaluation.sets import AdapterSet, Called
 
 JUDGE = Description("judge", "words", range=(0.0, 1.0), miniature_only=True)

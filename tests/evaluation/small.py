@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from mergelab.evaluation import drawing
+from mergelab.evaluation.executors import worker
 from mergelab.pipelines.images import generate_images
 
 PROMPTS = [
@@ -38,5 +38,5 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         drawn.extend(units)
         return generate_images(pipe, units, keywords)
 
-    monkeypatch.setattr(drawing, "generate_images", counting)
+    monkeypatch.setattr(worker, "generate_images", counting)
     return drawn

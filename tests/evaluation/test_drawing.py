@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import mergelab as ml
 from mergelab import miniature
-from mergelab.evaluation import drawing
+from mergelab.evaluation.executors import worker
 from mergelab.evaluation.store import Store
 from mergelab.pipelines.encoding import Encodings
 from mergelab.pipelines.fingerprints import fingerprint
@@ -96,7 +96,7 @@ def test_a_batch_that_does_not_fit_is_halved(pipeline: Any, tmp_path: Path, monk
             raise RuntimeError("this one")
         return generate_images(pipe, units, keywords)
 
-    monkeypatch.setattr(drawing, "generate_images", full)
+    monkeypatch.setattr(worker, "generate_images", full)
     result = ml.evaluate(with_generation(batch=4), tmp_path, pipeline=pipeline)
     assert sizes == [4, 2] + [1] * 4 * 5
     assert len(result.failures) == 5 and {f["seed"] for f in result.failures} == {0}

@@ -13,12 +13,14 @@ from torch import Tensor
 
 import mergelab as ml
 from mergelab.evaluation import merging
+from mergelab.evaluation.acting import open_pool
 from mergelab.evaluation.config import Config
+from mergelab.evaluation.executors.local import Local
 from mergelab.evaluation.failures import Failures
 from mergelab.evaluation.reading import read_config
 from mergelab.evaluation.sets import adapter_sets
 from mergelab.evaluation.store import Store
-from mergelab.evaluation.variants import Pool, Variant, make_variants
+from mergelab.evaluation.variants import Variant, make_variants
 from tests.evaluation.small import SMALL
 
 MERGES: list[dict[str, Any]] = [{"method": "svd", "rank": [4, 8]}, {"method": "ties", "rank": 4, "density": [0.3, 0.5]}]
@@ -38,8 +40,9 @@ def run(config: Config, folder: Path, failures: Failures) -> dict[str, Variant]:
 
 def made(config: Config, store: Store, failures: Failures) -> list[Variant]:
     """The variants of the one set."""
-    pool = Pool({lora.name: ml.load(lora.path) for lora in config.loras}, config.device)
-    return make_variants(config, *adapter_sets(config), pool, store, failures)
+    pool = open_pool(config, None, None)
+    with Local(config, store.folder, None, pool) as executor:
+        return make_variants(config, adapter_sets(config), pool, store, failures, executor)
 
 
 @pytest.fixture
@@ -63,7 +66,8 @@ def test_merges_are_made_together_and_kept(tmp_path: Path, sweeps: list[int]) ->
     merged = [name for name in found if name.startswith("merge:")]
     assert merged[:2] == ["merge:svd rank=4", "merge:svd rank=8"] and merged[-1] == "merge:switch" and len(merged) == 6
     loras, weights = [lora.path for lora in config.loras], [lora.weight for lora in config.loras]
-    (adapter,) = found["merge:ties rank=4 density=0.5"].loaded().values()
+    (path,) = found["merge:ties rank=4 density=0.5"].acting.merged.values()
+    adapter = ml.load(path)
     alone = ml.merge(loras, weights, "ties", rank=4, density=0.5).save(tmp_path / "alone.safetensors")
     again = ml.load(alone)
     assert all(torch.equal(x.lora_A, again.layers[name].lora_A) for name, x in adapter.layers.items())

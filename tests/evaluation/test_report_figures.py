@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mergelab.evaluation.acting import Acting
 from mergelab.evaluation.names import BASE, STACK, VariantName
 from mergelab.evaluation.recipes import recipes
 from mergelab.evaluation.report import pictures as pictures_module
@@ -111,9 +112,9 @@ def drawn(folder: Path, of: AdapterSet, result: Result, size: int = 8) -> list[V
     """Variants of a set whose images lie in the folder."""
     (folder / "images").mkdir(exist_ok=True)
     names = [BASE, *(VariantName("single", lora.name) for lora in of.adapters.values()), STACK]
-    known = [Variant(name, of.name, {}, "") for name in names]
+    known = [Variant(name, of.name, Acting("")) for name in names]
     known += [
-        Variant(VariantName("merge", one.label), of.name, {}, "", recipe=one) for one in recipes(result.config, of)
+        Variant(VariantName("merge", one.label), of.name, Acting(""), recipe=one) for one in recipes(result.config, of)
     ]
     for number, variant in enumerate(known):
         for prompt in of.prompts:

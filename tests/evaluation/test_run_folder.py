@@ -14,7 +14,7 @@ from torch import Tensor
 
 import mergelab as ml
 from mergelab import miniature
-from mergelab.evaluation import drawing, read
+from mergelab.evaluation import read
 from mergelab.evaluation.store import Store
 from mergelab.pipelines.images import generate_images
 from tests.evaluation.small import PROMPTS, SMALL, counted
@@ -96,14 +96,14 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(
 
     small = SMALL | {"seeds": 1, "prompts": PROMPTS[:2], "metrics": ["judge"], "merges": [{"method": "cat"}]}
     with monkeypatch.context() as patch:
-        patch.setattr(drawing, "generate_images", failing)
+        patch.setattr(worker, "generate_images", failing)
         result = ml.evaluate(small, tmp_path, pipeline=pipeline)
     assert len(result.failures) == 5 and result.failures[0]["error"] == "RuntimeError: out of memory"
     assert "out of memory" in (tmp_path / "report.html").read_text()
     assert "5 cells failed" in str(result)
     assert not ml.evaluate(small, tmp_path, pipeline=pipeline).failures
     with monkeypatch.context() as patch:
-        patch.setattr(drawing, "generate_images", lambda *arguments: 1 / 0)
+        patch.setattr(worker, "generate_images", lambda *arguments: 1 / 0)
         with pytest.raises(
             ml.OutputError, match=r"every cell failed: 10 cells failed, the first .* with ZeroDivisionError"
         ):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any, get_args
+
+import pandas as pd
 
 from mergelab.checks import did_you_mean, is_number, short_repr, takes
 from mergelab.errors import OptionError
@@ -154,6 +157,41 @@ def open_metrics(config: Config) -> list[Metric]:
     setup = Setup(config, usual_device(config.device))
     names = dict.fromkeys(config.metrics)
     return [_BUILT_IN[name].open(setup) if name in _BUILT_IN else _REGISTERED[name] for name in names]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What is known of an open metric where it is not itself.
+
+    Attributes:
+        description: as it says itself.
+        settings: what else its scores depend on.
+    """
+
+    description: Description
+    settings: Mapping[str, Any]
+
+    def described(self, scores: pd.DataFrame) -> Description:
+        """Its description, in the light of its scores (`reference` and `value` of each)."""
+        own = _REGISTERED.get(self.description.name)
+        return self.description if own is None else own.described(scores)
+
+
+def profile_of(metric: Metric) -> Profile:
+    """What can be sent of a metric."""
+    own = isinstance(metric, UserMetric)  # which needs the scores themselves
+    described = metric.description if own else metric.described(pd.DataFrame())
+    return Profile(described, dict(metric.settings))
+
+
+def registered_metrics() -> dict[str, UserMetric]:
+    """Those of the user's own, to be sent to another process."""
+    return dict(_REGISTERED)
+
+
+def take_metrics(metrics: Mapping[str, UserMetric]) -> None:
+    """Take over those of another process."""
+    _REGISTERED.update(metrics)
 
 
 def table_order(descriptions: Iterable[Description]) -> list[Description]:

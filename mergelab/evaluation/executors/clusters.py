@@ -1,0 +1,98 @@
+"""A Ray cluster: the one that is there, or one of this machine that is started for a run."""
+
+from __future__ import annotations
+
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mergelab.errors import OptionError, OutputError
+from mergelab.evaluation.config import Workers
+
+Ray = Any
+"""The package."""
+PATIENCE = 3.0
+"""Seconds in which a cluster that is there answers."""
+
+
+def imported() -> Ray:
+    """The package.
+
+    Raises:
+        OptionError: it is not installed.
+    """
+    try:
+        # Ray hides the GPUs from what asks for none, and says at every start that this will change.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+        import ray
+    except ImportError as error:
+        raise OptionError(
+            f"executor: ray: the package is not there ({error}); pip install 'mergelab[ray]' brings it"
+        ) from None
+    return ray
+
+
+@contextmanager
+def connected(ray: Ray, asked: Workers) -> Iterator[Cluster]:
+    """The cluster of a run; one that this process is connected to already stays so.
+
+    Raises:
+        OptionError: there is none at the address, or another one than this process is connected to is asked for.
+        OutputError: a cluster cannot be started on this machine.
+    """
+    if ray.is_initialized():
+        yield Cluster(ray, "the one that this program is connected to")
+        return
+    own = asked.address in (None, "local")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if own:
+        needed = int(-(-(asked.workers or 1) * asked.cpus // 1))
+        options |= {"address": "local", "num_cpus": max(needed, os.cpu_count() or 1)}
+    else:
+        options["address"] = asked.address
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Ray's own doings
+            ray.init(**options)
+    except Exception as error:  # whatever its parts raise: no cluster, another version, no room for its files
+        said = " ".join(str(error).split())[:300]
+        if own:
+            raise OutputError(f"executor: ray: no cluster can be started on this machine: {said}") from None
+        raise OptionError(f"executor.address: {asked.address}: Ray cannot connect to it: {said}") from None
+    try:
+        yield Cluster(ray, asked.address or "this machine")
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.shutdown()
+
+
+class Cluster:
+    """A cluster that this process is connected to.
+
+    Attributes:
+        name: as a person calls it.
+    """
+
+    def __init__(self, ray: Ray, name: str) -> None:
+        self.name, self._ray = name, ray
+        self._client = bool(ray.util.client.ray.is_connected())
+        self._head = None if self._client else str(ray.get_runtime_context().gcs_address)
+
+    def resources(self) -> dict[str, float]:
+        """Of all its machines: "CPU", "GPU"."""
+        return dict(self._ray.cluster_resources())
+
+    def answers(self) -> bool:
+        """Whether it is there still. (Ray itself ends the process after a minute without an answer.)"""
+        if self._head is None:
+            return bool(self._ray.util.client.ray.is_connected())
+        host, _, port = self._head.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+        except OSError:
+            return False
+        return True
