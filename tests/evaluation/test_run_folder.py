@@ -15,6 +15,7 @@ from torch import Tensor
 import mergelab as ml
 from mergelab import miniature
 from mergelab.evaluation import read
+from mergelab.evaluation.executors import worker
 from mergelab.evaluation.store import Store
 from mergelab.pipelines.images import generate_images
 from tests.evaluation.small import PROMPTS, SMALL, counted
