@@ -53,7 +53,7 @@ class _Hand:
 
 
 class OnRay(Executor):
-    """Deals tasks to actors, one at a time to each; Ray places them, and starts those that die again.
+    """Deals tasks to actors, one at a time to each; Ray places them, and others where one has died.
 
     Args:
         config: what is run.
@@ -89,10 +89,11 @@ class OnRay(Executor):
                 self._folder, probe.name, tuple(str(Path(path).resolve()) for path in paths),
                 registered_methods(), registered_metrics(),
             )  # fmt: skip
-            remote = ray.remote(Actor).options(num_cpus=asked.cpus, num_gpus=gpus, max_restarts=-1)
+            self._remote = ray.remote(Actor).options(num_cpus=asked.cpus, num_gpus=gpus)
             entered.callback(self._dismiss)
             for _ in range(self.workers):
-                self._open(self._hired(remote))
+                self._hands.append(_Hand(self._remote.remote(self._order)))
+                self._open(self._hands[-1])
             self._first()
             self._left = entered.pop_all()
         return self
@@ -136,11 +137,6 @@ class OnRay(Executor):
 
     # Workers.
 
-    def _hired(self, remote: Any) -> _Hand:
-        hand = _Hand(remote.remote(self._order))
-        self._hands.append(hand)
-        return hand
-
     def _idle(self) -> list[_Hand]:
         busy = {id(hand) for hand, _ in self._busy.values()}
         return [hand for hand in self._hands if hand.opened and id(hand) not in busy]
@@ -148,7 +144,7 @@ class OnRay(Executor):
     def _open(self, hand: _Hand) -> None:
         """Asks a worker to be set up, which waits until Ray has found a place for it."""
         hand.opened, hand.at_hand = None, ""
-        future = hand.actor.open.options(max_task_retries=TRIES - 1, name="open").remote(self._parcels)
+        future = hand.actor.open.options(name="open").remote(self._parcels)
         self._busy[future] = hand, None
 
     def _set_up(self, hand: _Hand, answer: Any) -> None:
@@ -169,9 +165,11 @@ class OnRay(Executor):
             raise answer
 
     def _died(self, hand: _Hand) -> None:
-        """Ray starts it again; one that never does anything is given up."""
+        """Another takes its place, wherever Ray has room; one that never does anything is given up."""
         hand.deaths += 1
+        self._stop(hand)
         if hand.deaths < 2 * TRIES:
+            hand.actor = self._remote.remote(self._order)
             self._open(hand)
             return
         self._hands.remove(hand)
@@ -187,10 +185,13 @@ class OnRay(Executor):
 
     def _dismiss(self) -> None:
         for hand in self._hands:
-            try:
-                self._ray.kill(hand.actor)
-            except Exception:  # it is gone, or the cluster is
-                log.debug("a worker could not be stopped", exc_info=True)
+            self._stop(hand)
+
+    def _stop(self, hand: _Hand) -> None:
+        try:
+            self._ray.kill(hand.actor)
+        except Exception:  # it is gone, or the cluster is
+            log.debug("a worker could not be stopped", exc_info=True)
 
     # Tasks.
 

@@ -5,24 +5,34 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from mergelab.evaluation.acting import Acting
 from mergelab.evaluation.merging import Planned
 from mergelab.evaluation.names import VariantName
 
-if TYPE_CHECKING:
-    from mergelab.evaluation.executors.worker import Worker
-
 Unit = tuple[str, int]
 """Prompt and seed."""
+
+
+class Doing(Protocol):
+    """Who does tasks."""
+
+    def merge(self, task: MergeTask) -> Iterator[Merged]:
+        """Merges."""
+
+    def draw(self, task: DrawTask) -> Iterator[Shown | list[Drawn]]:
+        """Images."""
+
+    def score(self, task: ScoreTask) -> Iterator[list[Answer]]:
+        """Scores."""
 
 
 class Task(ABC):
     """Something that a worker does, in parts that come one after another."""
 
     @abstractmethod
-    def done_by(self, worker: Worker) -> Iterator[Any]:
+    def done_by(self, worker: Doing) -> Iterator[Any]:
         """The parts of what comes of it, as they are finished."""
 
     @abstractmethod
@@ -69,7 +79,7 @@ class MergeTask(Task):
     names: tuple[str, ...]
     planned: Mapping[str, Planned]
 
-    def done_by(self, worker: Worker) -> Iterator[Merged]:
+    def done_by(self, worker: Doing) -> Iterator[Merged]:
         """One after another."""
         return worker.merge(self)
 
@@ -131,7 +141,7 @@ class DrawTask(Task):
     acting: Acting
     units: tuple[tuple[Unit, str], ...]
 
-    def done_by(self, worker: Worker) -> Iterator[Shown | list[Drawn]]:
+    def done_by(self, worker: Doing) -> Iterator[Shown | list[Drawn]]:
         """That it is shown, then the images batch by batch."""
         return worker.draw(self)
 
@@ -194,7 +204,7 @@ class ScoreTask(Task):
 
     questions: tuple[Question, ...]
 
-    def done_by(self, worker: Worker) -> Iterator[list[Answer]]:
+    def done_by(self, worker: Doing) -> Iterator[list[Answer]]:
         """All answers."""
         return worker.score(self)
 
