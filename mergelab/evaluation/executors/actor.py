@@ -69,7 +69,8 @@ class Actor:
         missing = [one for one in paths if not Path(one).exists()]
         if storage == "shared" and missing:
             return OptionError(f"executor.storage: shared: the worker on {self._where} does not see {missing[0]}")
-        shared = storage != "objects" and not missing
+        # A cluster may be another user's: what its processes cannot write comes back to the writer.
+        shared = storage != "objects" and not missing and os.access(order.folder / "images", os.W_OK)
         if not shared and sent is None:
             return None
         try:
