@@ -7,8 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import TracebackType
 
-import torch
-
 from mergelab.adapter import Adapter
 from mergelab.devices import free_bytes
 from mergelab.errors import LayerError, OptionError
