@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ from mergelab.evaluation.store import Store, to_json
 METRICS = (ClipText.description, ClipImage.description, Lpips.description)
 PROMPTS, SEEDS = 50, 4
 """Of every merge: 200 images, a quarter of the prompts calling both adapters, either or none."""
-SIZES = (8, 16, 32, 64, 128, 256)
 
 
 class Said(Metric):
@@ -44,11 +44,11 @@ class Said(Metric):
         raise NotImplementedError
 
 
-def units(session: Session) -> None:
-    """The frame, then the rest for more and more merges, as long as there is time."""
+def units(session: Session, sizes: Sequence[int]) -> None:
+    """The frame, then the rest for so many merges, as long as there is time."""
     session.unit("rows of the frame", 10, partial(rows, session))
-    for count in SIZES[:2] if session.small else SIZES:
-        session.unit(f"{count} merges", 0.01 * count**2, partial(concluding, session.folder, count))
+    for count in sizes:
+        session.unit(f"{count} merges", 5 + 0.02 * count**2, partial(concluding, session.folder, count))
 
 
 def settings(merges: int) -> Config:
@@ -97,7 +97,7 @@ def rows(session: Session) -> Found:
     """A row of the frame as the driver collects it: seconds to append and to make the frame, bytes of both."""
     count = 2000 if session.small else 200_000
     cell = {"set": "subject+style", "variant": "merge:ties density=0.3", "prompt_id": 3,
-            "prompt": "a sks in szn style", "calls": "subject+style", "seed": 2, "image": "0" * 32 + ".png"}  # fmt: skip
+            "prompt": "a sks in szn style", "calls": "subject+style", "seed": 2, "image": 36 * "0"}  # fmt: skip
 
     def collected() -> list[dict[str, Any]]:
         return [cell | {"metric": "lpips", "reference": "single:subject", "reference_seed": 2, "value": number / count}

@@ -24,6 +24,7 @@ def main(words: Sequence[str] | None = None) -> Session:
     parser.add_argument("--gpu", action="store_true", help="also pipelines of the true size")
     parser.add_argument("--only", help="of these, with commas: " + ", ".join(PARTS))
     parser.add_argument("--arch", default="flux,sdxl", help="of these, with commas: flux, sdxl")
+    parser.add_argument("--merges", default="8,16,32,64,128", help="how many are concluded from")
     parser.add_argument("--device", help="default: cuda with --gpu, else cpu")
     parser.add_argument("--small", action="store_true", help="small layers, pictures and pipelines")
     parser.add_argument("--budget", type=float, default=900, help="seconds")
@@ -41,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> Session:
         if "gpu" in parts:
             gpu.units(session, tuple(args.arch.split(",")))
         if "analysis" in parts:
-            analysis.units(session)
+            analysis.units(session, [int(count) for count in args.merges.split(",")])
     return session
 
 
