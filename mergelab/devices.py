@@ -87,14 +87,14 @@ def _gpu_with_room() -> torch.device:
     """The current GPU; the CPU where something else fills it, a pipeline of this process too, or it cannot be used."""
     try:
         gpu = torch.device("cuda", torch.cuda.current_device())
-        free = _free(gpu)
+        free = free_bytes(gpu)
     except RuntimeError as error:
         _say_once(f"there is a GPU, and it cannot be used ({str(error).splitlines()[0]}): computed on the CPU")
         return CPU
     return gpu if free >= LEAST else CPU
 
 
-def _free(gpu: torch.device) -> int:
+def free_bytes(gpu: torch.device) -> int:
     """Bytes of a GPU that nothing uses: what is free, and what torch has reserved and does not use."""
     reserved = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
     return torch.cuda.mem_get_info(gpu)[0] + reserved
@@ -169,4 +169,4 @@ def memory_budget(device: torch.device, memory: int | None = None) -> int:
     """
     if device.type == "cpu":
         return 0
-    return min(int(SHARE * _free(device)), MOST) if memory is None else memory
+    return min(int(SHARE * free_bytes(device)), MOST) if memory is None else memory

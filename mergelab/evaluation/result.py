@@ -37,7 +37,7 @@ class Result:
         metrics: what each metric says of itself, in the order in which they are shown.
         scores: one row for each image and metric, as in `scores.parquet`.
         findings: the estimates with their intervals.
-        contrasts: each two of the stack and the merges, by every score.
+        contrasts: each two of the stack and the merges, by every score; of very many, those that `EACH_TWO` says.
         primary: the score whose tests against the stack are corrected; None where no metric sees an adapter.
         design: how much the images can tell.
         choices: merges that were chosen by score, on other images.
@@ -97,10 +97,12 @@ class Result:
     def contrast(self, first: str, second: str, score: Primary | None = None) -> Contrast | None:
         """The first variant against the second, by the primary score unless another is asked for."""
         score = score or self.primary
-        for one in self.contrasts if score else ():
-            if score and score.asks(one) and {one.first, one.second} == {first, second}:
-                return one if one.first == first else one.turned()
-        return None
+        one = self._contrast_of.get((score, frozenset((first, second)))) if score else None
+        return one if one is None or one.first == first else one.turned()
+
+    @cached_property
+    def _contrast_of(self) -> dict[tuple[Primary, frozenset[str]], Contrast]:
+        return {(one.score, frozenset((one.first, one.second))): one for one in reversed(self.contrasts)}
 
     def to_frame(self) -> pd.DataFrame:
         """The findings as a table of pandas."""

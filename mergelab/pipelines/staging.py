@@ -7,9 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import TracebackType
 
-import torch
-
 from mergelab.adapter import Adapter
+from mergelab.devices import free_bytes
 from mergelab.errors import LayerError, OptionError
 from mergelab.pipelines.adapters import models_of, place_of
 from mergelab.pipelines.applying import apply, check_offloading, remove
@@ -107,7 +106,7 @@ class Stage:
         if (device := next(model.parameters()).device).type != "cuda":
             return "device"
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        return "device" if torch.cuda.mem_get_info(device)[0] > 1.5 * size else "cpu"
+        return "device" if free_bytes(device) > 1.5 * size else "cpu"
 
     def __enter__(self) -> Stage:
         with ExitStack() as entered:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import mergelab as ml
-from mergelab.evaluation.analysis.contrasts import Primary, contrasts
+from mergelab.evaluation.analysis.contrasts import EACH_TWO, Primary, contrasts
 from mergelab.evaluation.analysis.findings import findings
 from mergelab.evaluation.analysis.joining import join_concepts
 from mergelab.evaluation.analysis.quantities import JOINT_SCORE, described
@@ -19,6 +20,7 @@ from mergelab.evaluation.concluding import primary_of
 from mergelab.evaluation.config import Config, Part, Select
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.names import VariantName
+from mergelab.evaluation.report.lookup import ranked
 from mergelab.evaluation.selection import check_selection, chosen, parts_of
 from mergelab.evaluation.sets import AdapterSet
 from mergelab.evaluation.statistics import holm, sign_flip
@@ -223,3 +225,29 @@ def test_the_best_of_each_entry_is_chosen() -> None:
     kept, choices = chosen(families, means, each_set=True)
     assert kept["x"] == {"merge:t density=.3": "merge:t, chosen", "merge:cat": "merge:cat"}
     assert kept["y"]["merge:t density=.5"] == "merge:t, chosen" and [c.set for c in choices] == ["x", "y"]
+
+
+def test_of_very_many_variants_some_pairs_are_asked_for() -> None:
+    """All against the stack, which are corrected, and against the best; each two of the best. Those are the same."""
+    names = [f"merge:{number}" for number in range(EACH_TWO + 6)]
+
+    def many(name: str, variant: str, prompt: str, seed: int, role: str) -> float:
+        if variant.startswith("merge:"):
+            return value(name, "merge:a", prompt, seed, role) - 0.003 * int(variant.partition(":")[2])
+        return value(name, variant, prompt, seed, role)
+
+    one, variants = a_set("ghost+day", together=8), [*VARIANTS[:4], *names]
+    scores = Scores(frame([one], variants, JUDGE, many), [one])
+    primary = Primary("concept", "judge", "single:subject", "together")
+    known = [parsed for text in variants if (parsed := VariantName.parse(text))]
+    found = [one for one in contrasts(scores, [JUDGE], known, ROLES, primary) if primary.asks(one)]
+    pairs = {frozenset((one.first, one.second)) for one in found}
+    best = [*names[:34], "stack", *names[34 : EACH_TWO - 1]]
+    asked = {frozenset(two) for two in combinations(best, 2)}
+    asked |= {frozenset(("stack", name)) for name in names} | {frozenset((names[0], name)) for name in names[1:]}
+    assert pairs == asked and len(found) == len(pairs)
+    assert sum(one.corrected is not None for one in found) == len(names)
+    assert [name for name in ranked(found) if name != "stack"] == names
+    few = [name for name in known if str(name) in ("stack", *names[:3])]
+    alone = {(o.first, o.second): o.interval for o in contrasts(scores, [JUDGE], few, ROLES, None) if primary.asks(o)}
+    assert len(alone) == 6 and alone.items() <= {(o.first, o.second): o.interval for o in found}.items()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from mergelab.evaluation.analysis.quantities import QUANTITIES, Quantity, described, units_of
+from mergelab.evaluation.analysis.quantities import QUANTITIES, Quantity, described
 from mergelab.evaluation.analysis.scores import Scores
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.names import STACK, VariantName
@@ -29,6 +28,10 @@ from mergelab.evaluation.statistics import (
     student,
     win_rate,
 )
+
+EACH_TWO = 64
+"""Variants up to which each two are held against each other. Of more, all are held against the stack, which is the
+family that is corrected, and against the best by a score, and each two of so many that are best by it."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def contrasts(
     roles: Sequence[str],
     primary: Primary | None,
 ) -> list[Contrast]:
-    """Of each two of the stack and the merges, by every score."""
+    """Of each two of the stack and the merges, by every score; of more than `EACH_TWO`, of some."""
     names = [str(variant) for variant in variants if variant.kind in ("stack", "merge")]
     found = [
         one
@@ -146,28 +149,49 @@ def _of(
     names: Sequence[str],
     primary: Primary | None,
 ) -> list[Contrast]:
-    """All pairs, by one score."""
+    """All pairs that are asked for, by one score."""
     table = scores.beside([(name, metric.name, about) for name in names], quantity.keys(scores, role))
+    values = {name: table[name].to_numpy(float) for name in names if name in table}
+    if not values:
+        return []
     known = described(quantity, metric)
-    asked = primary == Primary(quantity.contrast, metric.name, about, quantity.prompts)
-    found = []
-    for second, first in combinations([name for name in names if name in table], 2):
-        pair = table[[first, second]].dropna()
-        if len(pair):
-            estimated = _estimated(pair, known.sign, scores.range(known, about), by_set=asked)
+    asked, range = (
+        primary == Primary(quantity.contrast, metric.name, about, quantity.prompts),
+        scores.range(known, about),
+    )
+    prompts, sets = (table.index.get_level_values(level).to_numpy(object) for level in ("prompt", "set"))
+    found, units = [], dict[bytes, Units]()
+    for second, first in _pairs(values, known.sign):
+        both = ~(np.isnan(values[first]) | np.isnan(values[second]))
+        if both.any():
+            if (key := both.tobytes()) not in units:
+                units[key] = Units(list(prompts[both]), list(sets[both]))
+            pair = values[first][both], values[second][both]
+            estimated = _estimated(*pair, units[key], known.sign, range, by_set=asked)
             found.append(Contrast(quantity.contrast, metric.name, about, quantity.prompts, first, second, **estimated))
     return found
 
 
-def _estimated(pair: pd.DataFrame, sign: int, range: Range, *, by_set: bool) -> dict[str, Any]:
-    units = units_of(pair)
-    first, second = (pair.iloc[:, place].to_numpy(float) for place in (0, 1))
-    sets = pair.index.get_level_values("set")
-    each = {}
-    if by_set and sets.nunique() > 1:
-        for name in sets.unique():
-            own = np.asarray(sets == name)
-            each[name] = _turned(difference_interval(first[own], second[own], units_of(pair[own]), range), sign)
+def _pairs(values: Mapping[str, Array], sign: int) -> Iterable[tuple[str, str]]:
+    """Names of two variants, in their order; of many, those that `EACH_TWO` says."""
+    names = list(values)
+    if len(names) <= EACH_TWO:
+        return combinations(names, 2)
+    means = [sign * np.nanmean(one) if np.isfinite(one).any() else -np.inf for one in values.values()]
+    best = np.argsort(-np.array(means), kind="stable")[:EACH_TWO].tolist()
+    held = {best[0], *(place for place, name in enumerate(names) if name == str(STACK))}
+    chosen = {(min(pair), max(pair)) for pair in combinations(best, 2)}
+    chosen |= {(min(place, one), max(place, one)) for one in held for place, _ in enumerate(names) if place != one}
+    return [(names[second], names[first]) for second, first in sorted(chosen)]
+
+
+def _estimated(first: Array, second: Array, units: Units, sign: int, range: Range, *, by_set: bool) -> dict[str, Any]:
+    each, sets = {}, np.asarray(units.sets)
+    if by_set and len(names := dict.fromkeys(units.sets)) > 1:
+        for name in names:
+            own = sets == name
+            some = Units([prompt for prompt, is_own in zip(units.prompts, own) if is_own], list(sets[own]))
+            each[str(name)] = _turned(difference_interval(first[own], second[own], some, range), sign)
     means, interval = units.means(first - second), difference_interval(first, second, units, range)
     return {
         "interval": _turned(interval, sign),

@@ -40,6 +40,7 @@ class Scores:
         }
         self.variants: list[str] = list(dict.fromkeys(frame["variant"]))
         self._added = set[Column]()
+        self._ends = dict[tuple[str, str], tuple[float, float]]()
         self._other_seeds = frame[~same_seed]
         self.calling = calling(sets)
 
@@ -58,9 +59,12 @@ class Scores:
 
     def range(self, metric: Description, reference: str) -> Range:
         """What scores of a metric about something can be, and what those of the run are."""
-        parts = [part for (_, name, about), part in self._columns.items() if (name, about) == (metric.name, reference)]
-        low, high = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
-        return Range(*metric.range, least=low, most=high)
+        if (metric.name, reference) not in self._ends:
+            parts = [part for (_, *about), part in self._columns.items() if about == [metric.name, reference]]
+            ends = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
+            self._ends[metric.name, reference] = ends
+        least, most = self._ends[metric.name, reference]
+        return Range(*metric.range, least=least, most=most)
 
     def column(self, column: Column) -> pd.Series:
         """One column, over set, prompt and seed; empty where it is not there."""
@@ -78,6 +82,7 @@ class Scores:
         if len(values):
             self._columns[column] = values
             self._added.add(column)
+            self._ends.pop(column[1:], None)
 
     def aligned(self, columns: Sequence[Column], keys: Set[Key]) -> pd.DataFrame:
         """These columns side by side, one row for each image that all of them have; empty if one is missing."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from mergelab.evaluation.analysis.contrasts import Contrast, Primary
+from mergelab.evaluation.analysis.contrasts import EACH_TWO, Contrast, Primary
 from mergelab.evaluation.analysis.findings import Finding
 from mergelab.evaluation.analysis.quantities import RECOVERY, concept_reference
 from mergelab.evaluation.metrics.metric import ComparesWith, Description
@@ -81,12 +82,21 @@ def scores_of(result: Result) -> list[tuple[Primary, list[Contrast]]]:
 
 
 def ranked(contrasts: Sequence[Contrast]) -> list[str]:
-    """The variants of a score's contrasts, best first."""
+    """The variants of a score's contrasts, best first.
+
+    By the mean of their gains over all others; of more than `EACH_TWO` by that over the one that all are held against.
+    """
     gains: dict[str, list[float]] = {}
+    held = Counter(name for one in contrasts for name in (one.first, one.second))
+    if len(held) > EACH_TWO:
+        ((anchor, _),) = held.most_common(1)
+        contrasts = [one for one in contrasts if anchor in (one.first, one.second)]
     for one in contrasts:
         if math.isfinite(one.interval.estimate):
             gains.setdefault(one.first, []).append(one.interval.estimate)
             gains.setdefault(one.second, []).append(-one.interval.estimate)
+    if len(held) > EACH_TWO:
+        gains[anchor] = [0.0]
     return sorted(gains, key=lambda name: -sum(gains[name]) / len(gains[name]))
 
 

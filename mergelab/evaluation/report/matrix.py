@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mergelab.evaluation.analysis.contrasts import Contrast
+from mergelab.evaluation.analysis.contrasts import EACH_TWO, Contrast
 from mergelab.evaluation.names import STACK
 from mergelab.evaluation.report.forest import forest
 from mergelab.evaluation.report.lookup import (
@@ -28,12 +28,14 @@ MARKS = {"better": " ▲", "worse": " ▼"}
 
 
 def matrices(result: Result, names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One for each score, the primary one first: rows and columns from the best to the worst."""
+    """One for each score, the primary one first: rows and columns from the best to the worst,
+    of very many the best and the stack."""
     found, sees_nothing = [], blind_for(result)
     for score, contrasts in scores_of(result):
         order = ranked(contrasts)
         if len(order) < 2 or (score.metric, score.reference) in sees_nothing:
             continue
+        order = [name for place, name in enumerate(order) if place < EACH_TWO or name == str(STACK)]
         pairs = {(one.first, one.second): one for each in contrasts for one in (each, each.turned())}
         tests = sum(one.corrected is not None for one in contrasts)
         digits = 2 if max(abs(one.interval.estimate) for one in contrasts) >= 0.1 else 3

@@ -1,0 +1,1 @@
+"""What ten thousand merges take on one GPU and on many: measured parts, a simulation, the bottlenecks."""
