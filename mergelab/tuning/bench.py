@@ -1,0 +1,32 @@
+"""Where candidates are measured, as a search sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import pandas as pd
+
+from mergelab.tuning.candidate import Candidate, Scene
+
+COLUMNS = ("candidate", "prompt", "calls", "seed", "metric", "reference", "value")
+"""Of what is measured; `calls` as "ghost+day", in the order of the adapters."""
+
+
+class Bench(Protocol):
+    """Draws candidates and scores their images. What it has drawn once, in an earlier run too, it does not draw again.
+
+    A candidate that cannot be merged, or an image that cannot be drawn or scored, has no rows; `failures` tells why.
+    """
+
+    def measure(self, candidates: Sequence[Candidate], scenes: Sequence[Scene]) -> pd.DataFrame:
+        """The scores of every candidate on every scene, with `COLUMNS`."""
+        ...
+
+    def bytes(self, candidate: Candidate) -> int | None:
+        """The size of the file, merged as it would be written; None where it cannot be."""
+        ...
+
+    def failure(self, candidate: Candidate) -> str:
+        """Why a candidate has no rows, in words; empty where nothing failed."""
+        ...
