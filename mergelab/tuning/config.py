@@ -69,12 +69,12 @@ class TuneConfig(Strict):
     pipeline: str = ""
     loras: Annotated[list[AnyLora], Field(min_length=2)]
     prompts: Prompts
-    seeds: Seeds = [0, 1, 2, 3]
+    seeds: Seeds = Field(default=[0, 1, 2, 3])
     held_out: HeldOut = HeldOut()
     search: Literal["blocks", "optuna"] = "blocks"
     score: str | None = None
     balance: Balance = Balance()
-    merge: dict[str, Any] = {"method": "svd", "rank": "max"}
+    merge: dict[str, Any] = Field(default={"method": "svd", "rank": "max"})
     seed: Annotated[int, Field(ge=0)] = 0
     groups: Literal["blocks", "components", "none"] = "blocks"
     settings: Count = 24
@@ -82,8 +82,8 @@ class TuneConfig(Strict):
     keep: Count = 6
     more: Annotated[int, Field(ge=0)] = 8
     trials: Count = 60
-    space: dict[str, Any] = {}
-    objectives: Annotated[list[str], Field(min_length=1)] = ["score"]
+    space: dict[str, Any] = Field(default={})
+    objectives: Annotated[list[str], Field(min_length=1)] = Field(default=["score"])
     prune: bool = True
     storage: str | None = None
     clip: Clip | None = None
