@@ -7,6 +7,7 @@ from typing import Protocol
 
 import pandas as pd
 
+from mergelab.evaluation.metrics.metric import Description
 from mergelab.tuning.candidate import Candidate, Scene
 
 COLUMNS = ("candidate", "prompt", "calls", "seed", "metric", "reference", "value")
@@ -21,6 +22,10 @@ class Bench(Protocol):
 
     def measure(self, candidates: Sequence[Candidate], scenes: Sequence[Scene]) -> pd.DataFrame:
         """The scores of every candidate on every scene, with `COLUMNS`."""
+        ...
+
+    def description(self, metric: str) -> Description:
+        """What a metric says of itself; of the user's own, in the light of what was measured."""
         ...
 
     def bytes(self, candidate: Candidate) -> int | None:
