@@ -21,10 +21,12 @@ class HeldOut(Strict):
         prompts: texts or templates, as an evaluation has them; left out: half of each kind of `prompts`, which are then
             not drawn while searching.
         seeds: left out: as many as while searching, and others.
+        metrics: beside the score, which the search has made the most of.
     """
 
     prompts: Prompts | None = None
     seeds: Seeds | None = None
+    metrics: list[str] = Field(default=[])
 
 
 class Balance(Strict):
@@ -52,7 +54,8 @@ class TuneConfig(Strict):
         search: "blocks": weights for each adapter and group of blocks, by halving; "optuna": anything in `space`.
         score: the metric that is maximised; left out: as the main metric of an evaluation.
         balance: of the parts of the score.
-        merge: keywords of `mergelab.merge` for the winner ("blocks") or every trial ("optuna").
+        merge: keywords of `mergelab.merge` for the winner ("blocks", which searches on the plain sum: the default loses
+            nothing of it) or every trial ("optuna").
         seed: of all that is drawn at random.
         groups: of layers that share a weight: "blocks", "components", or "none" for one weight for each adapter.
         settings: how many weights are tried.
@@ -74,7 +77,7 @@ class TuneConfig(Strict):
     search: Literal["blocks", "optuna"] = "blocks"
     score: str | None = None
     balance: Balance = Balance()
-    merge: dict[str, Any] = Field(default={"method": "svd", "rank": "max"})
+    merge: dict[str, Any] = Field(default={"method": "svd", "rank": "sum"})
     seed: Annotated[int, Field(ge=0)] = 0
     groups: Literal["blocks", "components", "none"] = "blocks"
     settings: Count = 24

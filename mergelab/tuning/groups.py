@@ -1,8 +1,8 @@
 """Groups of layers that share a weight, told from the names of the adapters' layers.
 
-A UNet has its down, mid and up blocks. A transformer with double and single blocks has the double ones and the first and
-the second half of the single ones; any other has the thirds of its blocks. Layers beside the blocks and text encoders
-take the mean weight of their adapter.
+A UNet has its down, mid and up blocks. A transformer with double and single blocks has the double ones and the first
+and the second half of the single ones; any other has the thirds of its blocks. Layers beside the blocks and text
+encoders take the mean weight of their adapter.
 """
 
 from __future__ import annotations
