@@ -69,14 +69,14 @@ def values_of(objectives: Sequence[str], scored: Scored, size: int | None) -> li
     return [value_of(objective, scored, size) for objective in objectives]
 
 
-def best_of(trials: Sequence[Trial], objectives: Sequence[str]) -> tuple[int, ...]:
+def winners_of(trials: Sequence[Trial], objectives: Sequence[str]) -> tuple[int, ...]:
     """Numbers of the best among the complete ones: of one objective one, of several the front, best score first.
 
     Example:
         >>> from mergelab.tuning.candidate import Candidate
         >>> trials = [Trial(i, Candidate(f"trial {i}", {}), "complete", Scored(j, 1.0, 1.0, j, {}, 4), bytes=size)
         ...           for i, (j, size) in enumerate([(0.5, 90), (0.7, 100), (0.4, 95)])]
-        >>> best_of(trials, ["joint"]), best_of(trials, ["joint", "bytes"])
+        >>> winners_of(trials, ["joint"]), winners_of(trials, ["joint", "bytes"])
         ((1,), (1, 0))
     """
     points = {}

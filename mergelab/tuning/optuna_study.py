@@ -30,7 +30,7 @@ JOURNAL = "optuna.log"
 STARTUP = 10
 """Trials at random before the sampler and the pruner know enough."""
 OWNER, TRIED = "run", "tried"
-"""Attributes of a trial of Optuna's: the run folder, what became of it. One that ended without is one that a kill ended."""
+"""Attributes of a trial of Optuna's: the run folder, and what became of it; a kill ends one without."""
 # Keys of the configuration that decide no value of a trial; what of the prompts is drawn, the scenes say.
 _NO_DECISION = {"trials", "storage", "device", "memory", "prune", "prompts", "seeds", "held_out", "seed"}
 
@@ -48,9 +48,13 @@ def optuna_module() -> Any:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Without a line for each trial, and without warnings about what is new in Optuna."""
-    optuna_module()  # which sets the level when it is first imported
+def kept(config: TuneConfig, folder: Path) -> Iterator[None]:
+    """Around whatever asks Optuna: no line for each trial, no warning about what is new in it.
+
+    Raises:
+        OutputError: the disk is full, or the database is gone; what was told it before is kept.
+    """
+    optuna = optuna_module()  # which sets the level when it is first imported
     logger = logging.getLogger("optuna")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -58,26 +62,14 @@ def quietly() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def kept(config: TuneConfig, folder: Path) -> Iterator[None]:
-    """Around whatever writes to the storage, or reads it.
-
-    Raises:
-        OutputError: the disk is full, or the database is gone; what was told it before is kept.
-    """
-    optuna = optuna_module()
-    try:
-        yield
     except (OSError, optuna.exceptions.StorageInternalError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
         raise OutputError(
-            f"{_place(config, folder)}: trials cannot be kept ({why}); those that were are, and the same command goes on "
-            "from them"
+            f"{_place(config, folder)}: trials cannot be kept ({why}); those that ended are, and the same command goes "
+            "on from them"
         ) from error
+    finally:
+        logger.setLevel(level)
 
 
 def opened(config: TuneConfig, scenes: Sequence[Scene], folder: Path, identity: Mapping[str, Any]) -> Study:
@@ -100,34 +92,34 @@ def opened(config: TuneConfig, scenes: Sequence[Scene], folder: Path, identity: 
     drawn = [[scene.prompt, sorted(scene.calls), scene.seed] for scene in scenes]
     name = f"mergelab {hash_of({'config': decides, 'scenes': drawn, 'of': identity})}"
     directions = [direction_of(objective) for objective in config.objectives]
-    study = optuna.create_study(
-        study_name=name, storage=_storage(config, folder), directions=directions, load_if_exists=True
-    )
-    trials = study.get_trials(deepcopy=False)
     single = len(directions) == 1
-    study.sampler = optuna.samplers.TPESampler(
-        n_startup_trials=STARTUP,
-        multivariate=True,
-        group=True,  # trials of different methods have different parameters
-        constant_liar=True,  # several are asked at a time
-        seed=(config.seed + 7919 * len(trials)) % 2**32,  # or a search that goes on would begin with the same draws
-    )
-    # All trials are drawn on the same scenes in the same order, so a value after a wave stands against those of the
-    # others after it. Half is stopped, not more: a wave is a few images, and the next ones may turn the order.
-    pruned = config.prune and single
-    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP) if pruned else optuna.pruners.NopPruner()
-    _queue_again(study, trials, config, folder)
+    with kept(config, folder):
+        study = optuna.create_study(
+            study_name=name, storage=_storage(config, folder), directions=directions, load_if_exists=True
+        )
+        trials = study.get_trials(deepcopy=False)
+        study.sampler = optuna.samplers.TPESampler(
+            n_startup_trials=STARTUP,
+            multivariate=True,
+            group=True,  # trials of different methods have different parameters
+            constant_liar=True,  # several are asked for at a time
+            seed=(config.seed + 7919 * len(trials)) % 2**32,  # one that goes on does not begin with the same draws
+        )
+        # All trials are drawn on the same scenes in the same order, so a value after a wave stands against those of
+        # the others after it. No more than half is stopped: a wave is a few images, and the next may turn the order.
+        median = config.prune and single
+        study.pruner = optuna.pruners.MedianPruner(STARTUP) if median else optuna.pruners.NopPruner()
+        _queue_again(study, trials, config, folder)
     return study
 
 
 def _queue_again(study: Study, trials: Sequence[FrozenTrial], config: TuneConfig, folder: Path) -> None:
     """What this folder's earlier run was measuring when it was killed."""
-    from optuna.trial import TrialState
-
+    states = optuna_module().trial.TrialState
     for trial in trials:
         alone = config.storage is None or trial.user_attrs.get(OWNER) == owner(folder)
-        if trial.state == TrialState.RUNNING and alone:
-            study.tell(trial.number, state=TrialState.FAIL)  # without TRIED
+        if trial.state == states.RUNNING and alone:
+            study.tell(trial.number, state=states.FAIL)  # without TRIED
             if trial.params:
                 study.enqueue_trial(trial.params)
 
@@ -170,7 +162,7 @@ def _storage(config: TuneConfig, folder: Path) -> Any:
     if config.storage is None:
         path = folder / JOURNAL
         # The lock is the kernel's: a kill frees it.
-        with kept(config, folder), FileLock(f"{path}.lock"):
+        with FileLock(f"{path}.lock"):
             _mend(path)
         journal = optuna.storages.journal
         return journal.JournalStorage(journal.JournalFileBackend(str(path), lock_obj=FileLock(f"{path}.lock")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mergelab.checks import did_you_mean, short_repr
@@ -100,8 +100,8 @@ def space_of(
     for name, known in [*options.items(), *((name, Choice((value,))) for name, value in kept.items())]:
         _check(name, known, methods, "space" if name in options else "merge")
     first = sorted(options, key=lambda name: name != "space")
-    taken = {*options, "method"}
-    apart = tuple(Searched(f"weight of {w.name}", *list(vars(w).values())[1:]) if w.name in taken else w for w in weights)
+    # An adapter may be called as an option is.
+    apart = tuple(replace(w, name=f"weight of {w.name}") if w.name in {*options, "method"} else w for w in weights)
     return Space(dict(usual), names, groups, apart, methods, {name: options[name] for name in first}, kept)
 
 
@@ -198,15 +198,17 @@ def _weights(
     found: list[Searched] = []
     for adapter, own in by_adapter.items():
         if adapter not in usual:
-            raise OptionError(f"space: weights: there is no adapter {adapter!r}; {did_you_mean(str(adapter), list(usual))}")
+            known = did_you_mean(str(adapter), list(usual))
+            raise OptionError(f"space: weights: there is no adapter {adapter!r}; {known}")
         if isinstance(own, Mapping) and not is_range(own):
             for pattern, values in own.items():
-                known = numbers(f"weights of {adapter}, {pattern}", values)
-                found.append(Searched(f"{adapter} {pattern}", adapter, "", str(pattern), known))
+                weight = numbers(f"weights of {adapter}, {pattern}", values)
+                found.append(Searched(f"{adapter} {pattern}", adapter, "", str(pattern), weight))
             continue
-        known = numbers(f"weights of {adapter}", own)
-        its = [g for g in groups.names if len(groups.names) == 1 or any(groups.of(name) == g for name in layers[adapter])]
+        weight = numbers(f"weights of {adapter}", own)
+        there = {groups.of(layer) for layer in layers.get(adapter, ())}
+        its = [group for group in groups.names if group in there or len(groups.names) == 1]
         for group in its:
             name = adapter if len(its) == 1 else f"{adapter} {group}"
-            found.append(Searched(name, adapter, group, "", known))
+            found.append(Searched(name, adapter, group, "", weight))
     return tuple(found)
