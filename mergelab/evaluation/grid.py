@@ -155,19 +155,19 @@ def _scored(
     request_key = hash_of(request)
     kept = grid.store.recall(request_key)
     if kept is not None:
-        _check(kept, description)
+        checked(kept, description)
         return dict(kept)
     images = {name: Picture(other, grid.store.load_image(other)) for name, other in comparisons.items()}
     picture = Picture(key, grid.store.load_image(key))
     start = time.perf_counter()
     values = metric.score(picture, Asked(prompt, images, concepts, photos))
     grid.seconds["metrics"] += time.perf_counter() - start
-    _check(values, description)
+    checked(values, description)
     grid.store.keep(request_key, dict(values))
     return values
 
 
-def _check(values: Mapping[str, float], description: Description) -> None:
+def checked(values: Mapping[str, float], description: Description) -> None:
     """Raises where a score is none, or lies outside of what the metric says it can be (by more than rounding)."""
     low, high = description.range
     for reference, value in values.items():

@@ -12,7 +12,7 @@ from mergelab.evaluation.metrics.metric import Description
 from mergelab.tuning.bench import COLUMNS, Bench
 from mergelab.tuning.candidate import BASE, Candidate, Scene, alone
 from mergelab.tuning.config import TuneConfig
-from mergelab.tuning.scoring import anchors_needed, scale_of, scored
+from mergelab.tuning.scoring import Score, anchors_needed, scale_of
 from mergelab.tuning.trial import Trial
 
 log = logging.getLogger(__name__)
@@ -52,22 +52,21 @@ def measured_anchors(config: TuneConfig, bench: Bench, scenes: Sequence[Scene]) 
 def tuned_sums(
     config: TuneConfig,
     bench: Bench,
+    score: Score,
     scenes: Sequence[Scene],
-    anchors: pd.DataFrame,
-    metric: Description,
-    told: Callable[[Trial], None],
+    ended: Callable[[Trial], None] = lambda trial: None,
     strengths: Sequence[float] = STRENGTHS,
 ) -> list[Trial]:
-    """The plain sum at several strengths, on all scenes of a search; `told` hears of each."""
+    """The plain sum at several strengths, on all scenes of a search; `ended` is told of each."""
     trials = []
     for number, strength in enumerate(strengths):
         candidate = sum_at(usual_weights(config), strength)
         frame = bench.measure([candidate], scenes)
-        found = scored(frame, anchors, scenes, metric, config.balance).get(candidate.label)
+        found = score(frame, scenes).get(candidate.label)
         error = "" if found else bench.failure(candidate)
         state = "complete" if found else "failed"
         trials.append(Trial(number, candidate, state, found, error=error, parameters={"strength": strength}))  # type: ignore[arg-type]
-        told(trials[-1])
+        ended(trials[-1])
     return trials
 
 

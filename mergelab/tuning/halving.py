@@ -10,17 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 
-import pandas as pd
-
 from mergelab.adapter import Adapter
 from mergelab.errors import OutputError
-from mergelab.evaluation.metrics.metric import Description
 from mergelab.tuning.anchors import best_of, usual_weights
 from mergelab.tuning.bench import Bench
 from mergelab.tuning.candidate import Scene
 from mergelab.tuning.config import TuneConfig
 from mergelab.tuning.groups import groups_of
-from mergelab.tuning.scoring import scored
+from mergelab.tuning.scoring import Score
 from mergelab.tuning.settings import candidate_of, parameters_of, settings_of
 from mergelab.tuning.trial import Found, Trial
 
@@ -45,10 +42,9 @@ def search_blocks(
     config: TuneConfig,
     adapters: Mapping[str, Adapter],
     bench: Bench,
+    score: Score,
     rounds: tuple[Sequence[Scene], Sequence[Scene]],
-    anchors: pd.DataFrame,
-    metric: Description,
-    told: Callable[[Trial], None],
+    ended: Callable[[Trial], None] = lambda trial: None,
 ) -> Found:
     """The best weights for each adapter and group of blocks.
 
@@ -56,10 +52,9 @@ def search_blocks(
         config: of the search.
         adapters: name -> adapter.
         bench: where candidates are measured.
-        rounds: the scenes of the first round and those that the best are drawn on beside them.
-        anchors: scores of the base model and of the adapters alone, on the scenes of both rounds.
-        metric: whose scores count.
-        told: hears of every trial as it ends, and of the best ones again.
+        score: what they keep.
+        rounds: the scenes of the first round, and those that the best are drawn on beside them.
+        ended: told of every trial as it ends, and of the best ones again.
 
     Raises:
         OptionError: the layers of the adapters have no groups as they are asked for.
@@ -70,16 +65,16 @@ def search_blocks(
 
     def run(trial: Trial, scenes: list[Scene], state: str) -> Trial:
         frame = bench.measure([trial.candidate], scenes)
-        found = scored(frame, anchors, scenes, metric, config.balance).get(trial.candidate.label)
+        found = score(frame, scenes).get(trial.candidate.label)
         fails = found is None or not isfinite(found.total)
-        ended = replace(
+        done = replace(
             trial,
             state="failed" if fails else state,  # type: ignore[arg-type]
             scored=None if fails else found,
             error=bench.failure(trial.candidate) if fails else "",
         )
-        told(ended)
-        return ended
+        ended(done)
+        return done
 
     trials = [run(trial, first, "stopped") for trial in trials]
     kept = ranked(trials)[: config.keep]

@@ -149,6 +149,6 @@ def _check_score(config: TuneConfig, name: str) -> None:
             )
     if metric.compares_with == "images" and not metric.photographs and is_declared(name):
         raise OptionError(
-            f"score: {name} compares whole pictures and sees no concept; expected a metric of words (judge, clip_text), "
-            "of photographs (dino, clip_image), or one of your own that gives one number"
+            f"score: {name} compares whole pictures and sees no concept; expected a metric of words (judge, "
+            "clip_text), of photographs (dino, clip_image), or one of your own that gives one number"
         )

@@ -16,7 +16,7 @@ as there. A metric that gives one number for an image has neither floor nor ceil
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -66,6 +66,10 @@ class Scale:
     floor: Mapping[str, float]
     unit: Mapping[str, float]
     blind: tuple[str, ...] = ()
+
+
+Score = Callable[[pd.DataFrame, Sequence[Scene]], Mapping[str, Scored]]
+"""From measured scores to what each candidate keeps, on these scenes: `scored` with all else given."""
 
 
 def anchors_needed(adapters: Iterable[str], scenes: Sequence[Scene], metric: Description) -> dict[str, list[Scene]]:

@@ -1,0 +1,79 @@
+"""The winner on prompts and seeds that the search has not seen, by an ordinary evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mergelab.evaluation.config import Memory
+from mergelab.evaluation.metrics.metric import Description
+from mergelab.evaluation.names import BASE as BASE_VARIANT
+from mergelab.evaluation.names import STACK, VariantName
+from mergelab.evaluation.recipes import recipes
+from mergelab.evaluation.result import Result
+from mergelab.evaluation.run import evaluate
+from mergelab.evaluation.sets import adapter_sets
+from mergelab.pipelines.opening import Pipeline
+from mergelab.tuning.anchors import usual_weights
+from mergelab.tuning.candidate import BASE, Candidate, Scene, alone
+from mergelab.tuning.config import TuneConfig
+from mergelab.tuning.reading import evaluation_of, prompts_of, seeds_of
+from mergelab.tuning.result import SUM, TUNED_SUM, WINNER
+from mergelab.tuning.scoring import Scored, scored
+from mergelab.tuning.trial import Trial
+
+FOLDER = "held-out"
+"""In the run folder: an evaluation's."""
+
+
+def evaluated(
+    config: TuneConfig,
+    folder: Path,
+    pipeline: Pipeline,
+    winner: Candidate,
+    best_sum: Trial | None,
+    metric: Description,
+    progress: bool | None,
+) -> tuple[Result, dict[str, str], dict[str, Scored]]:
+    """The evaluation; which of its variants is the winner, and which are the plain sums; and what they keep.
+
+    Args:
+        config: of the search.
+        folder: its run folder.
+        pipeline: as it was opened, without adapters.
+        winner: as it is written.
+        best_sum: the plain sum at its best strength.
+        metric: which counts.
+        progress: a progress bar.
+    """
+    usual = usual_weights(config)
+    entries = {WINNER: {**(config.merge if winner.merge is None else winner.merge), "weights": _all(winner, usual)}}
+    if best_sum is not None:
+        entries[TUNED_SUM] = {"method": "cat", "weights": _all(best_sum.candidate, usual)}
+    merges = [entry for place, entry in enumerate(entries.values()) if entry not in list(entries.values())[:place]]
+    prompts, seeds = prompts_of(config)[1], seeds_of(config)[1]
+    metrics = list(dict.fromkeys([metric.name, *config.held_out.metrics]))
+    as_opened = {"memory": Memory(), "dtype": None, "scheduler": None}
+    asked = evaluation_of(config, prompts, seeds=seeds, merges=merges, metrics=metrics, **as_opened)
+    labels = [str(VariantName("merge", one.label)) for one in recipes(asked, adapter_sets(asked)[0])]
+    variants = {name: labels[merges.index(entry)] for name, entry in entries.items()} | {SUM: str(STACK)}
+    result = evaluate(asked, folder / FOLDER, pipeline=pipeline, progress=progress)
+    scenes = [Scene(prompt.text, prompt.calls, seed) for prompt in prompts for seed in seeds]
+    frame = _as_measured(result.scores, list(usual))
+    found = scored(frame, frame, scenes, metric, config.balance)
+    return result, variants, {name: found[variant] for name, variant in variants.items() if variant in found}
+
+
+def _all(candidate: Candidate, usual: Mapping[str, float]) -> dict[str, Any]:
+    """With 0 for an adapter that is absent, which an evaluation would give its usual weight."""
+    return {name: candidate.weights.get(name, 0.0) for name in usual}
+
+
+def _as_measured(scores: pd.DataFrame, adapters: list[str]) -> pd.DataFrame:
+    """The scores of an evaluation as a bench has them; the variant is the candidate."""
+    same = scores[scores["reference_seed"] == scores["seed"]]
+    names = {str(BASE_VARIANT): BASE} | {str(VariantName("single", name)): alone(name) for name in adapters}
+    return same.assign(candidate=[names.get(variant, variant) for variant in same["variant"]])
