@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from mergelab.adapter import Adapter, load
@@ -20,15 +20,17 @@ from mergelab.formats.base_models import check_base_models
 from mergelab.pipelines.adapters import check_bare
 from mergelab.pipelines.opening import Pipeline, name_of, usual_device
 from mergelab.tuning.anchors import STRENGTHS, best_of, measured_anchors, tuned_sums
+from mergelab.tuning.candidate import Scene
 from mergelab.tuning.config import TuneConfig
 from mergelab.tuning.halving import block_trials, search_blocks
 from mergelab.tuning.holding_out import evaluated
 from mergelab.tuning.ledger import Ledger
 from mergelab.tuning.measuring import drawing_bench
+from mergelab.tuning.optuna_search import search_optuna, space_for
 from mergelab.tuning.reading import evaluation_of, prompts_of, read_tuning, seeds_of
 from mergelab.tuning.result import Tuned
 from mergelab.tuning.scenes import rounds
-from mergelab.tuning.scoring import scored
+from mergelab.tuning.scoring import Scored, scored
 
 CONFIG, ADAPTER = "config.yaml", "tuned.safetensors"
 """In the run folder: the configuration as it was resolved; the winner."""
@@ -89,6 +91,8 @@ def tune(
     loras = _adapters(settings, pipeline)
     if settings.search == "blocks":
         block_trials(settings, loras)  # raises where their layers have no groups
+    else:
+        space_for(settings, loras, _scenes(settings)[0])  # raises where it asks for what is not there
     with Store(Path(out)).open() as store:
         text = str(yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True))
         _check_not_replaced(config, store.folder / CONFIG, text)
@@ -100,26 +104,39 @@ def _run(
     progress: bool | None,
 ) -> Tuned:  # fmt: skip
     prompts, seeds, ledger = prompts_of(config)[0], seeds_of(config)[0], Ledger(store.folder)
-    first, second = rounds(prompts, seeds, config.images, config.more, config.balance)
+    first, second = _scenes(config)
     scenes = first + second
     evaluation = evaluation_of(config, prompts, seeds=seeds, metrics=[config.score])
-    images = config.settings * len(first) + config.keep * len(scenes) + len(STRENGTHS) * len(scenes)
+    blocks = config.search == "blocks"
+    searched = config.settings * len(first) + config.keep * len(scenes) if blocks else config.trials * len(scenes)
+    images = searched + len(STRENGTHS) * len(scenes)
     with opened(evaluation, given) as (pipeline, model):
         with bar(images, "searching", progress) as told, drawing_bench(
             evaluation, store, pipeline, model, loras, config.merge, told
         ) as bench:  # fmt: skip
             write(store.folder / CONFIG, text)
             anchors, metric = measured_anchors(config, bench, scenes)
-            score = partial(scored, anchors=anchors, metric=metric, balance=config.balance)
-            found = search_blocks(config, loras, bench, lambda frame, own: score(frame, scenes=own), (first, second),
-                                  ledger.trial)  # fmt: skip
-            sums = tuned_sums(config, bench, lambda frame, own: score(frame, scenes=own), scenes, ledger.sum)
+
+            def judged(frame: pd.DataFrame, own: Sequence[Scene]) -> Mapping[str, Scored]:
+                return scored(frame, anchors, own, metric, config.balance)
+
+            if blocks:
+                found = search_blocks(config, loras, bench, judged, (first, second), ledger.trial)
+            else:
+                found = search_optuna(config, loras, bench, judged, scenes, ledger.trial, store.folder)
+            sums = tuned_sums(config, bench, judged, scenes, ledger.sum)
             ledger.found(found)
             path = bench.merged(found.winner.candidate).save(store.folder / ADAPTER)
         held_out, variants, on_held_out = evaluated(
             config, store.folder, pipeline, found.winner.candidate, best_of(sums), metric, progress
         )
     return Tuned(store.folder, config, found, tuple(sums), held_out, variants, on_held_out, path)
+
+
+def _scenes(config: TuneConfig) -> tuple[list[Scene], list[Scene]]:
+    """Of the first round, and of the second; Optuna draws both in waves."""
+    prompts, seeds = prompts_of(config)[0], seeds_of(config)[0]
+    return rounds(prompts, seeds, config.images, config.more, config.balance)
 
 
 def _adapters(config: TuneConfig, given: Pipeline | None) -> dict[str, Adapter]:
