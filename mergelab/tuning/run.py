@@ -21,7 +21,7 @@ from mergelab.pipelines.adapters import check_bare
 from mergelab.pipelines.opening import Pipeline, name_of, usual_device
 from mergelab.tuning.anchors import STRENGTHS, best_of, measured_anchors, tuned_sums
 from mergelab.tuning.config import TuneConfig
-from mergelab.tuning.halving import block_trials, search_blocks
+from mergelab.tuning.halving import groups_for, search_blocks
 from mergelab.tuning.holding_out import evaluated
 from mergelab.tuning.ledger import Ledger
 from mergelab.tuning.measuring import drawing_bench
@@ -88,7 +88,7 @@ def tune(
     usual_device(settings.device)  # raises where it is none
     loras = _adapters(settings, pipeline)
     if settings.search == "blocks":
-        block_trials(settings, loras)  # raises where their layers have no groups
+        groups_for(settings, loras)  # raises where their layers have no groups
     with Store(Path(out)).open() as store:
         text = str(yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True))
         _check_not_replaced(config, store.folder / CONFIG, text)
