@@ -1,6 +1,7 @@
 """`search: blocks`: weights for each adapter and group of blocks, by successive halving on common scenes and noise.
 
-Every setting is drawn on a few scenes; the best ones are drawn on more, and the one that is best on all of them wins.
+Every setting is drawn on a few scenes, the later ones around the best of those before; the best of all are drawn on
+more scenes, and the one that is best on all of them wins.
 Settings are plain sums with pattern weights, drawn without a merge.
 """
 
@@ -16,26 +17,22 @@ from mergelab.tuning.anchors import best_of, usual_weights
 from mergelab.tuning.bench import Bench
 from mergelab.tuning.candidate import Scene
 from mergelab.tuning.config import TuneConfig
-from mergelab.tuning.groups import groups_of
+from mergelab.tuning.groups import Groups, groups_of
 from mergelab.tuning.scoring import Score
-from mergelab.tuning.settings import candidate_of, parameters_of, settings_of
+from mergelab.tuning.settings import Values, candidate_of, first_settings, parameters_of, settings_around
 from mergelab.tuning.trial import Found, Trial
 
+GENERATION, PARENTS = 8, 3
+"""Settings that are drawn around the best so far before these are looked at again; and how many are the best."""
 
-def block_trials(config: TuneConfig, adapters: Mapping[str, Adapter]) -> list[Trial]:
-    """The settings of a search, as trials that are yet to be run.
+
+def groups_for(config: TuneConfig, adapters: Mapping[str, Adapter]) -> Groups:
+    """The groups of a search.
 
     Raises:
         OptionError: the layers of the adapters have no groups as they are asked for.
     """
-    layers = {name: list(adapter.layers) for name, adapter in adapters.items()}
-    groups = groups_of((layer for own in layers.values() for layer in own), config.groups)
-    drawn = settings_of(usual_weights(config), groups, config.settings, config.seed)
-    return [
-        Trial(number, candidate_of(f"setting {number}", values, groups, layers), "stopped", None,
-              parameters=parameters_of(values))
-        for number, values in enumerate(drawn)
-    ]  # fmt: skip
+    return groups_of((layer for adapter in adapters.values() for layer in adapter.layers), config.groups)
 
 
 def search_blocks(
@@ -61,7 +58,8 @@ def search_blocks(
         OutputError: every setting failed.
     """
     first, second = (list(scenes) for scenes in rounds)
-    trials = block_trials(config, adapters)
+    usual = usual_weights(config)
+    groups, layers = groups_for(config, adapters), {name: list(adapter.layers) for name, adapter in adapters.items()}
 
     def run(trial: Trial, scenes: list[Scene], state: str) -> Trial:
         frame = bench.measure([trial.candidate], scenes)
@@ -76,15 +74,25 @@ def search_blocks(
         ended(done)
         return done
 
-    trials = [run(trial, first, "stopped") for trial in trials]
+    trials, drawn = list[Trial](), list[Values]()
+    while len(drawn) < config.settings:
+        best, seed = [drawn[trial.number] for trial in ranked(trials)[:PARENTS]], f"{config.seed} {len(drawn)}"
+        if drawn and not best:
+            break  # everything failed
+        born = settings_around(best, GENERATION, seed) if best else first_settings(usual, groups)
+        for values in born[: config.settings - len(drawn)]:
+            candidate = candidate_of(f"setting {len(drawn)}", values, groups, layers)
+            trial = Trial(len(drawn), candidate, "stopped", None, parameters=parameters_of(values))
+            trials.append(run(trial, first, "stopped"))
+            drawn.append(values)
     kept = ranked(trials)[: config.keep]
     for trial in kept:
         trials[trial.number] = run(trial, first + second, "complete")
-    best = best_of([trials[trial.number] for trial in kept])
-    if best is None:
+    winner = best_of([trials[trial.number] for trial in kept])
+    if winner is None:
         errors = dict.fromkeys(trial.error for trial in trials if trial.error)
         raise OutputError(f"every setting failed: {'; '.join(errors) or 'no score at all'}")
-    return Found(tuple(trials), (best.number,), ("score",))
+    return Found(tuple(trials), (winner.number,), ("score",))
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:

@@ -12,10 +12,8 @@ from mergelab.evaluation.config import Memory
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.names import BASE as BASE_VARIANT
 from mergelab.evaluation.names import STACK, VariantName
-from mergelab.evaluation.recipes import recipes
 from mergelab.evaluation.result import Result
 from mergelab.evaluation.run import evaluate
-from mergelab.evaluation.sets import adapter_sets
 from mergelab.pipelines.opening import Pipeline
 from mergelab.tuning.anchors import usual_weights
 from mergelab.tuning.candidate import BASE, Candidate, Scene, alone
@@ -50,16 +48,17 @@ def evaluated(
         progress: a progress bar.
     """
     usual = usual_weights(config)
-    entries = {WINNER: {**(config.merge if winner.merge is None else winner.merge), "weights": _all(winner, usual)}}
+    merges = [{**(config.merge if winner.merge is None else winner.merge), "weights": _all(winner, usual)}]
+    variants = {WINNER: str(VariantName("merge", WINNER))}
     if best_sum is not None:
-        entries[TUNED_SUM] = {"method": "cat", "weights": _all(best_sum.candidate, usual)}
-    merges = [entry for place, entry in enumerate(entries.values()) if entry not in list(entries.values())[:place]]
+        merges.append({"method": "cat", "weights": _all(best_sum.candidate, usual)})
+        variants[TUNED_SUM] = str(VariantName("merge", TUNED_SUM))
+    merges = [entry | {"label": label} for entry, label in zip(merges, variants)]
     prompts, seeds = prompts_of(config)[1], seeds_of(config)[1]
     metrics = list(dict.fromkeys([metric.name, *config.held_out.metrics]))
     as_opened = {"memory": Memory(), "dtype": None, "scheduler": None}
     asked = evaluation_of(config, prompts, seeds=seeds, merges=merges, metrics=metrics, **as_opened)
-    labels = [str(VariantName("merge", one.label)) for one in recipes(asked, adapter_sets(asked)[0])]
-    variants = {name: labels[merges.index(entry)] for name, entry in entries.items()} | {SUM: str(STACK)}
+    variants[SUM] = str(STACK)
     result = evaluate(asked, folder / FOLDER, pipeline=pipeline, progress=progress)
     scenes = [Scene(prompt.text, prompt.calls, seed) for prompt in prompts for seed in seeds]
     frame = _as_measured(result.scores, list(usual))

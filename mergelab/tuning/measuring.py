@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -97,6 +98,10 @@ class DrawingBench:
     def failure(self, candidate: Candidate) -> str:
         """Why a candidate has no rows."""
         return self._failed.get(candidate.label, "")
+
+    def image(self, candidate: Candidate, scene: Scene) -> Path:
+        """Where the image lies, once it is drawn."""
+        return self.store.image_path(self._key(candidate, scene))
 
     def bytes(self, candidate: Candidate) -> int | None:
         """The size of the file, written as it would be, and removed."""

@@ -48,7 +48,8 @@ def space_for(config: TuneConfig, adapters: Mapping[str, Adapter], scenes: Seque
     optuna_module()
     checked_objectives(config.objectives, list(adapters), scenes)
     layers = {name: list(adapter.layers) for name, adapter in adapters.items()}
-    groups = groups_of((layer for own in layers.values() for layer in own), config.groups)
+    by = config.groups if "weights" in config.space else "none"
+    groups = groups_of((layer for own in layers.values() for layer in own), by)
     return space_of(config.space, config.merge, usual_weights(config), groups, layers)
 
 

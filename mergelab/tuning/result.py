@@ -80,8 +80,8 @@ class Tuned:
         rows = [(label, *(f"{value:.3f}" for value in (one.total, one.joint, one.own, one.plain)))
                 for label, one in self.scored.items()]  # fmt: skip
         lines += ["", as_text([head, *rows]), ""]
-        lines += [f"While searching it scored {self.search_score:.3f} ({self.selection_bias:+.3f}): the best of many looks"
-                  " better than it is."]  # fmt: skip
+        bias = f"{self.search_score:.3f} ({self.selection_bias:+.3f})"
+        lines += [f"While searching it scored {bias}: the best of many looks better than it is."]
         lines += [*self.notes, f"adapter: {self.path}", f"evaluation: {self.held_out.folder / 'report.html'}"]
         return "\n".join([*lines, *([f"report: {self.report}"] if self.report else [])])
 

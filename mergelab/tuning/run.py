@@ -19,21 +19,23 @@ from mergelab.evaluation.store import Store, write
 from mergelab.formats.base_models import check_base_models
 from mergelab.pipelines.adapters import check_bare
 from mergelab.pipelines.opening import Pipeline, name_of, usual_device
-from mergelab.tuning.anchors import STRENGTHS, best_of, measured_anchors, tuned_sums
+from mergelab.tuning.anchors import STRENGTHS, best_of, measured_anchors, tuned_sums, usual_weights
 from mergelab.tuning.candidate import Scene
 from mergelab.tuning.config import TuneConfig
-from mergelab.tuning.halving import block_trials, search_blocks
+from mergelab.tuning.halving import groups_for, search_blocks
 from mergelab.tuning.holding_out import evaluated
 from mergelab.tuning.ledger import Ledger
 from mergelab.tuning.measuring import drawing_bench
 from mergelab.tuning.optuna_search import search_optuna, space_for
 from mergelab.tuning.reading import evaluation_of, prompts_of, read_tuning, seeds_of
+from mergelab.tuning.report.gallery import searched
+from mergelab.tuning.report.page import render
 from mergelab.tuning.result import Tuned
 from mergelab.tuning.scenes import rounds
 from mergelab.tuning.scoring import Scored, scored
 
-CONFIG, ADAPTER = "config.yaml", "tuned.safetensors"
-"""In the run folder: the configuration as it was resolved; the winner."""
+CONFIG, ADAPTER, REPORT = "config.yaml", "tuned.safetensors", "report.html"
+"""In the run folder: the configuration as it was resolved; the winner; the page."""
 
 
 def tune(
@@ -90,7 +92,7 @@ def tune(
     usual_device(settings.device)  # raises where it is none
     loras = _adapters(settings, pipeline)
     if settings.search == "blocks":
-        block_trials(settings, loras)  # raises where their layers have no groups
+        groups_for(settings, loras)  # raises where their layers have no groups
     else:
         space_for(settings, loras, _scenes(settings)[0])  # raises where it asks for what is not there
     with Store(Path(out)).open() as store:
@@ -108,8 +110,8 @@ def _run(
     scenes = first + second
     evaluation = evaluation_of(config, prompts, seeds=seeds, metrics=[config.score])
     blocks = config.search == "blocks"
-    searched = config.settings * len(first) + config.keep * len(scenes) if blocks else config.trials * len(scenes)
-    images = searched + len(STRENGTHS) * len(scenes)
+    drawn = config.settings * len(first) + config.keep * len(scenes) if blocks else config.trials * len(scenes)
+    images = drawn + len(STRENGTHS) * len(scenes)
     with opened(evaluation, given) as (pipeline, model):
         with bar(images, "searching", progress) as told, drawing_bench(
             evaluation, store, pipeline, model, loras, config.merge, told
@@ -127,10 +129,14 @@ def _run(
             sums = tuned_sums(config, bench, judged, scenes, ledger.sum)
             ledger.found(found)
             path = bench.merged(found.winner.candidate).save(store.folder / ADAPTER)
+            shown = searched(bench.image, usual_weights(config), found.winner.candidate, best_of(sums), scenes)
         held_out, variants, on_held_out = evaluated(
             config, store.folder, pipeline, found.winner.candidate, best_of(sums), metric, progress
         )
-    return Tuned(store.folder, config, found, tuple(sums), held_out, variants, on_held_out, path)
+    report = store.folder / REPORT
+    tuned = Tuned(store.folder, config, found, tuple(sums), held_out, variants, on_held_out, path, report)
+    write(report, render(tuned, shown))
+    return tuned
 
 
 def _scenes(config: TuneConfig) -> tuple[list[Scene], list[Scene]]:

@@ -1,10 +1,11 @@
-"""The weights that a search by halving tries: a few that anybody would, then draws around them."""
+"""The weights that a search by halving tries: a few that anybody would, then draws around the best so far."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from math import exp
+from math import exp, log
+from statistics import fmean
 
 from mergelab.evaluation.config import Weight
 from mergelab.tuning.candidate import Candidate
@@ -12,31 +13,55 @@ from mergelab.tuning.groups import Groups
 
 Values = Mapping[str, Mapping[str, float]]
 """Adapter -> group -> weight."""
+TOGETHER, APART = (1.0, 0.85, 0.7, 1.15), ((1.0, 0.7), (1.2, 0.9))
+"""By which the usual weights are multiplied at first: all alike; one adapter and the others."""
 OF_ADAPTER, OF_GROUP = 0.13, 0.25
 """Standard deviations of the logarithm of a weight: what an adapter's groups share, and what each has of its own."""
 
 
-def settings_of(usual: Mapping[str, float], groups: Groups, count: int, seed: int) -> list[Values]:
-    """The settings of a search; the first ones are uniform, the first of all the usual weights.
+def first_settings(usual: Mapping[str, float], groups: Groups) -> list[Values]:
+    """One weight for each adapter, as anybody would try them: all at several strengths, and each above the others.
 
     Args:
-        usual: adapter -> its weight under `loras`.
+        usual: adapter -> its weight under `loras`; the first setting is these.
         groups: of layers.
-        count: how many.
-        seed: of the draws: the same settings for the same seed, and a longer list begins with the shorter one.
 
     Example:
         >>> from mergelab.tuning.groups import groups_of
-        >>> [list(one.values()) for one in settings_of({"a": 1.0, "b": 0.5}, groups_of([], "none"), 2, 0)]
-        [[{'all': 1.0}, {'all': 0.5}], [{'all': 0.9}, {'all': 0.45}]]
+        >>> settings = first_settings({"a": 1, "b": 1}, groups_of([], "none"))
+        >>> [tuple(own["all"] for own in one.values()) for one in settings]
+        [(1.0, 1.0), (0.85, 0.85), (0.7, 0.7), (1.15, 1.15), (1.0, 0.7), (1.2, 0.9), (0.7, 1.0), (0.9, 1.2)]
     """
-    draws, own = random.Random(seed), groups.names
-    uniform: list[dict[str, float]] = [dict.fromkeys(usual, 1.0), dict.fromkeys(usual, 0.9)]
-    uniform += [{name: 1.2 if name == up else 0.9 for name in usual} for up in usual]
-    drawn = [_uniform(factors, own) for factors in uniform]
-    while len(drawn) < count:
-        drawn.append({name: _around(draws, own) for name in usual})
-    return [_times(usual, factors) for factors in drawn[:count]]
+    factors = [dict.fromkeys(usual, strength) for strength in TOGETHER]
+    factors += [{name: high if name == up else low for name in usual} for up in usual for high, low in APART]
+    return [
+        _times(usual, {name: dict.fromkeys(groups.names, factor) for name, factor in one.items()}) for one in factors
+    ]
+
+
+def settings_around(best: Sequence[Values], count: int, seed: str) -> list[Values]:
+    """Settings drawn around the (geometric) mean of the best so far.
+
+    Args:
+        best: settings of the same adapters and groups.
+        count: how many.
+        seed: of the draws.
+
+    Example:
+        >>> [one] = settings_around([{"a": {"down": 1.0, "up": 1.0}}], 1, "0")
+        >>> {group: 0.3 < weight < 3 for group, weight in one["a"].items()}
+        {'down': True, 'up': True}
+    """
+    draws = random.Random(seed)
+    return [{name: _around(draws, [one[name] for one in best]) for name in best[0]} for _ in range(count)]
+
+
+def _around(draws: random.Random, best: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The weights of one adapter."""
+    sign = 1 if min(best[0].values()) > 0 else -1
+    shared, spread = draws.gauss(0, OF_ADAPTER), OF_GROUP if len(best[0]) > 1 else 0.0
+    centre = {group: fmean(log(abs(own[group])) for own in best) for group in best[0]}
+    return {group: round(sign * exp(mean + shared + draws.gauss(0, spread)), 4) for group, mean in centre.items()}
 
 
 def candidate_of(label: str, values: Values, groups: Groups, layers: Mapping[str, Iterable[str]]) -> Candidate:
@@ -49,16 +74,6 @@ def parameters_of(values: Values) -> dict[str, float]:
     """By name, as a trial has them: "ghost", or "ghost up" where an adapter has several groups."""
     return {f"{name} {group}" if len(own) > 1 else name: weight
             for name, own in values.items() for group, weight in own.items()}  # fmt: skip
-
-
-def _uniform(factors: Mapping[str, float], groups: Sequence[str]) -> dict[str, dict[str, float]]:
-    return {name: dict.fromkeys(groups, factor) for name, factor in factors.items()}
-
-
-def _around(draws: random.Random, groups: Sequence[str]) -> dict[str, float]:
-    shared = draws.gauss(0, OF_ADAPTER)
-    spread = OF_GROUP if len(groups) > 1 else 0.0
-    return {group: exp(shared + draws.gauss(0, spread)) for group in groups}
 
 
 def _times(usual: Mapping[str, float], factors: Values) -> Values:
