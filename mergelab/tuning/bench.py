@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import pandas as pd
@@ -26,6 +27,10 @@ class Bench(Protocol):
 
     def description(self, metric: str) -> Description:
         """What a metric says of itself; of the user's own, in the light of what was measured."""
+        ...
+
+    def image(self, candidate: Candidate, scene: Scene) -> Path:
+        """Where an image lies, if it was drawn."""
         ...
 
     def bytes(self, candidate: Candidate) -> int | None:

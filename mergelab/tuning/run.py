@@ -129,7 +129,7 @@ def _run(
             sums = tuned_sums(config, bench, judged, scenes, ledger.sum)
             ledger.found(found)
             path = bench.merged(found.winner.candidate).save(store.folder / ADAPTER)
-            shown = searched(bench.image, usual_weights(config), found.winner.candidate, best_of(sums), scenes)
+            shown = searched(bench, usual_weights(config), found.winner.candidate, best_of(sums), scenes)
         held_out, variants, on_held_out = evaluated(
             config, store.folder, pipeline, found.winner.candidate, best_of(sums), metric, progress
         )

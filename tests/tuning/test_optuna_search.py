@@ -61,6 +61,10 @@ class Arithmetic:
         """Of one method."""
         return "OptionError: no" if (candidate.merge or {}).get("method") == "dare" else ""
 
+    def image(self, candidate: Candidate, scene: Scene) -> Path:
+        """Nothing is drawn."""
+        return Path("none.png")
+
     def description(self, metric: str) -> Any:
         """It has none."""
         raise NotImplementedError

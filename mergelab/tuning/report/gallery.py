@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from mergelab.evaluation.names import BASE as BASE_VARIANT
 from mergelab.evaluation.names import VariantName
 from mergelab.evaluation.report.pictures import any_small, picture
+from mergelab.tuning.bench import Bench
 from mergelab.tuning.candidate import BASE, Candidate, Scene, alone
 from mergelab.tuning.result import SUM, TUNED_SUM, WINNER, Tuned
 from mergelab.tuning.trial import Trial
@@ -34,16 +35,14 @@ class Shown:
 
 
 def searched(
-    image: Callable[[Candidate, Scene], Path],
-    usual: Mapping[str, float],
-    winner: Candidate,
-    best_sum: Trial | None,
-    scenes: Sequence[Scene],
+    bench: Bench, usual: Mapping[str, float], winner: Candidate, best_sum: Trial | None, scenes: Sequence[Scene]
 ) -> list[Shown]:
     """Some scenes of a search, as the base model, each adapter alone, the plain sums and the winner draw them.
 
+    What the search had no need of is drawn for the page.
+
     Args:
-        image: where the image of a candidate lies; it need not have been drawn.
+        bench: of the search.
         usual: adapter -> its weight.
         winner: of the search.
         best_sum: the plain sum at its best strength.
@@ -54,7 +53,9 @@ def searched(
     if best_sum is not None:
         columns.setdefault(best_sum.candidate.label, best_sum.candidate)
     columns[f"winner: {winner.label}"] = winner
-    return [Shown(name, scene, image(one, scene)) for scene in some_of(scenes) for name, one in columns.items()]
+    chosen = some_of(scenes)
+    bench.measure(list(columns.values()), chosen)
+    return [Shown(name, scene, bench.image(one, scene)) for scene in chosen for name, one in columns.items()]
 
 
 def held_out(tuned: Tuned) -> list[Shown]:

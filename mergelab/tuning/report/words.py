@@ -72,6 +72,8 @@ def _against(tuned: Tuned, other: str) -> str:
     if one is None or score is None:
         return ""
     where = f"{in_words(result, score)}, {clusters_in_words(result, one.clusters)} that the search has not seen"
+    if one.interval.estimate == 0 and one.wins == 0.5:
+        return f"On held-out prompts it and {name} are even in every image ({where})."
     known = difference(one.interval)
     if not math.isfinite(one.interval.low):
         return f"On held-out prompts it differs from {name} by {known} ({where}): too few to say more."
@@ -104,8 +106,7 @@ def _promised(tuned: Tuned) -> list[str]:
         fell = first.scored.total - plain.total
         line += (
             f" The plain sum as configured, which nobody chose, went from {decimal(first.scored.total)} to "
-            f"{decimal(plain.total)} ({decimal(fell, '+')}): the held-out prompts are "
-            f"{'harder' if fell > 0 else 'easier'}. What is left, {decimal(tuned.selection_bias - fell, '+')}, is the "
-            "selection bias: the best of many looks better than it is."
+            f"{decimal(plain.total)} ({decimal(fell, '+')}): so much is the prompts. What is left, "
+            f"{decimal(tuned.selection_bias - fell, '+')}, is the selection bias: the best of many looks better than it is."
         )
     return [line]
