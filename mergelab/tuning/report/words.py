@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from mergelab.evaluation.report.lookup import clusters_in_words, in_words, scores_of, told_apart
-from mergelab.evaluation.report.numbers import capital, decimal, difference, p_value
+from mergelab.evaluation.report.numbers import capital, decimal, difference, is_zero, p_value
+from mergelab.evaluation.statistics import Interval
 from mergelab.tables import counted
 from mergelab.tuning.config import TuneConfig
 from mergelab.tuning.report.figures import name_of
@@ -59,12 +60,11 @@ def _against(tuned: Tuned, other: str) -> str:
     """The winner against a plain sum, by the joint score, on what was held out."""
     result, best = tuned.held_out, tuned.best_sum
     variant = tuned.variants.get(other, "")
-    if other == SUM and variant == tuned.variants.get(TUNED_SUM):
-        return ""
+    if other == SUM and best is not None and best.candidate.label == SUM:
+        return ""  # said already
     name = "the plain sum as configured"
     if other == TUNED_SUM:
-        label = best.candidate.label if best else ""
-        name = f"the plain sum at its best strength ({label})"
+        name = f"the plain sum at its best strength ({best.candidate.label if best else ''})"
     if variant == tuned.variants.get(WINNER):
         return f"{capital(name)} is the winner itself: nothing that was tried is better."
     score = next((one for one, _ in scores_of(result) if one.metric == tuned.config.score), None)
@@ -72,8 +72,8 @@ def _against(tuned: Tuned, other: str) -> str:
     if one is None or score is None:
         return ""
     where = f"{in_words(result, score)}, {clusters_in_words(result, one.clusters)} that the search has not seen"
-    if one.interval.estimate == 0 and one.wins == 0.5:
-        return f"On held-out prompts it and {name} are even in every image ({where})."
+    if is_zero(one.interval.estimate) and all(map(is_zero, _bounds(one.interval))):
+        return f"On held-out prompts it and {name} differ by less than 0.001 ({where})."
     known = difference(one.interval)
     if not math.isfinite(one.interval.low):
         return f"On held-out prompts it differs from {name} by {known} ({where}): too few to say more."
@@ -82,6 +82,10 @@ def _against(tuned: Tuned, other: str) -> str:
     side = "above" if one.interval.estimate > 0 else "below"
     shown = difference(one.interval if side == "above" else one.turned().interval)
     return f"On held-out prompts it is {side} {name} by {shown}, {p_value(one.p)} ({where})."
+
+
+def _bounds(interval: Interval) -> list[float]:
+    return [bound for bound in (interval.low, interval.high) if math.isfinite(bound)]
 
 
 def _cost(tuned: Tuned) -> list[str]:
