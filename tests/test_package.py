@@ -23,6 +23,7 @@ LAYERS = {
     "mergelab": (
         "__main__",
         "cli",
+        "tuning",
         "evaluation",
         "pipelines | comparing | diagnosing",
         "engine",
@@ -112,6 +113,17 @@ LAYERS = {
         "fingerprints | schedulers",
     ),
     "mergelab.pipelines.combinations": ("registry", "*", "combination"),
+    "mergelab.tuning": (
+        "run",
+        "halving | holding_out | measuring",
+        "result",
+        "anchors | ledger | settings",
+        "groups | trial",
+        "scoring",
+        "bench | reading",
+        "scenes",
+        "candidate | config",
+    ),
     "mergelab.evaluation": (
         "demo",
         "planning | run",
@@ -146,6 +158,7 @@ LAYERS = {
     ),
     "mergelab.cli": (
         "app",
+        "tuning",
         "evaluating | extracting | fusing | publishing | showing | writing",
         "inputs",
         "outputs | strengths",
