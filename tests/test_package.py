@@ -23,6 +23,7 @@ LAYERS = {
     "mergelab": (
         "__main__",
         "cli",
+        "tuning",
         "evaluation",
         "pipelines | comparing | diagnosing",
         "engine",
@@ -112,6 +113,17 @@ LAYERS = {
         "fingerprints | schedulers",
     ),
     "mergelab.pipelines.combinations": ("registry", "*", "combination"),
+    "mergelab.tuning": (
+        "run",
+        "halving | holding_out | measuring",
+        "result",
+        "anchors | ledger | settings",
+        "groups | trial",
+        "scoring",
+        "bench | reading",
+        "scenes",
+        "candidate | config",
+    ),
     "mergelab.evaluation": (
         "demo",
         "planning | run",
@@ -146,6 +158,7 @@ LAYERS = {
     ),
     "mergelab.cli": (
         "app",
+        "tuning",
         "evaluating | extracting | fusing | publishing | showing | writing",
         "inputs",
         "outputs | strengths",
@@ -253,7 +266,7 @@ def _python(code: str) -> str:
 def test_import_loads_no_heavy_package() -> None:
     """`import mergelab` and all its public names load neither diffusers, lpips nor open_clip; few load pandas."""
     code = (
-        "import sys, mergelab as ml; late = ('evaluate', 'register_metric');"
+        "import sys, mergelab as ml; late = ('evaluate', 'register_metric', 'tune', 'Tuned');"
         "[getattr(ml, n) for n in ml.__all__ if n not in late]; print('pandas' in sys.modules, end=' ');"
         "[getattr(ml, n) for n in late];"
         "print([n for n in ('diffusers', 'lpips', 'open_clip', 'transformers', 'peft') if n in sys.modules])"

@@ -13,9 +13,9 @@ from mergelab.tuning.groups import Groups
 
 Values = Mapping[str, Mapping[str, float]]
 """Adapter -> group -> weight."""
-TOGETHER, APART = (1.0, 0.85, 0.7, 1.15), ((1.0, 0.7), (1.2, 0.9))
+TOGETHER, APART = (1.0, 0.85, 0.7, 1.15), ((1.0, 0.7), (1.3, 0.8))
 """By which the usual weights are multiplied at first: all alike; one adapter and the others."""
-OF_ADAPTER, OF_GROUP = 0.13, 0.25
+OF_ADAPTER, OF_GROUP = 0.2, 0.2
 """Standard deviations of the logarithm of a weight: what an adapter's groups share, and what each has of its own."""
 
 
@@ -30,7 +30,7 @@ def first_settings(usual: Mapping[str, float], groups: Groups) -> list[Values]:
         >>> from mergelab.tuning.groups import groups_of
         >>> settings = first_settings({"a": 1, "b": 1}, groups_of([], "none"))
         >>> [tuple(own["all"] for own in one.values()) for one in settings]
-        [(1.0, 1.0), (0.85, 0.85), (0.7, 0.7), (1.15, 1.15), (1.0, 0.7), (1.2, 0.9), (0.7, 1.0), (0.9, 1.2)]
+        [(1.0, 1.0), (0.85, 0.85), (0.7, 0.7), (1.15, 1.15), (1.0, 0.7), (1.3, 0.8), (0.7, 1.0), (0.8, 1.3)]
     """
     factors = [dict.fromkeys(usual, strength) for strength in TOGETHER]
     factors += [{name: high if name == up else low for name in usual} for up in usual for high, low in APART]
