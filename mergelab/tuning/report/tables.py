@@ -14,8 +14,8 @@ from mergelab.tuning.result import SUM, TUNED_SUM, WINNER, Tuned
 from mergelab.tuning.scoring import PARTS, Scored
 from mergelab.tuning.trial import Trial
 
-EVERYWHERE = "everywhere"
-"""The column of an adapter that has one weight."""
+EVERYWHERE, REST = "everywhere", "other layers"
+"""The column of an adapter that has one weight; that of the layers in no group."""
 _WORDS = {"complete": "", "stopped": "stopped", "failed": "failed"}
 
 
@@ -36,17 +36,17 @@ def weights_table(tuned: Tuned) -> dict[str, Any]:
         elif not cells[adapter]:
             cells[adapter] = {pattern: float(value) for pattern, value in weight.items()}
         elif "*" in weight:
-            cells[adapter]["other layers"] = float(weight["*"])
-    heads = sorted(
-        dict.fromkeys(head for own in cells.values() for head in own), key=lambda head: head == "other layers"
-    )
+            cells[adapter][REST] = float(weight["*"])
+    heads = list(dict.fromkeys(head for own in cells.values() for head in own))
+    if len(heads) > 1:
+        heads = sorted((head for head in heads if head != EVERYWHERE), key=lambda head: head == REST)
     rows = [{"name": adapter, "cells": _heated(cells[adapter], heads)} for adapter in adapters]
     merge = tuned.winner.merge if tuned.winner.merge is not None else tuned.config.merge
     return {"heads": heads, "rows": rows, "merge": [f"{key} {value}" for key, value in merge.items()]}
 
 
 def _heated(own: Mapping[str, float], heads: Sequence[str]) -> list[dict[str, Any]]:
-    if list(own) == [EVERYWHERE] and len(heads) > 1:
+    if list(own) == [EVERYWHERE] and heads != [EVERYWHERE]:
         return [{"span": len(heads), **_heat(own[EVERYWHERE])}]
     return [
         {"span": 1, **(_heat(own[head]) if head in own else {"text": "", "kind": "", "share": 0})} for head in heads
