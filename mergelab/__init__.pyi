@@ -55,6 +55,8 @@ from .ranks import SvCumulative as SvCumulative
 from .ranks import SvFro as SvFro
 from .ranks import SvRatio as SvRatio
 from .report import Report as Report
+from .tuning import Tuned as Tuned
+from .tuning import tune as tune
 
 __version__: str
 register_method = register

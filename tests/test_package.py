@@ -23,6 +23,7 @@ LAYERS = {
     "mergelab": (
         "__main__",
         "cli",
+        "tuning",
         "evaluation",
         "pipelines | comparing | diagnosing",
         "engine",
@@ -112,6 +113,20 @@ LAYERS = {
         "fingerprints | schedulers",
     ),
     "mergelab.pipelines.combinations": ("registry", "*", "combination"),
+    "mergelab.tuning": (
+        "run",
+        "report",
+        "halving | holding_out | measuring | optuna_search",
+        "optuna_study | result",
+        "anchors | ledger | objectives | settings | suggesting",
+        "space | trial",
+        "groups | parameters",
+        "scoring",
+        "bench | reading",
+        "scenes | waves",
+        "candidate | config",
+    ),
+    "mergelab.tuning.report": ("page", "gallery | words", "tables", "figures"),
     "mergelab.evaluation": (
         "demo",
         "planning | run",
@@ -157,6 +172,7 @@ LAYERS = {
     ),
     "mergelab.cli": (
         "app",
+        "tuning",
         "evaluating | extracting | fusing | publishing | showing | writing",
         "inputs",
         "outputs | strengths",
@@ -264,7 +280,7 @@ def _python(code: str) -> str:
 def test_import_loads_no_heavy_package() -> None:
     """`import mergelab` and all its public names load neither diffusers, lpips nor open_clip; few load pandas."""
     code = (
-        "import sys, mergelab as ml; late = ('evaluate', 'register_metric');"
+        "import sys, mergelab as ml; late = ('evaluate', 'register_metric', 'tune', 'Tuned');"
         "[getattr(ml, n) for n in ml.__all__ if n not in late]; print('pandas' in sys.modules, end=' ');"
         "[getattr(ml, n) for n in late];"
         "print([n for n in ('diffusers', 'lpips', 'open_clip', 'transformers', 'peft') if n in sys.modules])"

@@ -18,6 +18,7 @@ from mergelab.cli.fusing import fuse
 from mergelab.cli.publishing import push
 from mergelab.cli.several import spread
 from mergelab.cli.showing import compare, doctor, inspect, methods
+from mergelab.cli.tuning import tune
 from mergelab.cli.writing import compose, convert, merge, resize
 from mergelab.errors import MergelabError
 
@@ -39,9 +40,10 @@ COMMANDS: dict[Callable[..., str], str] = {
     push: "mergelab push merged.safetensors user/repo --run run --private",
     methods: "mergelab methods",
     evaluate: "mergelab evaluate config.yaml -o run --set seeds=4",
+    tune: "mergelab tune config.yaml -o run --set search=blocks",
     demo: "mergelab demo --pipeline sdxl -o mergelab-demo",
 }
-_WRITING = [command.__name__ for command in (merge, convert, resize, compose, extract, fuse, evaluate, demo)]
+_WRITING = [command.__name__ for command in (merge, convert, resize, compose, extract, fuse, evaluate, tune, demo)]
 # Options that belong to a method are passed on by name, so that those of registered methods work as well.
 _OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from mergelab import miniature
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     """Unknown keys are errors, and so are values of another type: "8" is no number, true is none either."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
@@ -27,7 +27,7 @@ def _concept(value: Any) -> Any:
     return value
 
 
-class Lora(_Strict):
+class Lora(Strict):
     """One adapter; a path alone will do.
 
     Attributes:
@@ -64,14 +64,14 @@ class Lora(_Strict):
         return tuple(filter(None, self.concept if isinstance(self.concept, list) else [self.concept]))
 
 
-class Clip(_Strict):
+class Clip(Strict):
     """A CLIP of open_clip: `model` and `pretrained` as in `open_clip.create_model_and_transforms`."""
 
     model: str = "ViT-B-32"
     pretrained: str | None = "laion2b_s34b_b79k"
 
 
-class Generation(_Strict):
+class Generation(Strict):
     """Keywords of a call of the pipeline, where None leaves it to the pipeline; and how images are drawn.
 
     Attributes:
@@ -104,7 +104,7 @@ class Generation(_Strict):
         return {key: value for key, value in named.items() if value is not None} | self.options
 
 
-class Memory(_Strict):
+class Memory(Strict):
     """What makes a large model fit.
 
     Attributes:
@@ -118,7 +118,7 @@ class Memory(_Strict):
     compile: bool = False
 
 
-class Workers(_Strict):
+class Workers(Strict):
     """Who merges, draws and scores.
 
     Attributes:
@@ -142,7 +142,7 @@ class Workers(_Strict):
     storage: Literal["auto", "shared", "objects"] = "auto"
 
 
-class Prompt(_Strict):
+class Prompt(Strict):
     """A prompt that says itself which adapters it calls; a text alone is told by the words that are their triggers.
 
     Attributes:
@@ -154,7 +154,7 @@ class Prompt(_Strict):
     calls: list[str] | None = None
 
 
-class Distractors(_Strict):
+class Distractors(Strict):
     """Each target among others that are drawn at random: what is left of it, the more there are?
 
     Attributes:
@@ -172,14 +172,14 @@ class Distractors(_Strict):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class Part(_Strict):
+class Part(Strict):
     """Some of the images of a run: those of some prompts, as they are written under `prompts`, and of some sets."""
 
     prompts: list[str] | None = None
     sets: list[str] | None = None
 
 
-class Select(_Strict):
+class Select(Strict):
     """Of the merges that the axes of one entry span, the best on some images is reported on others.
 
     Attributes:
@@ -229,7 +229,15 @@ def _log_with(value: Any) -> Any:
     return [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
 
 
-class Config(_Strict):
+AnyLora = Annotated[Lora, BeforeValidator(_lora)]
+"""An adapter, or its path."""
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_seeds), Field(min_length=1)]
+"""How many, or which."""
+Scheduler = Annotated[str | dict[str, Any] | None, BeforeValidator(_scheduler)]
+"""A class of diffusers, with options or without."""
+
+
+class Config(Strict):
     """One evaluation, as its YAML file holds it; `mergelab.evaluation.recipes` has the grid that its axes span.
 
     The pipeline may be left out where a loaded one is handed to `evaluate`.
@@ -246,19 +254,19 @@ class Config(_Strict):
     """
 
     pipeline: str = ""
-    loras: list[Annotated[Lora, BeforeValidator(_lora)]] = []
+    loras: list[AnyLora] = []
     sets: list[Annotated[dict[str, str], BeforeValidator(_set)]] = []
     pairs: dict[str, Annotated[list[str], BeforeValidator(_texts), Field(min_length=1)]] | None = None
     distractors: Distractors | None = None
     merges: list[dict[str, Any]] = []
     select: Select | None = None
     prompts: Annotated[list[str | Prompt], Field(min_length=1)]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_seeds), Field(min_length=1)] = [0, 1, 2, 3]
+    seeds: Seeds = [0, 1, 2, 3]
     metrics: Annotated[list[str], Field(min_length=1)] = ["clip_text", "clip_image", "lpips"]
     clip: Clip | None = None
     lpips: Literal["alex", "vgg", "squeeze", "miniature"] | None = None
     dino: str = "facebook/dinov2-base"
-    scheduler: Annotated[str | dict[str, Any] | None, BeforeValidator(_scheduler)] = None
+    scheduler: Scheduler = None
     generation: Generation = Generation()
     memory: Memory = Memory()
     dtype: Literal["float32", "float16", "bfloat16"] | None = None

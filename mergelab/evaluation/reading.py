@@ -59,27 +59,21 @@ def read_config(
             ...
         mergelab.errors.OptionError: config: unknown key 'sedes'; did you mean 'seeds'? known: pipeline, ...
     """
-    if isinstance(source, Config):
-        content: Any = _plain(source.model_dump())
-        where = "config"
-    elif isinstance(source, Mapping):
-        content, where = _plain(source), "config"
-    else:
-        content, where = read_yaml(Path(source)), str(source)
-        if is_generate_config(content):
-            content = evaluation_content(Path(source))
+    content, where = content_of(source)
+    if not isinstance(source, (Mapping, Config)) and is_generate_config(content):
+        content = evaluation_content(Path(source))
     if not isinstance(content, dict):
         raise OptionError(f"{where}: expected a mapping of keys such as pipeline, loras, merges, prompts, seeds")
     if isinstance(overrides, str):
         raise OptionError(f"overrides={overrides!r}: expected a list, such as [{overrides!r}]")
-    for override in overrides:
-        _override(content, override)
+    for one in overrides:
+        override(content, one)
     if pipeline is not None and not content.get("pipeline"):
         content["pipeline"] = pipeline
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
-        raise OptionError(f"{where}: {_sentence(error)}") from None
+        raise OptionError(f"{where}: {sentence(error, Config, MODELS)}") from None
     if not config.pipeline:
         raise OptionError(f"{where}: the key 'pipeline' is missing")
     if pipeline is not None and pipeline.startswith(miniature.PREFIX) and shipped_name(config.pipeline) != pipeline:
@@ -105,28 +99,40 @@ def read_config(
 def _with_sets(config: Config, folder: Path) -> Config:
     """With all adapters under `loras`, and the sets as they are named there."""
     sets = explicit_sets(config)
-    pool = _named(config.loras, folder)
+    pool = named(config.loras, folder)
     known = {given.path: lora.name for given, lora in zip(config.loras, pool)} | {lora.name: lora.name for lora in pool}
     used = (one for roles in sets for role, one in roles.items() if role != NAME and one not in known)
     paths = list(dict.fromkeys(used))
-    added = _named([Lora(path=path) for path in paths], folder, (lora.name for lora in pool))
+    added = named([Lora(path=path) for path in paths], folder, (lora.name for lora in pool))
     known |= dict(zip(paths, (lora.name for lora in added)))
     sets = [{role: one if role == NAME else known[one] for role, one in roles.items()} for roles in sets]
     return config.model_copy(update={"loras": pool + added, "sets": sets, "pairs": None, "distractors": None})
 
 
-def _plain(value: Any) -> Any:
+def content_of(source: str | os.PathLike[str] | Mapping[str, Any] | BaseModel) -> tuple[Any, str]:
+    """What a configuration holds, in the types that YAML has, and what messages call it.
+
+    Raises:
+        SourceError: a file is not there.
+        OptionError: it is no YAML.
+    """
+    if isinstance(source, (BaseModel, Mapping)):
+        return plain(source.model_dump() if isinstance(source, BaseModel) else source), "config"
+    return read_yaml(Path(source)), str(source)
+
+
+def plain(value: Any) -> Any:
     """A copy in the types that YAML has: numbers of NumPy become numbers, tuples lists, a rule of ranks a mapping."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Rule):
         return rank_record(value)
     return value.item() if hasattr(value, "item") and hasattr(value, "dtype") else value
 
 
-def _override(content: dict[str, Any], text: str) -> None:
+def override(content: dict[str, Any], text: str) -> None:
     """Sets one dotted key: "seeds=4", "loras.0.weight=0.7"; the value is read as YAML."""
     key, equals, value = text.partition("=")
     if not equals or not key:
@@ -154,8 +160,14 @@ def _override(content: dict[str, Any], text: str) -> None:
         raise OptionError(f"--set {text}: there is no {last!r} to set")
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first thing that is wrong, in words."""
+def sentence(error: ValidationError, root: type[BaseModel], models: Mapping[str, type[BaseModel]]) -> str:
+    """The first thing that is wrong, in words.
+
+    Args:
+        error: of pydantic.
+        root: the configuration that was read.
+        models: key of it -> what lies there.
+    """
     errors = error.errors(include_url=False)
     # A misspelt key says more than the key that is missing for it.
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
@@ -163,27 +175,32 @@ def _sentence(error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"] if part != "float" and not str(part).startswith("dict["))
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
-        fields = list(_model_at(first["loc"][:-1]).model_fields)
+        fields = list(_model_at(first["loc"][:-1], root, models).model_fields)
         return f"unknown key {where!r}; {did_you_mean(key, fields)}"
     if first["type"] == "missing":
         return f"the key {where!r} is missing"
     if first["type"] == "too_short":
-        return f"{where}: expected at least one"
+        return f"{where}: expected at least {first['ctx']['min_length'] if first['ctx']['min_length'] > 1 else 'one'}"
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{where}: {message}, got {short_repr(first['input'])}"
 
 
-def _model_at(path: Iterable[int | str]) -> type[BaseModel]:
+MODELS: Mapping[str, type[BaseModel]] = {
+    "loras": Lora, "prompts": Prompt, "distractors": Distractors, "select": Select, "clip": Clip,
+    "generation": Generation, "memory": Memory, "executor": Workers,
+}  # fmt: skip
+"""Key of a configuration -> what lies there."""
+
+
+def _model_at(
+    path: Iterable[int | str], root: type[BaseModel], models: Mapping[str, type[BaseModel]]
+) -> type[BaseModel]:
     """The model whose keys are valid at a place of the configuration."""
-    parts: dict[str, type[BaseModel]] = {
-        "loras": Lora, "prompts": Prompt, "distractors": Distractors, "select": Select, "clip": Clip,
-        "generation": Generation, "memory": Memory, "executor": Workers,
-    }  # fmt: skip
     keys = [str(part) for part in path]
-    return Part if keys[:1] == ["select"] and len(keys) > 1 else parts.get(next(iter(keys), ""), Config)
+    return Part if keys[:1] == ["select"] and len(keys) > 1 else models.get(next(iter(keys), ""), root)
 
 
-def _named(loras: list[Lora], folder: Path, taken: Iterable[str] = ()) -> list[Lora]:
+def named(loras: list[Lora], folder: Path, taken: Iterable[str] = ()) -> list[Lora]:
     """With a name for each, and paths that no longer depend on where the file lies."""
     named = []
     for lora in loras:

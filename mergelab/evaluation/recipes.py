@@ -17,7 +17,7 @@ from mergelab.pipelines.combinations.registry import COMBINATIONS, combination_o
 from mergelab.pipelines.combinations.schedule import Schedule
 from mergelab.ranks import check_rank, rank_text
 
-WEIGHTS = "weights"
+WEIGHTS, LABEL = "weights", "label"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Recipe:
     """One merge of a set.
 
     Attributes:
-        label: the method and every option that is given: "ties density=0.3 rank=16".
+        label: the method and every option that is given, "ties density=0.3 rank=16"; or what its entry calls it.
         keywords: of `mergelab.merge`, or of a combination at run time.
         weights: of the adapters, where they are others than under `loras`.
         family: the number of its entry under `merges`.
@@ -45,7 +45,8 @@ def recipes(config: Config, of: AdapterSet) -> list[Recipe]:
     A list is an axis, but for the `factors` of a schedule, which are a list: there a list of such lists is one.
 
     `weights` of an entry are a list, a number for each adapter, or a list of such lists; or a mapping of roles or names
-    to a weight or a list of them. The weight of an adapter under `loras` may be a list, too.
+    to a weight or a list of them. The weight of an adapter under `loras` may be a list, too. `label` of an entry without
+    axes is what the merge is called, in place of its options.
 
     Raises:
         OptionError: a method or an option that does not exist, a value that it cannot have, or two merges that are the
@@ -55,17 +56,27 @@ def recipes(config: Config, of: AdapterSet) -> list[Recipe]:
     for family, entry in enumerate(config.merges):
         if "method" not in entry:
             raise OptionError(f"merges: {entry!r} has no method")
-        axes = [(key, _points(key, value)) for key, value in entry.items() if key != WEIGHTS]
+        own = _own_label(entry)
+        axes = [(key, _points(key, value)) for key, value in entry.items() if key not in (WEIGHTS, LABEL)]
         for point in product(*(values for _, values in axes)):
             keywords = _checked(dict(zip((key for key, _ in axes), point)), len(of.adapters))
             options = {k: rank_text(v) if k == "rank" else v for k, v in keywords.items() if k != "method"}
             for shown, weights in _weighted(entry.get(WEIGHTS), of):
                 label = " ".join([str(keywords["method"]), *(f"{k}={v}" for k, v in (options | shown).items())])
+                label = own or label
                 if label in found:
-                    raise OptionError(f"merges: {label!r} is given twice")
+                    several = "; a label is of one merge, and this entry spans several" if own else ""
+                    raise OptionError(f"merges: {label!r} is given twice{several}")
                 strengths = dict(zip(of.adapters, weights))
                 found[label] = Recipe(label, keywords, weights if shown else None, family, strengths)
     return list(found.values())
+
+
+def _own_label(entry: Mapping[str, Any]) -> str:
+    label = entry.get(LABEL, "")
+    if not isinstance(label, str) or (LABEL in entry and not label.strip()):
+        raise OptionError(f"merges: label: expected a text, found {short_repr(label)}")
+    return label
 
 
 def _weighted(given: Any, of: AdapterSet) -> Iterator[tuple[dict[str, str], tuple[Weight, ...]]]:

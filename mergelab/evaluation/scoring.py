@@ -140,7 +140,7 @@ def _answers(
             answers[answer.key] = answer.values
             grid.seconds["metrics"] += answer.seconds / executor.workers
             description = known[asked[answer.key].metric]
-            if not isinstance(answer.values, Exception) and not _wrong(answer.values, description):
+            if not isinstance(answer.values, Exception) and not wrong(answer.values, description):
                 grid.store.keep(answer.key, dict(answer.values))
         new = {asked[answer.key].image for answer in found} - told
         told |= new
@@ -161,7 +161,7 @@ def _rows(
     for question in cell.questions:
         values = answers[question.key]
         if not isinstance(values, Exception):
-            values = _wrong(values, known[question.metric]) or values
+            values = wrong(values, known[question.metric]) or values
         if isinstance(values, Exception):
             grid.failures.add(values, name, prompt.text, cell.seed, metric=question.metric, set=cell.of.name)
             continue
@@ -173,7 +173,7 @@ def _rows(
     return rows
 
 
-def _wrong(values: Mapping[str, float], description: Description) -> ValueError | None:
+def wrong(values: Mapping[str, float], description: Description) -> ValueError | None:
     """Why a score is none, or lies outside of what the metric says it can be (by more than rounding)."""
     low, high = description.range
     for reference, value in values.items():

@@ -32,6 +32,8 @@ from mergelab.formats.files import replacing
 _LOCK, _JOURNAL = ".lock", "journal.jsonl"
 SECONDS = "seconds of "
 """Before the key of an image, under which is kept what it took."""
+LONGEST_NAME = 120
+"""Of a file, without what it ends in: many systems take 255 bytes."""
 IMAGES_IN_MEMORY = 24
 """Images that stay in memory: each is compared with several others of the same prompt and seed."""
 
@@ -66,8 +68,9 @@ def to_json(content: Any) -> str:
 
 
 def file_name(label: str) -> str:
-    """A label as a file's name: "ties density=0.3" becomes "ties-density-0.3"."""
-    return re.sub(r"[^\w.-]+", "-", label).strip("-")
+    """A label as a file's name: "ties density=0.3" becomes "ties-density-0.3"; a long one ends in its hash."""
+    name = re.sub(r"[^\w.-]+", "-", label).strip("-")
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{hash_of({'label': label})[:8]}"
 
 
 def _read_journal(path: Path) -> dict[str, Any]:

@@ -148,6 +148,16 @@ def check_metrics(config: Config) -> None:
             )
 
 
+def description_of(name: str) -> Description:
+    """What a metric with a known name says of itself, without being opened."""
+    return (_BUILT_IN[name] if name in _BUILT_IN else _REGISTERED[name]).description
+
+
+def is_declared(name: str) -> bool:
+    """Whether it is known what a metric compares with: of the user's own the values may have to tell."""
+    return name in _BUILT_IN or _REGISTERED[name].declared
+
+
 def open_metrics(config: Config) -> list[Metric]:
     """The metrics of a configuration with known names, loaded.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -68,9 +69,20 @@ def image_of(result: Result, variant: Variant, prompt: str, seed: int, *, inside
     path = Store(result.folder).image_path(key)
     of = f" · {variant.set}" if len(result.sets) > 1 else ""
     label = f"{variant.name.display}{of} · {prompt} · seed {seed}"
+    return picture(path, f"images/{key}.png", label, inside=inside)
+
+
+def picture(path: Path, full: str, label: str, *, inside: bool = True) -> dict[str, str]:
+    """One file of the run as an image of the page.
+
+    Args:
+        path: of the file; one that is not there failed.
+        full: the same, as the page links to it.
+        label: what it is.
+        inside: whether the page holds it, small, or links to it only.
+    """
     if not path.exists():
         return {"source": "", "full": "", "label": f"{label}: failed"}
-    full = f"images/{key}.png"
     if not inside:
         return {"source": "", "full": full, "label": label}
     data, kind = path.read_bytes(), "png"
@@ -86,8 +98,13 @@ def image_of(result: Result, variant: Variant, prompt: str, seed: int, *, inside
 
 def are_small(result: Result, variants: Sequence[Variant]) -> bool:
     """Whether each pixel of the images should be seen."""
-    for key in (key for variant in variants for key in variant.requests.values()):
-        path = Store(result.folder).image_path(key)
+    keys = (key for variant in variants for key in variant.requests.values())
+    return any_small(Store(result.folder).image_path(key) for key in keys)
+
+
+def any_small(paths: Iterable[Path]) -> bool:
+    """Whether each pixel should be seen of these images, which are all of one size."""
+    for path in paths:
         if path.exists():
             with Image.open(path) as image:
                 return max(image.size) <= SMALL

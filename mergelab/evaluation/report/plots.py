@@ -32,21 +32,21 @@ def limits_of(values: Sequence[float], least: float = 0.0) -> Limits:
     return round(low - room, 10), round(high + room, 10)
 
 
-def _frame(
+def frame(
     x: Limits, y: Limits, labels: tuple[str, str], upright: Sequence[float] = (), level: Sequence[float] = ()
 ) -> list[str]:
     """Axes with a few round ticks each, in the units of the data, and guides, upright and level, where in view."""
     parts = [f'<rect class="frame" x="{LEFT}" y="{EDGE}" width="{WIDE}" height="{HIGH}"/>']
     for value in ticks(x):
-        parts.append(f'<text class="tick" x="{_across(value, x):.0f}" y="{HEIGHT - BOTTOM + 16}" '
+        parts.append(f'<text class="tick" x="{across(value, x):.0f}" y="{HEIGHT - BOTTOM + 16}" '
                      f'text-anchor="middle">{value:g}</text>')  # fmt: skip
     for value in ticks(y):
-        at = _up(value, y)
+        at = up(value, y)
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.0f}" text-anchor="end">{value:g}</text>')
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - EDGE}" y1="{at:.1f}" y2="{at:.1f}"/>')
-    for at in (_across(guide, x) for guide in upright if x[0] < guide < x[1]):
+    for at in (across(guide, x) for guide in upright if x[0] < guide < x[1]):
         parts.append(f'<line class="guide" x1="{at:.1f}" x2="{at:.1f}" y1="{EDGE}" y2="{EDGE + HIGH}"/>')
-    for at in (_up(guide, y) for guide in level if y[0] < guide < y[1]):
+    for at in (up(guide, y) for guide in level if y[0] < guide < y[1]):
         parts.append(f'<line class="guide" x1="{LEFT}" x2="{WIDTH - EDGE}" y1="{at:.1f}" y2="{at:.1f}"/>')
     middle = (WIDTH + LEFT) / 2
     parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(labels[0])}</text>')
@@ -60,11 +60,13 @@ def ticks(limits: Limits) -> list[float]:
     return [round(float(v), 10) for v in MaxNLocator(5).tick_values(*limits) if limits[0] <= v <= limits[1]]
 
 
-def _across(value: float, limits: Limits) -> float:
+def across(value: float, limits: Limits) -> float:
+    """Where a value lies, from the left."""
     return LEFT + (value - limits[0]) / (limits[1] - limits[0]) * WIDE
 
 
-def _up(value: float, limits: Limits) -> float:
+def up(value: float, limits: Limits) -> float:
+    """Where a value lies, from the top."""
     return EDGE + HIGH - (value - limits[0]) / (limits[1] - limits[0]) * HIGH
 
 
@@ -74,18 +76,31 @@ def svg(parts: Sequence[str], title: str, height: float = HEIGHT) -> str:
             f"<title>{escape(title)}</title>{''.join(parts)}</svg>")  # fmt: skip
 
 
-def scatter(points: Mapping[str, tuple[float, float]], front: Set[str], labels: tuple[str, str]) -> str:
-    """Named points; those of the Pareto front are filled and joined. Lines at 0 and 1, where these are in view."""
+def scatter(
+    points: Mapping[str, tuple[float, float]],
+    front: Set[str],
+    labels: tuple[str, str],
+    named: Set[str] | None = None,
+) -> str:
+    """Points; those of the Pareto front are filled and joined. Lines at 0 and 1, where these are in view.
+
+    Args:
+        points: by their names.
+        front: names of those on it.
+        labels: of the axes.
+        named: which names are written beside their points; None: all. The others are told on hovering.
+    """
     x, y = (limits_of([point[axis] for point in points.values()], least=0.1) for axis in (0, 1))
-    place = {name: (_across(a, x), _up(b, y)) for name, (a, b) in points.items()}
-    parts = _frame(x, y, labels, (0.0, 1.0), (0.0, 1.0))
+    place = {name: (across(a, x), up(b, y)) for name, (a, b) in points.items()}
+    parts = frame(x, y, labels, (0.0, 1.0), (0.0, 1.0))
     joined = sorted(place[name] for name in front)
     if len(joined) > 1:
         parts.append(f'<polyline class="front" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in joined)}"/>')
     for name, (a, b) in place.items():
         kind = "dot on" if name in front else "dot"
         parts.append(f'<circle class="{kind}" cx="{a:.1f}" cy="{b:.1f}" r="5"><title>{escape(name)}</title></circle>')
-    for name, (left, middle) in _beside(place).items():
+    beside = _beside(place, named)
+    for name, (left, middle) in beside.items():
         a, b = place[name]
         if abs(middle - b) > LINE:
             end = left if left > a else left + LETTER * len(name)
@@ -94,7 +109,9 @@ def scatter(points: Mapping[str, tuple[float, float]], front: Set[str], labels: 
     return svg(parts, f"{labels[1]} against {labels[0]}")
 
 
-def _beside(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+def _beside(
+    points: Mapping[str, tuple[float, float]], named: Set[str] | None = None
+) -> dict[str, tuple[float, float]]:
     """Left end and middle of every point's name: as near to it as other names and points allow.
 
     Example:
@@ -103,7 +120,8 @@ def _beside(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float,
     """
     boxes = [(a - 6, a + 6, b - 6, b + 6) for a, b in points.values()]
     places = {}
-    for name, (a, b) in sorted(points.items(), key=lambda item: item[1]):
+    written = {name: point for name, point in points.items() if named is None or name in named}
+    for name, (a, b) in sorted(written.items(), key=lambda item: item[1]):
         wide = LETTER * len(name)
         heights = sorted((b + step * LINE / 2 for step in range(-40, 41)), key=lambda height: abs(height - b))
         sides = [side for side in (a + 9, a - 9 - wide) if LEFT < side < WIDTH - EDGE - wide] or [LEFT + 4.0]
@@ -130,14 +148,14 @@ def lines(series: Mapping[str, Sequence[float | None]], labels: tuple[str, str],
     values = [value for line in series.values() for value in line if value is not None] or [0.0]
     longest = max((len(line) for line in series.values()), default=0)
     x, y = (0.0, float(max(longest - 1, 1))), limits_of(values)
-    parts = _frame(x, y, labels, level=guides)
+    parts = frame(x, y, labels, level=guides)
     for index, (name, line) in enumerate(series.items()):
         path, pen = [], "M"
         for i, value in enumerate(line):
             if value is None:
                 pen = "M"
                 continue
-            path.append(f"{pen}{_across(i, x):.1f} {_up(value, y):.1f}")
+            path.append(f"{pen}{across(i, x):.1f} {up(value, y):.1f}")
             pen = "L"
         parts.append(f'<path class="line c{index % COLORS}" {_dash(index)} d="{" ".join(path)}"><title>{escape(name)}'
                      "</title></path>")  # fmt: skip

@@ -1,0 +1,90 @@
+"""One pair: both searches, the plain sums, and all of them on what was held out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.tuning.pairs import METRICS, SCORES, config
+from mergelab.adapter import load
+from mergelab.evaluation.opening import opened
+from mergelab.evaluation.progress import bar
+from mergelab.evaluation.store import Store
+from mergelab.miniature import MiniatureAdapter
+from mergelab.tuning.anchors import best_of, measured_anchors, sum_at, tuned_sums, usual_weights
+from mergelab.tuning.candidate import BASE, Candidate, Scene, alone
+from mergelab.tuning.halving import search_blocks
+from mergelab.tuning.measuring import DrawingBench, drawing_bench
+from mergelab.tuning.reading import evaluation_of, prompts_of, read_tuning, seeds_of
+from mergelab.tuning.scenes import rounds
+from mergelab.tuning.scoring import scored
+
+STRENGTHS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+
+
+def measured(pipeline: str, subject: MiniatureAdapter, style: MiniatureAdapter, folder: Path) -> dict[str, Any]:
+    """What became of one pair: role of a candidate -> metric -> its parts on held-out prompts and seeds.
+
+    The roles are "sum" (at 1, 1), and, for each score searched with, "sum by ..." at the strength that was best on the
+    scenes of the search, "blocks by ..." and "written by ...", which is the same at the larger rank of the inputs.
+    """
+    start = time.perf_counter()
+    configs = {score: read_tuning(config(pipeline, subject, style, score)) for score in SCORES}
+    any_one = configs[SCORES[0]]
+    adapters = {lora.name: load(lora.path) for lora in any_one.loras}
+    evaluation = evaluation_of(any_one, prompts_of(any_one)[0], seeds=list(any_one.seeds), metrics=list(METRICS))
+    with Store(folder).open() as store, opened(evaluation, None) as (pipe, model):
+        counter = bar(1, "", False)
+        with drawing_bench(evaluation, store, pipe, model, adapters, any_one.merge, counter) as bench:
+            roles: dict[str, Candidate] = {"sum": sum_at(usual_weights(any_one), 1.0)}
+            searched: dict[str, Any] = {}
+            for score, own in configs.items():
+                chosen, searched[score] = _searched(own, adapters, bench)
+                roles |= {f"{kind} by {score}": candidate for kind, candidate in chosen.items()}
+            kept = [Scene(p.text, p.calls, seed) for p in prompts_of(any_one)[1] for seed in seeds_of(any_one)[1]]
+            values = _held_out(roles, kept, list(adapters), bench, any_one.balance)
+    weights = {role: {"weights": one.weights, "merge": one.merge} for role, one in roles.items()}
+    return {
+        "pipeline": pipeline, "subject": subject.name, "style": style.name, "seconds": time.perf_counter() - start,
+        "searched": searched, "candidates": weights, "held out": values,
+    }  # fmt: skip
+
+
+def _searched(
+    config: Any, adapters: Mapping[str, Any], bench: DrawingBench
+) -> tuple[dict[str, Candidate], dict[str, Any]]:
+    """The candidates that a search chose, and what it saw of them."""
+    start = time.perf_counter()
+    first, second = rounds(prompts_of(config)[0], seeds_of(config)[0], config.images, config.more, config.balance)
+    anchors, metric = measured_anchors(config, bench, first + second)
+    score = partial(scored, anchors=anchors, metric=metric, balance=config.balance)
+    found = search_blocks(config, adapters, bench, lambda frame, own: score(frame, scenes=own), (first, second))
+    seconds = time.perf_counter() - start
+    sums = tuned_sums(config, bench, lambda frame, own: score(frame, scenes=own), first + second, strengths=STRENGTHS)
+    best, winner = best_of(sums), found.winner.candidate
+    assert best is not None
+    chosen = {"sum": best.candidate, "blocks": winner}
+    chosen["written"] = Candidate(f"{winner.label} at max rank", winner.weights, {"method": "svd", "rank": "max"})
+    return {kind: Candidate(f"{kind} by {config.score}", one.weights, one.merge) for kind, one in chosen.items()}, {
+        "seconds": seconds, "blocks": asdict(found.winner.scored) if found.winner.scored else None,
+        "sum": asdict(best.scored) if best.scored else None, "strength": best.parameters["strength"],
+        "number": found.winner.number,
+    }  # fmt: skip
+
+
+def _held_out(
+    roles: Mapping[str, Candidate], scenes: list[Scene], adapters: list[str], bench: DrawingBench, balance: Any
+) -> dict[str, dict[str, dict[str, float]]]:
+    anchors = bench.measure([Candidate(BASE, {}), *(Candidate(alone(name), {name: 1.0}) for name in adapters)], scenes)
+    frames = [bench.measure([Candidate(role, one.weights, one.merge)], scenes) for role, one in roles.items()]
+    frame = pd.concat(frames)
+    by_metric = {name: scored(frame, anchors, scenes, bench.description(name), balance) for name in METRICS}
+    parts = ("joint", "own", "plain", "total")
+    return {role: {name: {part: getattr(found[role], part) for part in parts} for name, found in by_metric.items()}
+            for role in roles}  # fmt: skip

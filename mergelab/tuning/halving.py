@@ -1,0 +1,101 @@
+"""`search: blocks`: weights for each adapter and group of blocks, by successive halving on common scenes and noise.
+
+Every setting is drawn on a few scenes, the later ones around the best of those before; the best of all are drawn on
+more scenes, and the one that is best on all of them wins.
+Settings are plain sums with pattern weights, drawn without a merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import isfinite
+
+from mergelab.adapter import Adapter
+from mergelab.errors import OutputError
+from mergelab.tuning.anchors import best_of, usual_weights
+from mergelab.tuning.bench import Bench
+from mergelab.tuning.candidate import Scene
+from mergelab.tuning.config import TuneConfig
+from mergelab.tuning.groups import Groups, groups_of
+from mergelab.tuning.scoring import Score
+from mergelab.tuning.settings import Values, candidate_of, first_settings, parameters_of, settings_around
+from mergelab.tuning.trial import Found, Trial
+
+GENERATION, PARENTS = 8, 3
+"""Settings that are drawn around the best so far before these are looked at again; and how many are the best."""
+
+
+def groups_for(config: TuneConfig, adapters: Mapping[str, Adapter]) -> Groups:
+    """The groups of a search.
+
+    Raises:
+        OptionError: the layers of the adapters have no groups as they are asked for.
+    """
+    return groups_of((layer for adapter in adapters.values() for layer in adapter.layers), config.groups)
+
+
+def search_blocks(
+    config: TuneConfig,
+    adapters: Mapping[str, Adapter],
+    bench: Bench,
+    score: Score,
+    rounds: tuple[Sequence[Scene], Sequence[Scene]],
+    ended: Callable[[Trial], None] = lambda trial: None,
+) -> Found:
+    """The best weights for each adapter and group of blocks.
+
+    Args:
+        config: of the search.
+        adapters: name -> adapter.
+        bench: where candidates are measured.
+        score: what they keep.
+        rounds: the scenes of the first round, and those that the best are drawn on beside them.
+        ended: told of every trial as it ends, and of the best ones again.
+
+    Raises:
+        OptionError: the layers of the adapters have no groups as they are asked for.
+        OutputError: every setting failed.
+    """
+    first, second = (list(scenes) for scenes in rounds)
+    usual = usual_weights(config)
+    groups, layers = groups_for(config, adapters), {name: list(adapter.layers) for name, adapter in adapters.items()}
+
+    def run(trial: Trial, scenes: list[Scene], state: str) -> Trial:
+        frame = bench.measure([trial.candidate], scenes)
+        found = score(frame, scenes).get(trial.candidate.label)
+        fails = found is None or not isfinite(found.total)
+        done = replace(
+            trial,
+            state="failed" if fails else state,  # type: ignore[arg-type]
+            scored=None if fails else found,
+            error=bench.failure(trial.candidate) if fails else "",
+        )
+        ended(done)
+        return done
+
+    trials, drawn = list[Trial](), list[Values]()
+    while len(drawn) < config.settings:
+        best, seed = [drawn[trial.number] for trial in ranked(trials)[:PARENTS]], f"{config.seed} {len(drawn)}"
+        if drawn and not best:
+            break  # everything failed
+        born = settings_around(best, GENERATION, seed) if best else first_settings(usual, groups)
+        for values in born[: config.settings - len(drawn)]:
+            candidate = candidate_of(f"setting {len(drawn)}", values, groups, layers)
+            trial = Trial(len(drawn), candidate, "stopped", None, parameters=parameters_of(values))
+            trials.append(run(trial, first, "stopped"))
+            drawn.append(values)
+    kept = ranked(trials)[: config.keep]
+    for trial in kept:
+        trials[trial.number] = run(trial, first + second, "complete")
+    winner = best_of([trials[trial.number] for trial in kept])
+    if winner is None:
+        errors = dict.fromkeys(trial.error for trial in trials if trial.error)
+        raise OutputError(f"every setting failed: {'; '.join(errors) or 'no score at all'}")
+    return Found(tuple(trials), (winner.number,), ("score",))
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that have a score, the best first; of equals the first."""
+    known = [trial for trial in trials if trial.scored is not None]
+    return sorted(known, key=lambda trial: -trial.scored.total if trial.scored else 0.0)
