@@ -48,12 +48,12 @@ class Acting:
         """
         if self.merged:
             return {label: load(found(path)) for label, path in self.merged.items()}
-        return {name: pool.scaled(name, weight)[0] for name, weight in self.weights.items()}
+        return {name: pool.weighed(name, weight) for name, weight in self.weights.items()}
 
 
 def added(weights: Mapping[str, Weight], pool: Pool, combination: Combination | None = None) -> Acting:
     """Adapters that act together."""
-    hashes = [pool.scaled(name, weight)[1] for name, weight in weights.items()]
+    hashes = [pool.hash(name, weight) for name, weight in weights.items()]
     if combination is None:
         return Acting(hash_of({"adapters": sorted(hashes)}), weights)
     known = hash_of({"adapters": hashes, "combination": repr(combination)})  # has an order, as a sum has not
@@ -62,7 +62,7 @@ def added(weights: Mapping[str, Weight], pool: Pool, combination: Combination | 
 
 @dataclass
 class Pool:
-    """The adapters of a run: as they are, and at their weights; each is scaled and hashed once.
+    """The adapters of a run, as they are and at weights; each is hashed once.
 
     Attributes:
         loras: by their names.
@@ -73,26 +73,24 @@ class Pool:
     loras: Mapping[str, Adapter]
     device: str | None
     progress: bool | None = None
-    _scaled: dict[str, tuple[Adapter, str]] = field(default_factory=dict)
     _hashes: dict[str, str] = field(default_factory=dict)
 
-    def hash(self, name: str) -> str:
-        """Of an adapter as it is."""
-        if name not in self._hashes:
-            self._hashes[name] = adapter_hash(self.loras[name])
-        return self._hashes[name]
-
-    def scaled(self, name: str, weight: Weight) -> tuple[Adapter, str]:
-        """An adapter at a weight, under its name; and its hash."""
+    def hash(self, name: str, weight: Weight | None = None) -> str:
+        """Of an adapter as it is, or at a weight."""
         key = f"{name} {weight}"
-        if key not in self._scaled:
-            adapter = self.loras[name]
-            if isinstance(weight, Mapping):
-                adapter = merge([adapter], [weight], method="cat", device=self.device, progress=self.progress)
-            else:
-                adapter = weight * adapter
-            self._scaled[key] = replace(adapter, source=name), adapter_hash(adapter)
-        return self._scaled[key]
+        if key not in self._hashes:
+            adapter = self.loras[name] if weight is None else self.weighed(name, weight)
+            self._hashes[key] = adapter_hash(adapter)
+        return self._hashes[key]
+
+    def weighed(self, name: str, weight: Weight) -> Adapter:
+        """An adapter at a weight, under its name."""
+        adapter = self.loras[name]
+        if isinstance(weight, Mapping):
+            adapter = merge([adapter], [weight], method="cat", device=self.device, progress=self.progress)
+        else:
+            adapter = weight * adapter
+        return replace(adapter, source=name)
 
 
 def open_pool(config: Config, given: Pipeline | None, progress: bool | None, found: Callable[[str], str] = str) -> Pool:

@@ -233,6 +233,8 @@ AnyLora = Annotated[Lora, BeforeValidator(_lora)]
 """An adapter, or its path."""
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_seeds), Field(min_length=1)]
 """How many, or which."""
+Executor = Annotated[Workers, BeforeValidator(_workers)]
+"""Who does the work, by name or with settings."""
 Scheduler = Annotated[str | dict[str, Any] | None, BeforeValidator(_scheduler)]
 """A class of diffusers, with options or without."""
 
@@ -271,7 +273,7 @@ class Config(Strict):
     memory: Memory = Memory()
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device: str | None = None
-    executor: Annotated[Workers, BeforeValidator(_workers)] = Workers()
+    executor: Executor = Workers()
     log_with: Annotated[list[dict[str, Any]], BeforeValidator(_log_with)] = []
 
     @property

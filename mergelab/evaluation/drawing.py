@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from statistics import median
 from typing import Any
 
+from mergelab.evaluation.acting import Acting
+from mergelab.evaluation.config import Config
 from mergelab.evaluation.executors.executor import Executor
 from mergelab.evaluation.executors.task import Drawn, DrawTask, Shown, Unit
 from mergelab.evaluation.executors.worker import Facts
 from mergelab.evaluation.grid import Grid
-from mergelab.evaluation.store import SECONDS, hash_of
+from mergelab.evaluation.store import SECONDS, Store, hash_of
 from mergelab.publishing.recipe import package_version
+
+Failed = dict[tuple[str, str], dict[Unit | None, Exception]]
+"""Set and variant -> what failed of it: an image, or, under None, all of it."""
 
 
 def draw_missing(grid: Grid, executor: Executor) -> None:
@@ -22,28 +27,10 @@ def draw_missing(grid: Grid, executor: Executor) -> None:
     missing = sum(not grid.store.image_path(key).exists() for key in keys)
     if executor.facts.note:
         grid.notes.append(executor.facts.note)
-    failed: dict[tuple[str, str], dict[Unit | None, Exception]] = {}
+    failed: Failed = {}
     with grid.bar(missing, "images") as bar:
         try:
-            for task, part in executor.run(_tasks(grid, executor, bar)):
-                assert isinstance(task, DrawTask)
-                told = failed.setdefault((task.set, str(task.variant)), {})
-                if isinstance(part, list):
-                    for image in part:
-                        _keep(grid, executor, image)
-                        if image.error is not None:
-                            told[image.unit] = image.error
-                    bar.update(len(part))
-                elif isinstance(part, Shown):
-                    grid.seconds["adapters"] += part.seconds / executor.workers
-                    if part.error is None:
-                        grid.store.keep(f"notes of {task.acting.fingerprint}", part.notes)
-                    else:  # it cannot be shown at all
-                        told[None] = part.error
-                        bar.update(len(task.units))
-                else:  # workers died of it
-                    told |= {unit: part for unit, _ in task.units}
-                    bar.update(len(task.units))
+            draw(_tasks(grid, executor, bar), grid.store, executor, failed, bar, grid.seconds)
         finally:
             _record(grid, failed)
     for variant in grid.variants:
@@ -53,21 +40,59 @@ def draw_missing(grid: Grid, executor: Executor) -> None:
             variant.cost["seconds per image"] = median(known)
 
 
+def draw(
+    tasks: Iterable[DrawTask], store: Store, executor: Executor, failed: Failed, bar: Any, seconds: dict[str, float]
+) -> None:
+    """Draws images, and keeps them with what they took.
+
+    Args:
+        tasks: what is to be drawn.
+        store: where it is kept.
+        executor: who draws.
+        failed: grows, as it comes.
+        bar: of the images.
+        seconds: grows: "pipeline", "adapters".
+    """
+    for task, part in executor.run(tasks):
+        assert isinstance(task, DrawTask)
+        told = failed.setdefault((task.set, str(task.variant)), {})
+        if isinstance(part, list):
+            for image in part:
+                _keep(store, image)
+                seconds["pipeline"] += (image.seconds or 0.0) / executor.workers
+                if image.error is not None:
+                    told[image.unit] = image.error
+            bar.update(len(part))
+        elif isinstance(part, Shown):
+            seconds["adapters"] += part.seconds / executor.workers
+            if part.error is None:
+                store.keep(f"notes of {task.acting.fingerprint}", part.notes)
+            else:  # it cannot be shown at all
+                told[None] = part.error
+                bar.update(len(task.units))
+        else:  # workers died of it
+            told |= {unit: part for unit, _ in task.units}
+            bar.update(len(task.units))
+
+
 def _name_requests(grid: Grid, facts: Facts) -> None:
-    """The key of every image: a hash of all that it depends on. Where sets share an image, it is one."""
-    config = grid.config
+    """The key of every image; where sets share an image, it is one."""
     prompts = {one.name: [prompt.text for prompt in one.prompts] for one in grid.sets}
     for variant in grid.variants:
-        acting = variant.acting
-        for prompt, seed in product(prompts[variant.set], config.seeds):
-            request = {"model": facts.model, "adapters": acting.fingerprint, "prompt": prompt, "seed": seed}
-            request |= {"keywords": facts.keywords, "vae_tiling": config.memory.vae_tiling}
-            request |= {"compile": config.memory.compile}
-            if acting.combination:
-                request["version"] = package_version()
-            elif acting.anything:
-                request["fused"] = facts.fused
-            variant.requests[prompt, seed] = hash_of(request)
+        for unit in product(prompts[variant.set], grid.config.seeds):
+            variant.requests[unit] = image_key(grid.config, facts, variant.acting, unit)
+
+
+def image_key(config: Config, facts: Facts, acting: Acting, unit: Unit) -> str:
+    """A hash of all that an image depends on."""
+    prompt, seed = unit
+    request = {"model": facts.model, "adapters": acting.fingerprint, "prompt": prompt, "seed": seed}
+    request |= {"keywords": facts.keywords, "vae_tiling": config.memory.vae_tiling, "compile": config.memory.compile}
+    if acting.combination:
+        request["version"] = package_version()
+    elif acting.anything:
+        request["fused"] = facts.fused
+    return hash_of(request)
 
 
 def _tasks(grid: Grid, executor: Executor, bar: Any) -> Iterator[DrawTask]:
@@ -80,16 +105,15 @@ def _tasks(grid: Grid, executor: Executor, bar: Any) -> Iterator[DrawTask]:
             yield from executor.divided(DrawTask(variant.set, variant.name, variant.acting, tuple(todo)))
 
 
-def _keep(grid: Grid, executor: Executor, image: Drawn) -> None:
+def _keep(store: Store, image: Drawn) -> None:
     """An image, and what it took."""
     if image.file is not None:
-        grid.store.save_file(image.key, image.file)
+        store.save_file(image.key, image.file)
     if image.seconds is not None:
-        grid.seconds["pipeline"] += image.seconds / executor.workers
-        grid.store.keep(f"{SECONDS}{image.key}", image.seconds)
+        store.keep(f"{SECONDS}{image.key}", image.seconds)
 
 
-def _record(grid: Grid, failed: dict[tuple[str, str], dict[Unit | None, Exception]]) -> None:
+def _record(grid: Grid, failed: Failed) -> None:
     """What failed, in the order of the grid, however it came; without a prompt where nothing of a variant was drawn."""
     for variant in grid.variants:
         told = failed.get((variant.set, str(variant.name)), {})

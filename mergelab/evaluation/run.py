@@ -179,5 +179,5 @@ def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | 
 
 def _compared(sets: Sequence[AdapterSet], pool: Pool) -> Comparison | None:
     """The adapters before any merge."""
-    adapters = [pool.scaled(lora.name, lora.strength)[0] for lora in sets[0].adapters.values()]
+    adapters = [pool.weighed(lora.name, lora.strength) for lora in sets[0].adapters.values()]
     return compare(adapters, device=pool.device) if len(adapters) > 1 else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -17,7 +17,7 @@ from mergelab.evaluation.metrics.metric import Description, Picture
 from mergelab.evaluation.metrics.registry import Profile
 from mergelab.evaluation.names import at_seed, single, split_seed
 from mergelab.evaluation.sets import AdapterSet, Called
-from mergelab.evaluation.store import hash_of
+from mergelab.evaluation.store import Store, hash_of
 from mergelab.evaluation.variants import Variant
 from mergelab.publishing.recipe import package_version
 
@@ -53,9 +53,10 @@ def score_all(grid: Grid, profiles: Sequence[Profile], executor: Executor) -> pd
               for one in grid.sets for prompt, seed in product(one.prompts, grid.config.seeds)]  # fmt: skip
     with grid.bar(total, "scores") as bar:
         bar.update(total - sum(map(len, groups)))
-        answers = _answers(grid, groups, known, executor, bar)
+        asked = ([question for cell in group for question in cell.questions] for group in groups)
+        answers = answered(asked, grid.store, known, executor, grid.seconds, bar.update)
         for cell in (cell for group in groups for cell in group):
-            rows += _rows(grid, cell, answers, known)
+            rows += _rows(grid, cell, answers)
     grid.failures.tell()
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -69,7 +70,7 @@ def _cells(grid: Grid, of: AdapterSet, prompt: Called, seed: int, profiles: Sequ
         key = variant.requests[prompt.text, seed]
         if grid.store.image_path(key).exists():
             others = _comparisons(grid, own, variant, prompt.text, seed)
-            asked = tuple(_question(profile, key, prompt.text, others, concepts, photos) for profile in profiles)
+            asked = tuple(question_of(profile, key, prompt.text, others, concepts, photos) for profile in profiles)
             yield _Cell(of, variant, prompt, seed, asked)
 
 
@@ -87,7 +88,7 @@ def _comparisons(grid: Grid, own: Sequence[Variant], variant: Variant, prompt: s
     return {reference: key for reference, key in others.items() if grid.store.image_path(key).exists()}
 
 
-def _question(
+def question_of(
     profile: Profile,
     key: str,
     prompt: str,
@@ -110,47 +111,62 @@ def _question(
     return Question(hash_of(request), description.name, key, prompt, comparisons, concepts, tuple(photos))
 
 
-def _answers(
-    grid: Grid,
-    groups: Sequence[Sequence[_Cell]],
+Answers = dict[str, Mapping[str, float] | Exception]
+"""Key of a question -> what a metric says, or why it says nothing."""
+
+
+def answered(
+    groups: Iterable[Sequence[Question]],
+    store: Store,
     known: Mapping[str, Description],
     executor: Executor,
-    bar: Any,
-) -> dict[str, Mapping[str, float] | Exception]:
-    """The answer to each question: of an earlier run, or of a worker, which is then kept."""
-    answers: dict[str, Mapping[str, float] | Exception] = {}
+    seconds: dict[str, float],
+    told: Callable[[int], object],
+) -> Answers:
+    """The answer to each question: of an earlier run, or of a worker, which is then kept.
+
+    Args:
+        groups: questions that have images in common, and so go to one worker.
+        store: where answers are kept.
+        known: what each metric says of itself.
+        executor: who looks at the images.
+        seconds: grows: "metrics".
+        told: is told how many images were answered for.
+    """
+    answers: Answers = {}
     tasks = list[ScoreTask]()
     for group in groups:
         missing = dict[str, Question]()
-        for question in (question for cell in group for question in cell.questions if question.key not in answers):
-            kept = grid.store.recall(question.key)
-            answers[question.key] = LookupError("no worker has said anything") if kept is None else kept
+        for question in (question for question in group if question.key not in answers):
+            kept = store.recall(question.key)
             if kept is None:
                 missing[question.key] = question
+                answers[question.key] = LookupError("no worker has said anything")
+            else:
+                answers[question.key] = _wrong(kept, known[question.metric]) or kept
+        told(len({question.image for question in group} - {question.image for question in missing.values()}))
         if missing:
             tasks.append(ScoreTask(tuple(missing.values())))
-        else:
-            bar.update(len(group))
     asked = {question.key: question for task in tasks for question in task.questions}
-    told = set[str]()
+    seen = set[str]()
     for task, part in executor.run(tasks):
         assert isinstance(task, ScoreTask)
         found = part if isinstance(part, list) else [Answer(question.key, part, 0.0) for question in task.questions]
         for answer in found:
-            answers[answer.key] = answer.values
-            grid.seconds["metrics"] += answer.seconds / executor.workers
-            description = known[asked[answer.key].metric]
-            if not isinstance(answer.values, Exception) and not wrong(answer.values, description):
-                grid.store.keep(answer.key, dict(answer.values))
-        new = {asked[answer.key].image for answer in found} - told
-        told |= new
-        bar.update(len(new))
+            seconds["metrics"] += answer.seconds / executor.workers
+            values, description = answer.values, known[asked[answer.key].metric]
+            if not isinstance(values, Exception):
+                values = _wrong(values, description) or dict(values)
+            if not isinstance(values, Exception):
+                store.keep(answer.key, values)
+            answers[answer.key] = values
+        new = {asked[answer.key].image for answer in found} - seen
+        seen |= new
+        told(len(new))
     return answers
 
 
-def _rows(
-    grid: Grid, cell: _Cell, answers: Mapping[str, Mapping[str, float] | Exception], known: Mapping[str, Description]
-) -> list[dict[str, Any]]:
+def _rows(grid: Grid, cell: _Cell, answers: Answers) -> list[dict[str, Any]]:
     """The scores of one image by all metrics."""
     name, prompt = cell.variant.name, cell.prompt
     calls = "+".join(lora.name for role, lora in cell.of.adapters.items() if role in prompt.calls)
@@ -160,8 +176,6 @@ def _rows(
     rows = []
     for question in cell.questions:
         values = answers[question.key]
-        if not isinstance(values, Exception):
-            values = wrong(values, known[question.metric]) or values
         if isinstance(values, Exception):
             grid.failures.add(values, name, prompt.text, cell.seed, metric=question.metric, set=cell.of.name)
             continue
@@ -173,7 +187,7 @@ def _rows(
     return rows
 
 
-def wrong(values: Mapping[str, float], description: Description) -> ValueError | None:
+def _wrong(values: Mapping[str, float], description: Description) -> ValueError | None:
     """Why a score is none, or lies outside of what the metric says it can be (by more than rounding)."""
     low, high = description.range
     for reference, value in values.items():

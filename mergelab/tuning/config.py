@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mergelab import miniature
-from mergelab.evaluation.config import AnyLora, Clip, Generation, Memory, Prompt, Scheduler, Seeds, Strict
+from mergelab.evaluation.config import (
+    AnyLora,
+    Clip,
+    Executor,
+    Generation,
+    Memory,
+    Prompt,
+    Scheduler,
+    Seeds,
+    Strict,
+    Workers,
+)
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0)]
@@ -47,7 +58,8 @@ class TuneConfig(Strict):
     """One search, as its YAML file holds it.
 
     Attributes:
-        pipeline, loras, generation, clip, lpips, dino, scheduler, memory, dtype, device: as in an evaluation.
+        pipeline, loras, generation, clip, lpips, dino, scheduler, memory, dtype, device, executor: as
+            in an evaluation.
         prompts: what is drawn while searching, as an evaluation has them: they call several adapters, one, or none.
         seeds: of the noise while searching.
         held_out: what the winner is reported on.
@@ -97,6 +109,7 @@ class TuneConfig(Strict):
     memory: Memory = Memory()
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device: str | None = None
+    executor: Executor = Workers()
 
     @property
     def miniature(self) -> str | None:

@@ -61,17 +61,21 @@ def search_blocks(
     usual = usual_weights(config)
     groups, layers = groups_for(config, adapters), {name: list(adapter.layers) for name, adapter in adapters.items()}
 
-    def run(trial: Trial, scenes: list[Scene], state: str) -> Trial:
-        frame = bench.measure([trial.candidate], scenes)
-        found = score(frame, scenes).get(trial.candidate.label)
-        fails = found is None or not isfinite(found.total)
-        done = replace(
-            trial,
-            state="failed" if fails else state,  # type: ignore[arg-type]
-            scored=None if fails else found,
-            error=bench.failure(trial.candidate) if fails else "",
-        )
-        ended(done)
+    def run(several: Sequence[Trial], scenes: list[Scene], state: str) -> list[Trial]:
+        known = score(bench.measure([trial.candidate for trial in several], scenes), scenes)
+        done = list[Trial]()
+        for trial in several:
+            found = known.get(trial.candidate.label)
+            fails = found is None or not isfinite(found.total)
+            done.append(
+                replace(
+                    trial,
+                    state="failed" if fails else state,  # type: ignore[arg-type]
+                    scored=None if fails else found,
+                    error=bench.failure(trial.candidate) if fails else "",
+                )
+            )
+            ended(done[-1])
         return done
 
     trials, drawn = list[Trial](), list[Values]()
@@ -80,14 +84,15 @@ def search_blocks(
         if drawn and not best:
             break  # everything failed
         born = settings_around(best, GENERATION, seed) if best else first_settings(usual, groups)
-        for values in born[: config.settings - len(drawn)]:
-            candidate = candidate_of(f"setting {len(drawn)}", values, groups, layers)
-            trial = Trial(len(drawn), candidate, "stopped", None, parameters=parameters_of(values))
-            trials.append(run(trial, first, "stopped"))
-            drawn.append(values)
+        new = list[Trial]()
+        for number, values in enumerate(born[: config.settings - len(drawn)], len(drawn)):
+            candidate = candidate_of(f"setting {number}", values, groups, layers)
+            new.append(Trial(number, candidate, "stopped", None, parameters=parameters_of(values)))
+        drawn += born[: len(new)]
+        trials += run(new, first, "stopped")
     kept = ranked(trials)[: config.keep]
-    for trial in kept:
-        trials[trial.number] = run(trial, first + second, "complete")
+    for trial in run(kept, first + second, "complete"):
+        trials[trial.number] = trial
     winner = best_of([trials[trial.number] for trial in kept])
     if winner is None:
         errors = dict.fromkeys(trial.error for trial in trials if trial.error)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from mergelab.evaluation.config import Memory
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.names import BASE as BASE_VARIANT
 from mergelab.evaluation.names import STACK, VariantName
@@ -30,7 +29,7 @@ FOLDER = "held-out"
 def evaluated(
     config: TuneConfig,
     folder: Path,
-    pipeline: Pipeline,
+    pipeline: Pipeline | None,
     winner: Candidate,
     best_sum: Trial | None,
     metric: Description,
@@ -41,7 +40,7 @@ def evaluated(
     Args:
         config: of the search.
         folder: its run folder.
-        pipeline: as it was opened, without adapters.
+        pipeline: one that is loaded, without adapters.
         winner: as it is written.
         best_sum: the plain sum at its best strength.
         metric: which counts.
@@ -56,8 +55,7 @@ def evaluated(
     merges = [entry | {"label": label} for entry, label in zip(merges, variants)]
     prompts, seeds = prompts_of(config)[1], seeds_of(config)[1]
     metrics = list(dict.fromkeys([metric.name, *config.held_out.metrics]))
-    as_opened = {"memory": Memory(), "dtype": None, "scheduler": None}
-    asked = evaluation_of(config, prompts, seeds=seeds, merges=merges, metrics=metrics, **as_opened)
+    asked = evaluation_of(config, prompts, seeds=seeds, merges=merges, metrics=metrics)
     variants[SUM] = str(STACK)
     result = evaluate(asked, folder / FOLDER, pipeline=pipeline, progress=progress)
     scenes = [Scene(prompt.text, prompt.calls, seed) for prompt in prompts for seed in seeds]

@@ -20,7 +20,19 @@ from mergelab.pipelines.opening import shipped_name
 from mergelab.tuning.config import Balance, HeldOut, TuneConfig
 from mergelab.tuning.scenes import Asked, check_parts, halves
 
-SHARED = ("pipeline", "loras", "clip", "lpips", "dino", "scheduler", "generation", "memory", "dtype", "device")
+SHARED = (
+    "pipeline",
+    "loras",
+    "clip",
+    "lpips",
+    "dino",
+    "scheduler",
+    "generation",
+    "memory",
+    "dtype",
+    "device",
+    "executor",
+)
 """Keys that a search has as an evaluation has them."""
 _MODELS: dict[str, type[BaseModel]] = {**MODELS, "held_out": HeldOut, "balance": Balance}
 

@@ -10,13 +10,13 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from mergelab.adapter import Adapter, load
-from mergelab.errors import BaseModelNeeded, OptionError, OutputError
+from mergelab.errors import OptionError, OutputError
+from mergelab.evaluation.acting import Pool, open_pool
 from mergelab.evaluation.config import Memory
-from mergelab.evaluation.opening import opened
+from mergelab.evaluation.executors.registry import open_executor
+from mergelab.evaluation.photographs import all_photographs
 from mergelab.evaluation.progress import bar
 from mergelab.evaluation.store import Store, write
-from mergelab.formats.base_models import check_base_models
 from mergelab.pipelines.adapters import check_bare
 from mergelab.pipelines.opening import Pipeline, name_of, usual_device
 from mergelab.tuning.anchors import STRENGTHS, best_of, measured_anchors, tuned_sums, usual_weights
@@ -25,7 +25,7 @@ from mergelab.tuning.config import TuneConfig
 from mergelab.tuning.halving import groups_for, search_blocks
 from mergelab.tuning.holding_out import evaluated
 from mergelab.tuning.ledger import Ledger
-from mergelab.tuning.measuring import drawing_bench
+from mergelab.tuning.measuring import DrawingBench
 from mergelab.tuning.optuna_search import search_optuna, space_for
 from mergelab.tuning.reading import evaluation_of, prompts_of, read_tuning, seeds_of
 from mergelab.tuning.report.gallery import searched
@@ -89,50 +89,51 @@ def tune(
     settings = read_tuning(config, overrides, pipeline=None if pipeline is None else name_of(pipeline))
     if pipeline is not None and (settings.dtype is not None or settings.memory != Memory()):
         raise OptionError("dtype and memory say how a pipeline is loaded; the one handed in is used as it is")
-    usual_device(settings.device)  # raises where it is none
-    loras = _adapters(settings, pipeline)
+    if settings.executor.name == "local":
+        usual_device(settings.device)  # raises where it is none
+    pool = open_pool(evaluation_of(settings), pipeline, False)
     if settings.search == "blocks":
-        groups_for(settings, loras)  # raises where their layers have no groups
+        groups_for(settings, pool.loras)  # raises where their layers have no groups
     else:
-        space_for(settings, loras, _scenes(settings)[0])  # raises where it asks for what is not there
+        space_for(settings, pool.loras, _scenes(settings)[0])  # raises where it asks for what is not there
     with Store(Path(out)).open() as store:
         text = str(yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True))
         _check_not_replaced(config, store.folder / CONFIG, text)
-        return _run(settings, text, loras, store, pipeline, progress)
+        return _run(settings, text, pool, store, pipeline, progress)
 
 
 def _run(
-    config: TuneConfig, text: str, loras: Mapping[str, Adapter], store: Store, given: Pipeline | None,
-    progress: bool | None,
-) -> Tuned:  # fmt: skip
+    config: TuneConfig, text: str, pool: Pool, store: Store, given: Pipeline | None, progress: bool | None
+) -> Tuned:
     prompts, seeds, ledger = prompts_of(config)[0], seeds_of(config)[0], Ledger(store.folder)
     first, second = _scenes(config)
     scenes = first + second
-    evaluation = evaluation_of(config, prompts, seeds=seeds, metrics=[config.score])
+    evaluation, photos = (
+        evaluation_of(config, prompts, seeds=seeds, metrics=[config.score]),
+        all_photographs(config.loras),
+    )
     blocks = config.search == "blocks"
     drawn = config.settings * len(first) + config.keep * len(scenes) if blocks else config.trials * len(scenes)
     images = drawn + len(STRENGTHS) * len(scenes)
-    with opened(evaluation, given) as (pipeline, model):
-        with bar(images, "searching", progress) as told, drawing_bench(
-            evaluation, store, pipeline, model, loras, config.merge, told
-        ) as bench:  # fmt: skip
-            write(store.folder / CONFIG, text)
+    with open_executor(evaluation, store.folder, given, pool) as executor, bar(images, "searching", progress) as told:
+        write(store.folder / CONFIG, text)
+        with DrawingBench(evaluation, store, pool, executor, photos, config.merge, told) as bench:
             anchors, metric = measured_anchors(config, bench, scenes)
 
             def judged(frame: pd.DataFrame, own: Sequence[Scene]) -> Mapping[str, Scored]:
                 return scored(frame, anchors, own, metric, config.balance)
 
             if blocks:
-                found = search_blocks(config, loras, bench, judged, (first, second), ledger.trial)
+                found = search_blocks(config, pool.loras, bench, judged, (first, second), ledger.trial)
             else:
-                found = search_optuna(config, loras, bench, judged, scenes, ledger.trial, store.folder)
+                found = search_optuna(config, pool.loras, bench, judged, scenes, ledger.trial, store.folder)
             sums = tuned_sums(config, bench, judged, scenes, ledger.sum)
             ledger.found(found)
             path = bench.merged(found.winner.candidate).save(store.folder / ADAPTER)
             shown = searched(bench, usual_weights(config), found.winner.candidate, best_of(sums), scenes)
-        held_out, variants, on_held_out = evaluated(
-            config, store.folder, pipeline, found.winner.candidate, best_of(sums), metric, progress
-        )
+    held_out, variants, on_held_out = evaluated(
+        config, store.folder, given, found.winner.candidate, best_of(sums), metric, progress
+    )
     report = store.folder / REPORT
     tuned = Tuned(store.folder, config, found, tuple(sums), held_out, variants, on_held_out, path, report)
     write(report, render(tuned, shown))
@@ -143,20 +144,6 @@ def _scenes(config: TuneConfig) -> tuple[list[Scene], list[Scene]]:
     """Of the first round, and of the second; Optuna draws both in waves."""
     prompts, seeds = prompts_of(config)[0], seeds_of(config)[0]
     return rounds(prompts, seeds, config.images, config.more, config.balance)
-
-
-def _adapters(config: TuneConfig, given: Pipeline | None) -> dict[str, Adapter]:
-    loras = {lora.name: _adapter(lora.path, config.pipeline, given) for lora in config.loras}
-    check_base_models(list(loras.values()), list(loras))
-    return loras
-
-
-def _adapter(path: str, pipeline: str, given: Pipeline | None) -> Adapter:
-    """An adapter; one that is a function of the base model's weights gets those of the pipeline."""
-    try:
-        return load(path)
-    except BaseModelNeeded:
-        return load(path, base=pipeline if given is None else given)
 
 
 def _check_not_replaced(given: Any, target: Path, text: str) -> None:

@@ -109,9 +109,7 @@ def scatter(
     return svg(parts, f"{labels[1]} against {labels[0]}")
 
 
-def _beside(
-    points: Mapping[str, tuple[float, float]], named: Set[str] | None = None
-) -> dict[str, tuple[float, float]]:
+def _beside(points: Mapping[str, tuple[float, float]], named: Set[str] | None = None) -> dict[str, tuple[float, float]]:
     """Left end and middle of every point's name: as near to it as other names and points allow.
 
     Example:
