@@ -77,16 +77,18 @@ def anchors_needed(adapters: Iterable[str], scenes: Sequence[Scene], metric: Des
     if metric.compares_with == "nothing":
         return {}
     if metric.is_share:
-        return {BASE: [scene for scene in scenes if scene.part == "plain"]}
-    called = {name: [scene for scene in scenes if name in scene.calls] for name in adapters}
-    return {BASE: list(scenes)} | {alone(name): own for name, own in called.items()}
+        needed = {BASE: [scene for scene in scenes if scene.part == "plain"]}
+    else:
+        called = {alone(name): [scene for scene in scenes if name in scene.calls] for name in adapters}
+        needed = {BASE: list(scenes)} | called
+    return {label: own for label, own in needed.items() if own}
 
 
 def scale_of(anchors: pd.DataFrame, metric: Description) -> Scale:
-    """The scale of a metric, from the scores that `anchors_needed` asks for; for shares there is nothing to measure."""
+    """The scale of a metric, from the scores that `anchors_needed` asks for; of shares there is nothing to measure."""
     known = _Values(anchors, metric)
     if metric.is_share:
-        return Scale(dict.fromkeys(known.adapters, 0.0), dict.fromkeys(known.adapters, 1.0))
+        return _of_shares(known.adapters)
     floor, unit, blind = dict[str, float](), dict[str, float](), list[str]()
     for name in known.adapters:
         about = concept_reference(metric, name)
@@ -115,13 +117,19 @@ def scored(
         metric: which counts.
         balance: of the parts.
     """
-    own = _Scoring(_Values(frame, metric), _Values(anchors, metric), scale_of(anchors, metric), metric)
-    found = {}
+    values, known = _Values(frame, metric), _Values(anchors, metric)
+    scale = _of_shares([*known.adapters, *values.adapters]) if metric.is_share else scale_of(anchors, metric)
+    own, found = _Scoring(values, known, scale, metric), dict[str, Scored]()
     for label in own.values.candidates:
         drawn = [scene for scene in scenes if own.values.has(label, scene)]
         if drawn:
             found[label] = own.of(label, drawn, balance)
     return found
+
+
+def _of_shares(adapters: Iterable[str]) -> Scale:
+    names = list(dict.fromkeys(adapters))
+    return Scale(dict.fromkeys(names, 0.0), dict.fromkeys(names, 1.0))
 
 
 class _Values:
