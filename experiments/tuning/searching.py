@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ def measured(pipeline: str, subject: MiniatureAdapter, style: MiniatureAdapter, 
             roles: dict[str, Candidate] = {"sum": sum_at(usual_weights(any_one), 1.0)}
             searched: dict[str, Any] = {}
             for score, own in configs.items():
-                chosen, searched[score] = _searched(own, adapters, bench)
+                metrics = [metric for metric in bench.metrics if metric.description.name == score]
+                chosen, searched[score] = _searched(own, adapters, replace(bench, metrics=metrics))
                 roles |= {f"{kind} by {score}": candidate for kind, candidate in chosen.items()}
             kept = held_out(prompts_of(any_one)[1], seeds_of(any_one)[1])
             values = _held_out(roles, kept, list(adapters), bench, any_one.balance)

@@ -63,7 +63,7 @@ def test_the_best_setting_wins_and_the_best_are_drawn_on_more() -> None:
     means = [fmean(strength(trial.candidate) for trial in result.trials[start : start + 8]) for start in (0, 8, 16)]
     assert means[0] > means[1] > means[2]
     of_settings = [count for label, count in bench.asked if label.startswith("setting")]
-    assert of_settings == [3 + 2 + 2] * 24 + [3 + 2 + 2 + 8 + 4 + 4] * 4
+    assert of_settings == [3 + 3 + 2] * 24 + [3 + 3 + 2 + 8 + 8 + 4] * 4
     assert best_of(sums).candidate.label == "sum 0.7"  # type: ignore[union-attr]
 
 

@@ -28,7 +28,7 @@ def test_shares_are_taken_as_they_are() -> None:
     assert found.joint == pytest.approx(0.6)
     assert found.own == pytest.approx((0.9 + 0.7) / 2)
     assert found.plain == pytest.approx(1 - (0.9 - 0.8) - (0.3 - 0.1))
-    assert found.total == pytest.approx((0.6 + 0.5 * 0.8 + 0.5 * 0.7) / 2)
+    assert found.total == pytest.approx((0.6 + 0.8 + 0.5 * 0.7) / 2.5)
     assert found.recovery == {"ghost": pytest.approx(0.8), "day": pytest.approx(0.6)}
     assert found.images == 4
 
