@@ -52,21 +52,21 @@ def test_cosines_go_from_the_base_model_to_the_adapter_alone() -> None:
         (alone("ghost"), BOTH): {"ghost": 0.20},
         (alone("ghost"), GHOST): {"ghost": 0.20},
         (alone("day"), BOTH): {"day": 0.40},
-        (alone("day"), DAY): {"day": 0.40},
+        (alone("day"), DAY): {"day": 0.60},
     })  # fmt: skip
-    scale = scale_of(anchors, COSINE)
-    assert scale.floor == pytest.approx({"ghost": 0.10, "day": 0.20})
-    assert scale.unit == pytest.approx({"ghost": 0.10, "day": 0.20})
+    ends = scale_of(anchors, COSINE).ends
+    assert ends["ghost", "joint"] == pytest.approx((0.10, 0.10)) and ends["day", "joint"] == pytest.approx((0.20, 0.20))
+    assert ends["ghost", "own"] == pytest.approx((0.10, 0.10)) and ends["day", "own"] == pytest.approx((0.20, 0.40))
     frame = frame_of("clip_text", {
         ("a", BOTH): {"ghost": 0.19, "day": 0.30},
         ("a", GHOST): {"ghost": 0.20, "day": 0.2},
-        ("a", DAY): {"ghost": 0.1, "day": 0.38},
+        ("a", DAY): {"ghost": 0.1, "day": 0.56},
         ("a", PLAIN): {"ghost": 0.11, "day": 0.10, "": 0.27},
     })  # fmt: skip
     found = scored(frame, anchors, SCENES, COSINE, Balance())["a"]
     assert found.joint == pytest.approx(0.5)
     assert found.own == pytest.approx((1.0 + 0.9) / 2)
-    assert found.plain == pytest.approx(1 - 0.03 / 0.15 - 0.01 / 0.10)
+    assert found.plain == pytest.approx(1 - 0.03 / 0.25 - 0.01 / 0.10)
 
 
 def test_a_concept_that_the_metric_does_not_see_is_left_out() -> None:
