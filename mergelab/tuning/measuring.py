@@ -35,6 +35,7 @@ from mergelab.tuning.candidate import BASE, Candidate, Scene
 
 AT_A_TIME = 4
 """Merges that are made together."""
+VERSION = package_version()
 SUM: Mapping[str, Any] = {"method": "cat"}
 """The merge that loses nothing of a plain sum."""
 
@@ -146,7 +147,7 @@ class DrawingBench:
                    if name in candidate.weights]  # fmt: skip
         if candidate.merge is None:
             return hash_of({"sum": sorted(weights, key=str)})
-        return hash_of({"inputs": weights, "merge": candidate.merge, "version": package_version()})
+        return hash_of({"inputs": weights, "merge": candidate.merge, "version": VERSION})
 
     def _key(self, candidate: Candidate, scene: Scene) -> str:
         """Of an image: a hash of all that it depends on."""
@@ -242,7 +243,7 @@ class DrawingBench:
         concepts = {lora.name: lora.concepts for lora in self.config.loras if lora.concepts} if about == "words" else {}
         photos = self.photos if metric.description.photographs else {}
         request = {"metric": metric.description.name, "settings": dict(metric.settings), "image": key}
-        request |= {"prompt": scene.prompt, "compared": compared, "concepts": concepts, "version": package_version()}
+        request |= {"prompt": scene.prompt, "compared": compared, "concepts": concepts, "version": VERSION}
         request |= {"photos": {name: sorted(picture.key for picture in own) for name, own in photos.items()}}
         request_key = hash_of(request)
         values = self.store.recall(request_key)
