@@ -14,7 +14,7 @@ looking at while the search was written; its pairs are not reported."""
 SCORES = ("judge", "clip_text")
 METRICS = ("judge", "clip_text", "nearness")
 THINGS = ("red square", "large green star", "small blue circle", "yellow ring", "large purple cross", "red triangle")
-STEPS, BATCH = 12, 16
+STEPS, BATCH, KEEP, MORE = 6, 16, 4, 6
 
 
 def pairs(pipeline: str, offsets: tuple[int, ...] = REPORTED) -> list[tuple[MiniatureAdapter, MiniatureAdapter]]:
@@ -57,5 +57,7 @@ def config(pipeline: str, subject: MiniatureAdapter, style: MiniatureAdapter, sc
         "seeds": [0, 1],
         "held_out": {"prompts": kept, "seeds": [2, 3]},
         "score": score,
+        "keep": KEEP,
+        "more": MORE,
         "generation": {"steps": STEPS, "batch": BATCH},
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,17 @@ from mergelab.tuning.candidate import BASE, Candidate, Scene, alone
 from mergelab.tuning.halving import search_blocks
 from mergelab.tuning.measuring import DrawingBench, drawing_bench
 from mergelab.tuning.reading import evaluation_of, prompts_of, read_tuning, seeds_of
-from mergelab.tuning.scenes import rounds
+from mergelab.tuning.scenes import Asked, rounds
 from mergelab.tuning.scoring import scored
 
-STRENGTHS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+STRENGTHS = (0.6, 0.7, 0.85, 1.0, 1.15)
 
 
 def measured(pipeline: str, subject: MiniatureAdapter, style: MiniatureAdapter, folder: Path) -> dict[str, Any]:
     """What became of one pair: role of a candidate -> metric -> its parts on held-out prompts and seeds.
 
     The roles are "sum" (at 1, 1), and, for each score searched with, "sum by ..." at the strength that was best on the
-    scenes of the search, "blocks by ..." and "written by ...", which is the same at the larger rank of the inputs.
+    scenes of the search, and "blocks by ...", the winner.
     """
     start = time.perf_counter()
     configs = {score: read_tuning(config(pipeline, subject, style, score)) for score in SCORES}
@@ -45,9 +45,10 @@ def measured(pipeline: str, subject: MiniatureAdapter, style: MiniatureAdapter, 
             roles: dict[str, Candidate] = {"sum": sum_at(usual_weights(any_one), 1.0)}
             searched: dict[str, Any] = {}
             for score, own in configs.items():
-                chosen, searched[score] = _searched(own, adapters, bench)
+                metrics = [metric for metric in bench.metrics if metric.description.name == score]
+                chosen, searched[score] = _searched(own, adapters, replace(bench, metrics=metrics))
                 roles |= {f"{kind} by {score}": candidate for kind, candidate in chosen.items()}
-            kept = [Scene(p.text, p.calls, seed) for p in prompts_of(any_one)[1] for seed in seeds_of(any_one)[1]]
+            kept = held_out(prompts_of(any_one)[1], seeds_of(any_one)[1])
             values = _held_out(roles, kept, list(adapters), bench, any_one.balance)
     weights = {role: {"weights": one.weights, "merge": one.merge} for role, one in roles.items()}
     return {
@@ -70,12 +71,17 @@ def _searched(
     best, winner = best_of(sums), found.winner.candidate
     assert best is not None
     chosen = {"sum": best.candidate, "blocks": winner}
-    chosen["written"] = Candidate(f"{winner.label} at max rank", winner.weights, {"method": "svd", "rank": "max"})
     return {kind: Candidate(f"{kind} by {config.score}", one.weights, one.merge) for kind, one in chosen.items()}, {
         "seconds": seconds, "blocks": asdict(found.winner.scored) if found.winner.scored else None,
         "sum": asdict(best.scored) if best.scored else None, "strength": best.parameters["strength"],
         "number": found.winner.number,
     }  # fmt: skip
+
+
+def held_out(prompts: Sequence[Asked], seeds: Sequence[int]) -> list[Scene]:
+    """Scenes that call both with every seed, the others with one."""
+    scenes = [Scene(prompt.text, prompt.calls, seed) for prompt in prompts for seed in seeds]
+    return [scene for scene in scenes if scene.part == "joint" or scene.seed == seeds[0]]
 
 
 def _held_out(

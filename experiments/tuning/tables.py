@@ -35,19 +35,20 @@ def _of(name: str, rows: Sequence[Row]) -> list[str]:
         strengths = [row["searched"][score]["strength"] for row in rows]
         bias = fmean(row["searched"][score]["blocks"]["total"] - row["held out"][f"blocks by {score}"][score]["total"]
                      for row in rows)  # fmt: skip
+        seconds = fmean(row["searched"][score]["seconds"] for row in rows)
         uniform = sum(row["searched"][score]["number"] < 8 for row in rows)
+        again = "" if score == SCORES[0] else " (what the first search has drawn is not drawn again)"
         parts += [
-            f"Searched with {score}. Best strengths of the sum: {min(strengths):g} to {max(strengths):g}, mean "
-            f"{fmean(strengths):.2f}. In {uniform} of {len(rows)} pairs one weight for each adapter won. Selection bias "
-            f"of the score {bias:+.3f}. Seconds a pair: {fmean(row['searched'][score]['seconds'] for row in rows):.0f}"
-            f"{' (scenes that the first search has drawn are not drawn again)' if score != SCORES[0] else ''}.",
+            f"Searched with {score}. Best strengths of the sum: {min(strengths):g} to {max(strengths):g}, "
+            f"mean {fmean(strengths):.2f}. In {uniform} of {len(rows)} pairs one weight for each adapter won. "
+            f"Selection bias of the score {bias:+.3f}. Seconds a pair: {seconds:.0f}{again}.",
             _differences(rows, score),
         ]
     return parts
 
 
 def _means(rows: Sequence[Row]) -> str:
-    roles = ["sum", *(f"{kind} by {score}" for score in SCORES for kind in ("sum", "blocks", "written"))]
+    roles = ["sum", *(f"{kind} by {score}" for score in SCORES for kind in ("sum", "blocks"))]
     head = ["means on held-out scenes", *(f"{metric} {part}" for metric in METRICS for part in PARTS)]
     body = [[role, *(f"{np.nanmean(_column(rows, role, m, p)):.3f}" for m in METRICS for p in PARTS)] for role in roles]
     return _table(head, body)
@@ -55,8 +56,7 @@ def _means(rows: Sequence[Row]) -> str:
 
 def _differences(rows: Sequence[Row], score: str) -> str:
     other = next(one for one in SCORES if one != score)
-    against = [(f"blocks by {score}", "sum"), (f"blocks by {score}", f"sum by {score}"), (f"written by {score}", "sum"),
-               (f"written by {score}", f"sum by {score}")]  # fmt: skip
+    against = [(f"blocks by {score}", "sum"), (f"blocks by {score}", f"sum by {score}")]
     head = ["difference", "by", *PARTS, "score"]
     body = [[f"{first} - {second}", metric, *(_interval(rows, first, second, metric, p) for p in (*PARTS, "total"))]
             for first, second in against for metric in (score, other, "nearness")]  # fmt: skip

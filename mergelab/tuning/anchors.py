@@ -41,7 +41,7 @@ def measured_anchors(config: TuneConfig, bench: Bench, scenes: Sequence[Scene]) 
         raise OutputError(f"the base model cannot be scored: {bench.failure(candidates[BASE]) or 'no score at all'}")
     metric = bench.description(metric.name)
     scale = scale_of(anchors, metric)
-    if metric.compares_with != "nothing" and not metric.is_share and not scale.unit:
+    if metric.compares_with != "nothing" and not metric.is_share and not scale.ends:
         what = f"tells {', '.join(scale.blind)} from the base model" if scale.blind else "sees a concept"
         raise OptionError(f"score: {metric.name} never {what} on these prompts; choose another metric, or more prompts")
     if scale.blind:

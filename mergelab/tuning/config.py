@@ -50,7 +50,7 @@ class Balance(Strict):
     """
 
     joint: Share = 1.0
-    own: Share = 0.5
+    own: Share = 1.0
     plain: Share = 0.5
 
 

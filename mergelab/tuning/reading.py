@@ -143,9 +143,19 @@ def _check(config: TuneConfig) -> None:
             )
     if config.keep > config.settings:
         raise OptionError(f"keep: {config.keep} of {config.settings} settings; expected at most as many")
-    evaluation_of(config, merges=[config.merge] if config.search == "blocks" else [])
+    if config.search == "blocks":
+        _check_merge(config)
     check_metrics(evaluation_of(config, metrics=list(dict.fromkeys([str(config.score), *config.held_out.metrics]))))
     _check_score(config, str(config.score))
+
+
+def _check_merge(config: TuneConfig) -> None:
+    """Raises where the winner could not be written as it is asked for."""
+    if "weights" in config.merge:
+        raise OptionError("merge: weights are what is searched; those to start from stand under loras")
+    if several := next((key for key, value in config.merge.items() if isinstance(value, list)), None):
+        raise OptionError(f"merge: a list is an axis of an evaluation; give {several} one value")
+    evaluation_of(config, merges=[config.merge])
 
 
 def _check_score(config: TuneConfig, name: str) -> None:

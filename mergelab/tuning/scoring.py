@@ -9,8 +9,9 @@ One scale for all: 0 as the base model, 1 as each adapter alone.
 
 A concept's score of a metric that is a share, such as the judge's probabilities, is taken as it is. Others, such as
 cosines, are put on each adapter's own scale: 0 is the mean of the base model, 1 that of the adapter alone, both on the
-scenes that call it. A loss of the own prompt is told in the mean unit of those scales: a cosine is worth as much here
-as there. A metric that gives one number for an image has neither floor nor ceiling; each part is its mean.
+scenes that call it, those that call others too and those that do not apart. A loss of the own prompt is told in the
+mean unit of those scales: a cosine is worth as much here as there. A metric that gives one
+number for an image has neither floor nor ceiling; each part is its mean.
 """
 
 from __future__ import annotations
@@ -59,13 +60,26 @@ class Scale:
     """Where the scores of a metric begin and end, more being better.
 
     Attributes:
-        floor, unit: of each adapter's concept that the metric sees: its 0, and what is worth 1.
+        ends: adapter and part -> its 0, and what is worth 1; of the adapters that the metric sees.
         blind: adapters with a concept that the metric does not tell from the base model.
     """
 
-    floor: Mapping[str, float]
-    unit: Mapping[str, float]
+    ends: Mapping[tuple[str, Part], tuple[float, float]]
     blind: tuple[str, ...] = ()
+
+    @property
+    def adapters(self) -> list[str]:
+        """Those that the metric sees."""
+        return list(dict.fromkeys(name for name, _ in self.ends))
+
+    def put(self, value: float, adapter: str, part: Part) -> float:
+        """A score on the scale; NaN where that has no ends for such scenes."""
+        floor, unit = self.ends.get((adapter, part), (math.nan, math.nan))
+        return (value - floor) / unit
+
+    def unit(self, adapter: str) -> float:
+        """What is worth 1 where it is not called: as where it is called alone, or with others."""
+        return next(self.ends[adapter, part][1] for part in PARTS[1::-1] if (adapter, part) in self.ends)
 
 
 Score = Callable[[pd.DataFrame, Sequence[Scene]], Mapping[str, Scored]]
@@ -77,17 +91,19 @@ def anchors_needed(adapters: Iterable[str], scenes: Sequence[Scene], metric: Des
     if metric.compares_with == "nothing":
         return {}
     if metric.is_share:
-        return {BASE: [scene for scene in scenes if scene.part == "plain"]}
-    called = {name: [scene for scene in scenes if name in scene.calls] for name in adapters}
-    return {BASE: list(scenes)} | {alone(name): own for name, own in called.items()}
+        needed = {BASE: [scene for scene in scenes if scene.part == "plain"]}
+    else:
+        called = {alone(name): [scene for scene in scenes if name in scene.calls] for name in adapters}
+        needed = {BASE: list(scenes)} | called
+    return {label: own for label, own in needed.items() if own}
 
 
 def scale_of(anchors: pd.DataFrame, metric: Description) -> Scale:
-    """The scale of a metric, from the scores that `anchors_needed` asks for; for shares there is nothing to measure."""
+    """The scale of a metric, from the scores that `anchors_needed` asks for; of shares there is nothing to measure."""
     known = _Values(anchors, metric)
     if metric.is_share:
-        return Scale(dict.fromkeys(known.adapters, 0.0), dict.fromkeys(known.adapters, 1.0))
-    floor, unit, blind = dict[str, float](), dict[str, float](), list[str]()
+        return _of_shares(known.adapters)
+    ends, blind = dict[tuple[str, Part], tuple[float, float]](), list[str]()
     for name in known.adapters:
         about = concept_reference(metric, name)
         scenes = [key[1:3] for key in known.values if key[0] == alone(name) and key[3] == about]
@@ -97,9 +113,16 @@ def scale_of(anchors: pd.DataFrame, metric: Description) -> Scale:
         prompts = [prompt for (prompt, _), kept in zip(scenes, both) if kept]
         if not prompts or is_blind(low[both], high[both], Units(prompts)):
             blind.append(name)
-        else:
-            floor[name], unit[name] = float(low[both].mean()), float((high - low)[both].mean())
-    return Scale(floor, unit, tuple(blind))
+            continue
+        # Scenes that call several adapters are those on which several were drawn alone.
+        others = [alone(other) for other in known.adapters if other != name]
+        shared = np.array([any((other, *scene) in known.drawn for other in others) for scene in scenes])
+        for part, rows in (("joint", both & shared), ("own", both & ~shared)):
+            gain = float((high - low)[rows].mean()) if rows.any() else 0.0
+            whole = float((high - low)[both].mean())  # few scenes may say that there is nothing to gain
+            if rows.any():
+                ends[name, part] = (float(low[rows].mean()), gain if gain > whole / 4 else whole)  # type: ignore[index]
+    return Scale(ends, tuple(blind))
 
 
 def scored(
@@ -115,13 +138,18 @@ def scored(
         metric: which counts.
         balance: of the parts.
     """
-    own = _Scoring(_Values(frame, metric), _Values(anchors, metric), scale_of(anchors, metric), metric)
-    found = {}
+    values, known = _Values(frame, metric), _Values(anchors, metric)
+    scale = _of_shares([*known.adapters, *values.adapters]) if metric.is_share else scale_of(anchors, metric)
+    own, found = _Scoring(values, known, scale, metric), dict[str, Scored]()
     for label in own.values.candidates:
         drawn = [scene for scene in scenes if own.values.has(label, scene)]
         if drawn:
             found[label] = own.of(label, drawn, balance)
     return found
+
+
+def _of_shares(adapters: Iterable[str]) -> Scale:
+    return Scale({(name, part): (0.0, 1.0) for name in adapters for part in PARTS})
 
 
 class _Values:
@@ -138,7 +166,7 @@ class _Values:
         references = dict.fromkeys(key[3] for key in self.values)
         self.adapters = [name for reference in references
                          if (name := role_of(reference)) and concept_reference(metric, name) == reference]  # fmt: skip
-        self._drawn = {key[:3] for key in self.values}
+        self.drawn = {key[:3] for key in self.values}
 
     def get(self, candidate: str, prompt: str, seed: int, reference: str) -> float:
         return self.values.get((candidate, prompt, seed, reference), math.nan)
@@ -147,7 +175,7 @@ class _Values:
         return self.get(candidate, scene.prompt, scene.seed, reference)
 
     def has(self, candidate: str, scene: Scene) -> bool:
-        return (candidate, scene.prompt, scene.seed) in self._drawn
+        return (candidate, scene.prompt, scene.seed) in self.drawn
 
 
 @dataclass(frozen=True)
@@ -167,7 +195,7 @@ class _Scoring:
         }
         if self.metric.compares_with == "nothing":
             return _summed(means, balance, {}, len(scenes))
-        concepts = {name: partial(self._concept, label, name) for name in self.scale.unit}
+        concepts = {name: partial(self._concept, label, name) for name in self.scale.adapters}
         called = {name: [scene for scene in scenes if name in scene.calls] for name in concepts}
         means["joint"] = _mean(
             _least(concepts[n](scene) for n in concepts if n in scene.calls) for scene in parts["joint"]
@@ -179,13 +207,13 @@ class _Scoring:
 
     def _concept(self, label: str, name: str, scene: Scene) -> float:
         value = self.values.of(label, scene, concept_reference(self.metric, name))
-        return (value - self.scale.floor[name]) / self.scale.unit[name]
+        return self.scale.put(value, name, scene.part)
 
     def _plain(self, label: str, scenes: Sequence[Scene]) -> float:
         """Means over scenes that the base model was drawn on, too."""
-        unit = _mean(self.scale.unit.values())
+        unit = _mean(map(self.scale.unit, self.scale.adapters))
         lost = _mean(self._kept(scene) - self.values.of(label, scene, self._kept_by) for scene in scenes) / unit
-        leaks = [self._leak(label, scenes, name) for name in self.scale.unit]
+        leaks = [self._leak(label, scenes, name) for name in self.scale.adapters]
         terms = [lost, max([0.0, *(leak for leak in leaks if math.isfinite(leak))]) if leaks else math.nan]
         known = [term for term in terms if math.isfinite(term)]
         return 1 - sum(known) if known and scenes else math.nan
@@ -193,7 +221,7 @@ class _Scoring:
     def _leak(self, label: str, scenes: Sequence[Scene], name: str) -> float:
         about = concept_reference(self.metric, name)
         gains = (self.values.of(label, scene, about) - self.anchors.of(BASE, scene, about) for scene in scenes)
-        return _mean(gains) / self.scale.unit[name]
+        return _mean(gains) / self.scale.unit(name)
 
     @property
     def _kept_by(self) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -242,3 +244,19 @@ def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MergelabError, match=r"search: optuna cannot be imported .*pip install 'mergelab\[tune\]'"):
         space_for(config(), ADAPTERS, SCENES)
+
+
+def test_a_full_disk_is_said_in_a_sentence_and_nothing_is_lost(tmp_path: Path) -> None:
+    """The line that was half written is cut when the search goes on."""
+    search(tmp_path, trials=4, prune=False)
+    usual, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / JOURNAL).stat().st_size + 900, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"optuna.log: trials cannot be kept \(.*\); those that ended are"):
+            search(tmp_path, trials=12, prune=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, usual)
+    bench = Arithmetic()
+    assert len(search(tmp_path, bench, trials=12, prune=False).trials) == 13
+    assert len(bench.drawn) == 1 + 8

@@ -81,18 +81,20 @@ def scatter(
     front: Set[str],
     labels: tuple[str, str],
     named: Set[str] | None = None,
+    guides: Sequence[float] = (0.0, 1.0),
 ) -> str:
-    """Points; those of the Pareto front are filled and joined. Lines at 0 and 1, where these are in view.
+    """Points; those of the Pareto front are filled and joined.
 
     Args:
         points: by their names.
         front: names of those on it.
         labels: of the axes.
         named: which names are written beside their points; None: all. The others are told on hovering.
+        guides: lines at these values of both axes, where they are in view.
     """
     x, y = (limits_of([point[axis] for point in points.values()], least=0.1) for axis in (0, 1))
     place = {name: (across(a, x), up(b, y)) for name, (a, b) in points.items()}
-    parts = frame(x, y, labels, (0.0, 1.0), (0.0, 1.0))
+    parts = frame(x, y, labels, guides, guides)
     joined = sorted(place[name] for name in front)
     if len(joined) > 1:
         parts.append(f'<polyline class="front" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in joined)}"/>')

@@ -32,24 +32,24 @@ def shown_value(objective: str, trial: Trial) -> float:
     return value_of(objective, trial.scored, trial.bytes) / (MEGABYTE if objective == BYTES else 1.0)
 
 
-def history(found: Found, objective: str, level: float | None, *, running: bool) -> str:
+def history(found: Found, objective: str, level: float, *, running: bool) -> str:
     """Every trial that has a value, in the order in which they were tried.
 
     Args:
         found: the trials.
         objective: what stands upright.
-        level: of the plain sum at its best strength, as a line; None: there is none.
+        level: of the plain sum at its best strength, as a line; NaN: there is none.
         running: with a line for the best so far, of the trials that were drawn to the end.
     """
     known = [(trial, shown_value(objective, trial)) for trial in found.trials]
     known = [(trial, value) for trial, value in known if math.isfinite(value)]
     if not known:
         return ""
+    levels = [level] if math.isfinite(level) else []
     x = plots.limits_of([0.0, float(max(len(found.trials) - 1, 1))])
-    y = plots.limits_of([value for _, value in known] + ([] if level is None else [level]), least=0.02)
-    parts = plots.frame(x, y, ("trial", name_of(objective)), level=[] if level is None else [level])
-    if level is not None:
-        at = plots.up(level, y)
+    y = plots.limits_of([*(value for _, value in known), *levels], least=0.02)
+    parts = plots.frame(x, y, ("trial", name_of(objective)), level=levels)
+    for at in (plots.up(height, y) for height in levels):
         parts.append(f'<text class="tick" x="{plots.WIDTH - plots.EDGE - 4}" y="{at - 4:.1f}" text-anchor="end">'
                      "the plain sum at its best strength</text>")  # fmt: skip
     if running:
@@ -63,7 +63,7 @@ def history(found: Found, objective: str, level: float | None, *, running: bool)
             kind = "dot on" if trial.state == "complete" else "dot"
             parts.append(f'<circle class="{kind}" cx="{a:.1f}" cy="{b:.1f}" r="4">{title}</circle>')
     for trial, value in known:
-        if trial.number in found.best and len(found.best) == 1:
+        if trial.number in found.best[:1]:
             a, b = plots.across(trial.number, x), plots.up(value, y)
             parts.append(f'<circle class="ring" cx="{a:.1f}" cy="{b:.1f}" r="8"/>')
     return plots.svg(parts, f"{name_of(objective)} of each trial")
@@ -92,4 +92,4 @@ def fronts(found: Found) -> list[str]:
     points = {label: point for label, point in values.items() if all(map(math.isfinite, point))}
     front = {found.trials[number].candidate.label for number in found.best} & points.keys()
     named = front if len(front) <= 12 else {found.winner.candidate.label} & front
-    return [plots.scatter(points, front, (name_of(first), name_of(second)), named)] if points else []
+    return [plots.scatter(points, front, (name_of(first), name_of(second)), named, guides=())] if points else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -28,11 +29,8 @@ def render(tuned: Tuned, shown: Sequence[gallery.Shown] = ()) -> str:
     )
     found, config, best = tuned.found, tuned.config, tuned.best_sum
     states, running = Counter(trial.state for trial in found.trials), config.search != "blocks"
-    histories = [
-        figure
-        for objective in found.objectives
-        if (figure := history(found, objective, shown_value(objective, best) if best else None, running=running))
-    ]
+    levels = {objective: shown_value(objective, best) if best else math.nan for objective in found.objectives}
+    histories = [history(found, objective, level, running=running) for objective, level in levels.items()]
     return environment.get_template("tune.html.j2").render(
         adapters=" and ".join(tuned.winner.weights),
         pipeline=config.pipeline,
@@ -46,7 +44,7 @@ def render(tuned: Tuned, shown: Sequence[gallery.Shown] = ()) -> str:
         contrasts=tables.contrast_rows(tuned),
         sums=tables.sum_rows(tuned),
         parts=[name_of(part) for part in ("score", "joint", "own", "plain")],
-        histories=histories,
+        histories=list(filter(None, histories)),
         importance=tables.importance_rows(tuned),
         fronts=fronts(found),
         front=tables.front_rows(tuned),

@@ -9,13 +9,14 @@ from mergelab.evaluation.report.numbers import capital, decimal, difference, is_
 from mergelab.evaluation.statistics import Interval
 from mergelab.tables import counted
 from mergelab.tuning.config import TuneConfig
+from mergelab.tuning.objectives import BYTES
 from mergelab.tuning.report.figures import name_of
 from mergelab.tuning.report.tables import EVERYWHERE, weights_table
 from mergelab.tuning.result import SUM, TUNED_SUM, WINNER, Tuned
 from mergelab.tuning.scoring import PARTS
 
 _LESS = 0.005
-"""What a part of the score may be lower by chance of rounding."""
+"""What is not worth a sentence."""
 
 
 def sentences(tuned: Tuned) -> list[str]:
@@ -35,7 +36,7 @@ def searched(config: TuneConfig, tried: int, stopped: int, failed: int) -> str:
         more = f"; the best {config.keep} on more images" if config.more else ""
         return f"Searched: {what}, in {tried} settings, drawn on the same scenes from the same noise{more}."
     names = ", ".join(config.space)
-    aims = " and ".join(name_of(objective) for objective in config.objectives)
+    aims = " and ".join("size of the file" if o == BYTES else name_of(o) for o in config.objectives)
     return f"Searched with Optuna: {names}, for {aims}, in {tried} trials{f' ({ends})' if ends else ''}."
 
 
@@ -111,6 +112,12 @@ def _promised(tuned: Tuned) -> list[str]:
         line += (
             f" The plain sum as configured, which nobody chose, went from {decimal(first.scored.total)} to "
             f"{decimal(plain.total)} ({decimal(fell, '+')}): so much is the prompts. What is left, "
-            f"{decimal(tuned.selection_bias - fell, '+')}, is the selection bias: the best of many looks better than it is."
+            f"{decimal(tuned.selection_bias - fell, '+')}, is the selection bias"
+        )
+        left = tuned.selection_bias - fell
+        line += (
+            ": the best of many looks better than it is."
+            if left > _LESS
+            else ": the winner promised no more than it keeps."
         )
     return [line]
