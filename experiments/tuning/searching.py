@@ -12,15 +12,15 @@ from typing import Any
 import pandas as pd
 
 from experiments.tuning.pairs import METRICS, SCORES, config
-from mergelab.adapter import load
-from mergelab.evaluation.opening import opened
+from mergelab.evaluation.acting import open_pool
+from mergelab.evaluation.executors.registry import open_executor
 from mergelab.evaluation.progress import bar
 from mergelab.evaluation.store import Store
 from mergelab.miniature import MiniatureAdapter
 from mergelab.tuning.anchors import best_of, measured_anchors, sum_at, tuned_sums, usual_weights
 from mergelab.tuning.candidate import BASE, Candidate, Scene, alone
 from mergelab.tuning.halving import search_blocks
-from mergelab.tuning.measuring import DrawingBench, drawing_bench
+from mergelab.tuning.measuring import DrawingBench
 from mergelab.tuning.reading import evaluation_of, prompts_of, read_tuning, seeds_of
 from mergelab.tuning.scenes import Asked, rounds
 from mergelab.tuning.scoring import scored
@@ -37,16 +37,15 @@ def measured(pipeline: str, subject: MiniatureAdapter, style: MiniatureAdapter, 
     start = time.perf_counter()
     configs = {score: read_tuning(config(pipeline, subject, style, score)) for score in SCORES}
     any_one = configs[SCORES[0]]
-    adapters = {lora.name: load(lora.path) for lora in any_one.loras}
     evaluation = evaluation_of(any_one, prompts_of(any_one)[0], seeds=list(any_one.seeds), metrics=list(METRICS))
-    with Store(folder).open() as store, opened(evaluation, None) as (pipe, model):
-        counter = bar(1, "", False)
-        with drawing_bench(evaluation, store, pipe, model, adapters, any_one.merge, counter) as bench:
+    pool = open_pool(evaluation, None, False)
+    adapters = pool.loras
+    with Store(folder).open() as store, open_executor(evaluation, folder, None, pool) as executor:
+        with DrawingBench(evaluation, store, pool, executor, {}, any_one.merge, bar(1, "", False)) as bench:
             roles: dict[str, Candidate] = {"sum": sum_at(usual_weights(any_one), 1.0)}
             searched: dict[str, Any] = {}
             for score, own in configs.items():
-                metrics = [metric for metric in bench.metrics if metric.description.name == score]
-                chosen, searched[score] = _searched(own, adapters, replace(bench, metrics=metrics))
+                chosen, searched[score] = _searched(own, adapters, replace(bench, metrics=[score]))
                 roles |= {f"{kind} by {score}": candidate for kind, candidate in chosen.items()}
             kept = held_out(prompts_of(any_one)[1], seeds_of(any_one)[1])
             values = _held_out(roles, kept, list(adapters), bench, any_one.balance)

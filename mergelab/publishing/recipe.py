@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -64,6 +65,7 @@ def recipe_of(header: Mapping[str, str]) -> Recipe | None:
     return Recipe(method, options, inputs, written_by, resized)
 
 
+@cache
 def package_version() -> str:
     """Of the installed mergelab; "unknown" in a bare checkout."""
     try:

@@ -48,6 +48,7 @@ class DrawingBench:
         photos: adapter -> its photographs.
         written: keywords of `merge` by which a plain sum would be written.
         bar: a progress bar, of images.
+        metrics: by which it measures, of those of the workers; None: all.
     """
 
     config: Config
@@ -57,6 +58,7 @@ class DrawingBench:
     photos: Mapping[str, tuple[Picture, ...]]
     written: Mapping[str, Any]
     bar: Any
+    metrics: Sequence[str] | None = None
     _failed: dict[str, str] = field(default_factory=dict)
     _described: dict[str, Description] = field(default_factory=dict)
 
@@ -132,7 +134,8 @@ class DrawingBench:
 
     @property
     def _profiles(self) -> dict[str, Profile]:
-        return {one.description.name: one for one in self.executor.facts.metrics}
+        known = {one.description.name: one for one in self.executor.facts.metrics}
+        return {name: one for name, one in known.items() if self.metrics is None or name in self.metrics}
 
     @property
     def _seconds(self) -> dict[str, float]:

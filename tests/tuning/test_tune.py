@@ -17,10 +17,9 @@ from torch import Tensor
 
 import mergelab as ml
 from mergelab import cli, miniature
-from mergelab.evaluation import drawing
+from mergelab.evaluation.executors import worker
 from mergelab.pipelines.images import generate_images
 from mergelab.publishing.recipe import recipe_of
-from mergelab.tuning import measuring
 from tests.conftest import ROOT
 from tests.tuning.small import SMALL
 
@@ -47,8 +46,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         drawn.extend(units)
         return generate_images(pipe, units, keywords)
 
-    for module in (measuring, drawing):
-        monkeypatch.setattr(module, "generate_images", counting)
+    monkeypatch.setattr(worker, "generate_images", counting)
     return drawn
 
 
@@ -94,10 +92,10 @@ def test_nothing_is_drawn_twice(tuned: ml.Tuned, pipeline: Any, monkeypatch: pyt
 KILLER = """
 import os, signal, sys
 import mergelab as ml
-from mergelab.tuning import measuring
+from mergelab.evaluation.executors import worker
 import json
 
-left, generate = int(sys.argv[3]), measuring.generate_images
+left, generate = int(sys.argv[3]), worker.generate_images
 
 def killing(*arguments):
     global left
@@ -106,7 +104,7 @@ def killing(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return generate(*arguments)
 
-measuring.generate_images = killing
+worker.generate_images = killing
 ml.tune(json.loads(sys.argv[1]), sys.argv[2], progress=False)
 """
 
@@ -117,7 +115,7 @@ def test_a_killed_search_goes_on(
 ) -> None:
     """What was drawn before is not drawn again, trials that had ended are in the folder, and the winner is the same."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", KILLER, json.dumps(SMALL), str(tmp_path / "run"), "4"]
+    command = [sys.executable, "-c", KILLER, json.dumps(SMALL), str(tmp_path / "run"), "9"]
     killed = subprocess.run(command, env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     trials = json.loads((tmp_path / "run" / "trials.json").read_text())["trials"]
@@ -143,7 +141,7 @@ def test_a_candidate_that_cannot_be_drawn_fails_alone(
             raise RuntimeError("no memory")
         return generate_images(pipe, units, keywords)
 
-    monkeypatch.setattr(measuring, "generate_images", failing)
+    monkeypatch.setattr(worker, "generate_images", failing)
     tuned = ml.tune(
         SMALL | {"settings": 4, "held_out": {"metrics": ["clip_text"]}}, tmp_path / "run", pipeline=pipeline
     )
