@@ -40,15 +40,18 @@ def measured(pipeline: str, subject: MiniatureAdapter, style: MiniatureAdapter, 
     evaluation = evaluation_of(any_one, prompts_of(any_one)[0], seeds=list(any_one.seeds), metrics=list(METRICS))
     pool = open_pool(evaluation, None, False)
     adapters = pool.loras
-    with Store(folder).open() as store, open_executor(evaluation, folder, None, pool) as executor:
-        with DrawingBench(evaluation, store, pool, executor, {}, any_one.merge, bar(1, "", False)) as bench:
-            roles: dict[str, Candidate] = {"sum": sum_at(usual_weights(any_one), 1.0)}
-            searched: dict[str, Any] = {}
-            for score, own in configs.items():
-                chosen, searched[score] = _searched(own, adapters, replace(bench, metrics=[score]))
-                roles |= {f"{kind} by {score}": candidate for kind, candidate in chosen.items()}
-            kept = held_out(prompts_of(any_one)[1], seeds_of(any_one)[1])
-            values = _held_out(roles, kept, list(adapters), bench, any_one.balance)
+    with (
+        Store(folder).open() as store,
+        open_executor(evaluation, folder, None, pool) as executor,
+        DrawingBench(evaluation, store, pool, executor, {}, any_one.merge, bar(1, "", False)) as bench,
+    ):
+        roles: dict[str, Candidate] = {"sum": sum_at(usual_weights(any_one), 1.0)}
+        searched: dict[str, Any] = {}
+        for score, own in configs.items():
+            chosen, searched[score] = _searched(own, adapters, replace(bench, metrics=[score]))
+            roles |= {f"{kind} by {score}": candidate for kind, candidate in chosen.items()}
+        kept = held_out(prompts_of(any_one)[1], seeds_of(any_one)[1])
+        values = _held_out(roles, kept, list(adapters), bench, any_one.balance)
     weights = {role: {"weights": one.weights, "merge": one.merge} for role, one in roles.items()}
     return {
         "pipeline": pipeline, "subject": subject.name, "style": style.name, "seconds": time.perf_counter() - start,

@@ -137,7 +137,7 @@ def test_a_candidate_that_cannot_be_drawn_fails_alone(
     def failing(pipe: Any, units: Sequence[tuple[str, int]], keywords: Mapping[str, Any]) -> list[Tensor]:
         nonlocal shown
         shown += 1
-        if 3 <= shown <= 9:
+        if 3 <= shown <= 10:
             raise RuntimeError("no memory")
         return generate_images(pipe, units, keywords)
 
