@@ -125,7 +125,7 @@ def _run(
             if blocks:
                 found = search_blocks(config, loras, bench, judged, (first, second), ledger.trial)
             else:
-                found = search_optuna(config, loras, bench, judged, scenes, ledger.trial, store.folder)
+                found = search_optuna(config, loras, bench, judged, scenes, ledger.trial, store.folder, model)
             sums = tuned_sums(config, bench, judged, scenes, ledger.sum)
             ledger.found(found)
             path = bench.merged(found.winner.candidate).save(store.folder / ADAPTER)
