@@ -64,9 +64,10 @@ def test_command_lines_of_the_documents(folder: Path, capsys: pytest.CaptureFixt
     (folder / "median.py").write_text(next(b for b in blocks(CONTRIBUTING, "python") if "register" in b))
     lines = [line for block in blocks(README, "console") for line in block.splitlines()]
     lines += re.findall(r"`(mergelab merge[^`]+--import[^`]+)`", CONTRIBUTING.replace("\n", " "))
-    one_pair, many_pairs = blocks(README, "yaml")
+    one_pair, many_pairs, search = blocks(README, "yaml")
     (folder / "config.yaml").write_text(one_pair)
     (folder / "pairs.yaml").write_text(many_pairs)
+    (folder / "tune.yaml").write_text(search)
     assert plan(folder / "pairs.yaml", measure=False).sets == 16
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("mergelab ")]
     assert len(commands) >= 6

@@ -61,6 +61,7 @@ def search_optuna(
     scenes: Sequence[Scene],
     told: Callable[[Trial], None],
     folder: Path,
+    model: str,
 ) -> Found:
     """The best that Optuna finds in the space of the configuration.
 
@@ -75,6 +76,7 @@ def search_optuna(
         scenes: that every trial is drawn on, unless it is stopped before.
         told: hears of every trial as it ends, those of an earlier run first.
         folder: the run folder, with Optuna's file unless the configuration names a storage.
+        model: the base model's fingerprint: trials on another one do not count.
 
     Raises:
         OptionError: as `space_for`; or the storage cannot be opened.
@@ -82,7 +84,8 @@ def search_optuna(
     """
     space = space_for(config, adapters, scenes)
     objectives = checked_objectives(config.objectives, list(adapters), scenes)
-    study = opened(config, scenes, folder, {name: adapter_hash(adapter) for name, adapter in adapters.items()})
+    hashes = {name: adapter_hash(adapter) for name, adapter in adapters.items()}
+    study = opened(config, scenes, folder, {"adapters": hashes, "model": model})
     run = _Run(config, space, bench, score, scenes, folder, objectives, study)
     first = run.plain_sum()
     for trial in [first, *run.ended()]:

@@ -18,6 +18,7 @@ from filelock import FileLock
 from mergelab.errors import OptionError, OutputError
 from mergelab.evaluation.store import hash_of
 from mergelab.formats.fetching import public
+from mergelab.publishing.recipe import package_version
 from mergelab.tuning.candidate import Scene
 from mergelab.tuning.config import TuneConfig
 from mergelab.tuning.objectives import direction_of
@@ -85,7 +86,7 @@ def opened(config: TuneConfig, scenes: Sequence[Scene], folder: Path, identity: 
         config: of the search.
         scenes: on which trials are measured.
         folder: the run folder, which this process alone writes to.
-        identity: what else decides values: hashes of the adapters.
+        identity: what else decides values: hashes of the adapters and of the base model.
 
     Raises:
         OptionError: Optuna is not there, or the storage cannot be opened.
@@ -93,7 +94,8 @@ def opened(config: TuneConfig, scenes: Sequence[Scene], folder: Path, identity: 
     optuna = optuna_module()
     decides = {key: value for key, value in config.model_dump(mode="json").items() if key not in _NO_DECISION}
     drawn = [[scene.prompt, sorted(scene.calls), scene.seed] for scene in scenes]
-    name = f"mergelab {hash_of({'config': decides, 'scenes': drawn, 'of': identity})}"
+    request = {"config": decides, "scenes": drawn, "of": identity, "version": package_version()}
+    name = f"mergelab {hash_of(request)}"
     directions = [direction_of(objective) for objective in config.objectives]
     single = len(directions) == 1
     with kept(config, folder):
@@ -109,7 +111,7 @@ def opened(config: TuneConfig, scenes: Sequence[Scene], folder: Path, identity: 
             seed=(config.seed + 7919 * len(trials)) % 2**32,  # one that goes on does not begin with the same draws
         )
         # All trials are drawn on the same scenes in the same order, so a value after a wave stands against those of
-        # the others after it. No more than half is stopped: a wave is a few images, and the next may turn the order.
+        # the others after it. The median and nothing sharper: a wave is a few images, and the next may turn the order.
         median = config.prune and single
         study.pruner = optuna.pruners.MedianPruner(STARTUP) if median else optuna.pruners.NopPruner()
         _queue_again(study, trials, config, folder)

@@ -126,7 +126,8 @@ def _run(
             if blocks:
                 found = search_blocks(config, pool.loras, bench, judged, (first, second), ledger.trial)
             else:
-                found = search_optuna(config, pool.loras, bench, judged, scenes, ledger.trial, store.folder)
+                model = executor.facts.model
+                found = search_optuna(config, pool.loras, bench, judged, scenes, ledger.trial, store.folder, model)
             sums = tuned_sums(config, bench, judged, scenes, ledger.sum)
             ledger.found(found)
             path = bench.merged(found.winner.candidate).save(store.folder / ADAPTER)

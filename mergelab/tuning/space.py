@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mergelab.checks import did_you_mean, short_repr
+from mergelab.engine.weights import resolve
 from mergelab.errors import OptionError
 from mergelab.evaluation.config import Weight
 from mergelab.methods.registry import choices_of, method_names, options_of, strategy_of
 from mergelab.ranks import check_rank
-from mergelab.tuning.groups import Groups
+from mergelab.tuning.groups import ALL, Groups
 from mergelab.tuning.parameters import Choice, Parameter, ends, is_range, numbers, parameter
 
 OF_MERGE = ("rank", "seed")
@@ -202,6 +203,8 @@ def _weights(
             raise OptionError(f"space: weights: there is no adapter {adapter!r}; {known}")
         if isinstance(own, Mapping) and not is_range(own):
             for pattern, values in own.items():
+                if adapter in layers:
+                    resolve([{ALL: 1.0, str(pattern): 1.0}], [layers[adapter]], [adapter])  # or it matches none
                 weight = numbers(f"weights of {adapter}, {pattern}", values)
                 found.append(Searched(f"{adapter} {pattern}", adapter, "", str(pattern), weight))
             continue

@@ -105,7 +105,7 @@ def config(**keys: Any) -> TuneConfig:
 def search(folder: Path, bench: Arithmetic | None = None, told: list[Trial] | None = None, **keys: Any) -> Found:
     """In a folder."""
     heard = [] if told is None else told
-    return search_optuna(config(**keys), ADAPTERS, bench or Arithmetic(), score, SCENES, heard.append, folder)
+    return search_optuna(config(**keys), ADAPTERS, bench or Arithmetic(), score, SCENES, heard.append, folder, "model")
 
 
 def test_it_finds_better_weights_than_the_plain_sum(tmp_path: Path) -> None:
@@ -223,6 +223,8 @@ def test_a_database_serves_as_storage(tmp_path: Path) -> None:
     """By an URL."""
     url = f"sqlite:///{tmp_path / 'trials.db'}"
     assert len(search(tmp_path, storage=url, trials=4).trials) == 5
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, Arithmetic(killed_at=2), storage=url, trials=8)
     bench = Arithmetic()
     assert len(search(tmp_path, bench, storage=url, trials=6).trials) == 7
     assert len({label for label, _ in bench.drawn}) == 1 + 2

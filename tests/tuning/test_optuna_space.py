@@ -152,6 +152,7 @@ def test_a_search_begins_near_the_plain_sum() -> None:
         ({"space": ["delta", "cor"]}, {}, "space: space='cor': expected one of"),
         ({"weights": [0.5, "x", 1]}, {}, "space: weights of ghost: 'x': expected a number"),
         ({"weights": {"gost": [0, 1]}}, {}, "there is no adapter 'gost'; did you mean 'ghost'?"),
+        ({"weights": {"day": {"unet.mid*": [0, 1]}}}, {}, "day: the weight for 'unet.mid.*' matches no layer"),
         ({"weights": 0.5}, {}, "space: weights of ghost=0.5: expected a list of values, or a range .*, or its"),
         ({"weights": [0, 1]}, {"weights": [1, 1]}, None),
         ({"rank": [4]}, {"weights": [1, 1]}, "merge: weights: they stand with the adapters"),

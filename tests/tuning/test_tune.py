@@ -18,6 +18,7 @@ from torch import Tensor
 import mergelab as ml
 from mergelab import cli, miniature
 from mergelab.evaluation.executors import worker
+from mergelab.evaluation.metrics import registry
 from mergelab.pipelines.images import generate_images
 from mergelab.publishing.recipe import recipe_of
 from tests.conftest import ROOT
@@ -85,8 +86,9 @@ def test_nothing_is_drawn_twice(tuned: ml.Tuned, pipeline: Any, monkeypatch: pyt
     again = ml.tune(SMALL, tuned.folder, pipeline=pipeline)
     assert not drawn and again.winner == tuned.winner and again.scored == tuned.scored
     longer = ml.tune(SMALL | {"settings": 10}, tuned.folder, pipeline=pipeline)
-    assert longer.found.trials[:9] == tuned.found.trials[:9] or {t.state for t in longer.found.trials} != {"failed"}
-    assert 4 <= len(drawn) <= 4 + 6 * 5
+    before = [trial.candidate for trial in tuned.found.trials]
+    assert [trial.candidate for trial in longer.found.trials][:9] == before
+    assert len(drawn) in (4, 4 + 5)  # one setting on four scenes; where it wins, it is evaluated on what is held out
 
 
 KILLER = """
@@ -151,8 +153,9 @@ def test_a_candidate_that_cannot_be_drawn_fails_alone(
 
 
 @pytest.mark.parametrize("score", ["clip_text", "nearness", "sharpness"])
-def test_other_scores(score: str, pipeline: Any, tmp_path: Path) -> None:
+def test_other_scores(score: str, pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of words, of words on a scale of their own, and one number of the user's own."""
+    monkeypatch.setattr(registry, "_REGISTERED", {})
 
     @ml.register_metric("sharpness")
     def sharpness(image: Tensor, prompt: str, references: Mapping[str, Tensor]) -> float:
