@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from html import escape
 
 from matplotlib.ticker import MaxNLocator
@@ -74,6 +74,10 @@ def svg(parts: Sequence[str], title: str, height: float = HEIGHT) -> str:
             f"<title>{escape(title)}</title>{''.join(parts)}</svg>")  # fmt: skip
 
 
+NAMED = 64
+"""Points of a figure up to which all names are written; of more, those of the front. A pointer finds any."""
+
+
 def scatter(points: Mapping[str, tuple[float, float]], front: Set[str], labels: tuple[str, str]) -> str:
     """Named points; those of the Pareto front are filled and joined. Lines at 0 and 1, where these are in view."""
     x, y = (limits_of([point[axis] for point in points.values()], least=0.1) for axis in (0, 1))
@@ -85,7 +89,8 @@ def scatter(points: Mapping[str, tuple[float, float]], front: Set[str], labels: 
     for name, (a, b) in place.items():
         kind = "dot on" if name in front else "dot"
         parts.append(f'<circle class="{kind}" cx="{a:.1f}" cy="{b:.1f}" r="5"><title>{escape(name)}</title></circle>')
-    for name, (left, middle) in _beside(place).items():
+    named = [name for name in place if len(place) <= NAMED or name in front]
+    for name, (left, middle) in _beside(place, named).items():
         a, b = place[name]
         if abs(middle - b) > LINE:
             end = left if left > a else left + LETTER * len(name)
@@ -94,16 +99,16 @@ def scatter(points: Mapping[str, tuple[float, float]], front: Set[str], labels: 
     return svg(parts, f"{labels[1]} against {labels[0]}")
 
 
-def _beside(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """Left end and middle of every point's name: as near to it as other names and points allow.
+def _beside(points: Mapping[str, tuple[float, float]], named: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """Left end and middle of the names of some points: as near to them as other names and points allow.
 
     Example:
-        >>> _beside({"a": (300.0, 100.0), "b": (301.0, 100.0)})
+        >>> _beside({"a": (300.0, 100.0), "b": (301.0, 100.0)}, ["a", "b"])
         {'a': (309.0, 100.0), 'b': (285.8, 100.0)}
     """
     boxes = [(a - 6, a + 6, b - 6, b + 6) for a, b in points.values()]
     places = {}
-    for name, (a, b) in sorted(points.items(), key=lambda item: item[1]):
+    for name, (a, b) in sorted(((name, points[name]) for name in named), key=lambda item: item[1]):
         wide = LETTER * len(name)
         heights = sorted((b + step * LINE / 2 for step in range(-40, 41)), key=lambda height: abs(height - b))
         sides = [side for side in (a + 9, a - 9 - wide) if LEFT < side < WIDTH - EDGE - wide] or [LEFT + 4.0]
