@@ -48,7 +48,7 @@ def units(session: Session, sizes: Sequence[int]) -> None:
     """The frame, then the rest for so many merges, as long as there is time."""
     session.unit("rows of the frame", 10, partial(rows, session))
     for count in sizes:
-        session.unit(f"{count} merges", 5 + 0.02 * count**2, partial(concluding, session.folder, count))
+        session.unit(f"{count} merges", 30 + 2 * count, partial(concluding, session.folder, count))
 
 
 def settings(merges: int) -> Config:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu.session import Session, machine
-from experiments.scale import analysis, files, gpu
+from experiments.scale import analysis, files, gpu, pages
 
-PARTS = ("files", "analysis", "gpu")
+PARTS = ("files", "analysis", "pages", "gpu")
 
 
 def main(words: Sequence[str] | None = None) -> Session:
@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> Session:
     parser.add_argument("--budget", type=float, default=900, help="seconds")
     parser.add_argument("--folder", type=Path, help="where files are kept meanwhile")
     args = parser.parse_args(words)
-    parts = (args.only or ",".join(PARTS if args.gpu else PARTS[:2])).split(",")
+    parts = (args.only or ",".join(PARTS if args.gpu else PARTS[:3])).split(",")
     if unknown := set(parts) - set(PARTS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -41,8 +41,11 @@ def main(words: Sequence[str] | None = None) -> Session:
             files.units(session)
         if "gpu" in parts:
             gpu.units(session, tuple(args.arch.split(",")))
+        sizes = [int(count) for count in args.merges.split(",")]
         if "analysis" in parts:
-            analysis.units(session, [int(count) for count in args.merges.split(",")])
+            analysis.units(session, sizes)
+        if "pages" in parts:
+            pages.units(session, sizes)
     return session
 
 

@@ -60,8 +60,8 @@ def main(words: Sequence[str] | None = None) -> None:
         for one in on(8, 64, 256) for life in (NEVER, DAY, HOUR)
     ], price)  # fmt: skip
     local = replace(flux, start_bytes=0.0)
-    show("The model on each worker's own disk, variants kept", ["GPUs", "failures of a worker"], [
-        ([str(one.workers), WORDS[life]], local, replace(one, failures=life, kept=True))
+    show("Models on the workers' own disks, variants kept, scores by 250 images", ["GPUs", "failures of a worker"], [
+        ([str(one.workers), WORDS[life]], local, replace(one, failures=life, kept=True, scored=250))
         for one in on(64, 256) for life in (NEVER, HOUR)
     ], price)  # fmt: skip
     models = {"FLUX.1, 28 steps": flux, "FLUX.1, 4 steps": parts("flux", 4, 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,10 +22,12 @@ from mergelab.evaluation.config import Config, Part, Select
 from mergelab.evaluation.metrics.metric import Description
 from mergelab.evaluation.names import VariantName
 from mergelab.evaluation.report.lookup import ranked
+from mergelab.evaluation.report.matrix import matrices
 from mergelab.evaluation.selection import check_selection, chosen, parts_of
 from mergelab.evaluation.sets import AdapterSet
 from mergelab.evaluation.statistics import holm, sign_flip
 from tests.evaluation.frames import COSINE, JUDGE, NEARNESS, a_set, frame
+from tests.evaluation.reported import result_of
 
 VARIANTS = ["base", "single:subject", "single:style", "stack", "merge:a", "merge:b"]
 ROLES = ["subject", "style"]
@@ -251,3 +254,23 @@ def test_of_very_many_variants_some_pairs_are_asked_for() -> None:
     few = [name for name in known if str(name) in ("stack", *names[:3])]
     alone = {(o.first, o.second): o.interval for o in contrasts(scores, [JUDGE], few, ROLES, None) if primary.asks(o)}
     assert len(alone) == 6 and alone.items() <= {(o.first, o.second): o.interval for o in found}.items()
+
+
+def test_the_table_of_very_many_variants_shows_the_best(tmp_path: Path) -> None:
+    """And the stack, wherever it is; the others are held against these two alone."""
+    names = [f"merge:ties density={number / 1000:g}" for number in range(1, EACH_TWO + 7)]
+
+    def many(name: str, variant: str, prompt: str, seed: int, role: str) -> float:
+        if variant.startswith("merge:"):
+            return value(name, "merge:a", prompt, seed, role) - 0.0005 * names.index(variant)
+        return value(name, variant, prompt, seed, role)
+
+    result = result_of(tmp_path, [a_set("ghost+day", together=8)], many, variants=[*VARIANTS[:4], *names])
+    table = matrices(result, {})[0]
+    assert table["heads"] == [*names[:EACH_TWO], "stack"] and table["every"] == len(names) + 1
+    kinds = [[cell["kind"] for cell in row["cells"]] for row in table["rows"]]
+    assert all(kinds[row][row] == "same" for row in range(len(kinds))) and kinds[0].count("same") == 1
+    assert any("the stack" in line and f"Holm over {len(names)} tests" in line for line in result.verdict)
+    last = result.contrast(names[-1], names[0], result.primary)
+    assert last is not None and last.first == names[-1] and last.interval.estimate < 0
+    assert result.contrast(names[-1], names[-2], result.primary) is None

@@ -82,12 +82,22 @@ def test_names_in_the_scatter_are_readable() -> None:
     """Eight points almost in one place: every name is within the frame, and none covers another or a point."""
     points = {f"ties density=0.{i} rank=16": (560.0 + i, 60.0 + i) for i in range(8)}
     boxes = [(a - 6, a + 6, b - 6, b + 6) for a, b in points.values()]
-    for name, (left, middle) in plots._beside(points).items():
+    for name, (left, middle) in plots._beside(points, points).items():
         box = (left, left + plots.LETTER * len(name), middle - plots.LINE / 2, middle + plots.LINE / 2)
         assert box[0] > plots.LEFT and box[1] < plots.WIDTH - plots.EDGE
         assert box[2] > plots.EDGE and box[3] < plots.HEIGHT - plots.BOTTOM
         assert not any(plots._covers(box, other) for other in boxes)
         boxes.append(box)
+
+
+def test_of_very_many_points_those_of_the_front_are_named() -> None:
+    """The others have a circle with a name for the pointer; of few, all have names."""
+    points = {f"point {i}": (i / 100, 1 - i / 100) for i in range(plots.NAMED + 1)}
+    front = {"point 3", "point 40"}
+    many = plots.scatter(points, front, ("across", "up"))
+    assert many.count("<circle") == len(points) and many.count('<text class="name"') == 2
+    few = plots.scatter(dict(list(points.items())[1:]), front, ("across", "up"))
+    assert few.count('<text class="name"') == plots.NAMED
 
 
 def test_text_of_the_user(pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

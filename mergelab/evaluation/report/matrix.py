@@ -35,6 +35,7 @@ def matrices(result: Result, names: Mapping[str, str]) -> list[dict[str, Any]]:
         order = ranked(contrasts)
         if len(order) < 2 or (score.metric, score.reference) in sees_nothing:
             continue
+        every = len(order)
         order = [name for place, name in enumerate(order) if place < EACH_TWO or name == str(STACK)]
         pairs = {(one.first, one.second): one for each in contrasts for one in (each, each.turned())}
         tests = sum(one.corrected is not None for one in contrasts)
@@ -56,6 +57,7 @@ def matrices(result: Result, names: Mapping[str, str]) -> list[dict[str, Any]]:
                 "units": clusters_in_words(result, max(one.clusters for one in contrasts)),
                 "told": sum(told_apart(one, digits) for one in contrasts),
                 "pairs": len(contrasts),
+                "every": every,
             }
         )
     return found

@@ -76,6 +76,10 @@ def svg(parts: Sequence[str], title: str, height: float = HEIGHT) -> str:
             f"<title>{escape(title)}</title>{''.join(parts)}</svg>")  # fmt: skip
 
 
+NAMED = 64
+"""Points of a figure up to which all names are written; of more, those of the front. A pointer finds any."""
+
+
 def scatter(
     points: Mapping[str, tuple[float, float]],
     front: Set[str],
@@ -89,7 +93,8 @@ def scatter(
         points: by their names.
         front: names of those on it.
         labels: of the axes.
-        named: which names are written beside their points; None: all. The others are told on hovering.
+        named: which names are written beside their points; None: all, or of very many those of the front. A pointer
+            finds any.
         guides: lines at these values of both axes, where they are in view.
     """
     x, y = (limits_of([point[axis] for point in points.values()], least=0.1) for axis in (0, 1))
@@ -101,7 +106,7 @@ def scatter(
     for name, (a, b) in place.items():
         kind = "dot on" if name in front else "dot"
         parts.append(f'<circle class="{kind}" cx="{a:.1f}" cy="{b:.1f}" r="5"><title>{escape(name)}</title></circle>')
-    beside = _beside(place, named)
+    beside = _beside(place, front if named is None and len(place) > NAMED else named)
     for name, (left, middle) in beside.items():
         a, b = place[name]
         if abs(middle - b) > LINE:
