@@ -7,7 +7,9 @@ From the bottom up:
 
     names, config, sets, recipes, reading, store   what variants are called, what is asked, the run folder
     metrics/, photographs             what an image is scored by: one file a metric, one table
-    merging, variants, opening, grid, drawing      what is merged, drawn and scored
+    acting, merging, opening          what acts while an image is drawn; the pipeline
+    executors/                        who merges, draws and scores: this process, or workers of a Ray cluster
+    variants, grid, drawing, scoring  what is asked of them, and what is kept
     statistics                        intervals, tests, designs: pure functions of arrays
     selection, design, analysis/, concluding   what is chosen, what can be told, and from scores to a result
     result, report/, exhibits         what was found, how people see it, and what a model card shows of it

@@ -26,6 +26,7 @@ from mergelab.evaluation.executors.task import DrawTask
 from mergelab.evaluation.metrics import registry as metrics
 from mergelab.evaluation.names import BASE
 from tests.evaluation.small import PROMPTS, SMALL
+from tests.tuning.small import SMALL as SEARCH
 
 ray = pytest.importorskip("ray")
 
@@ -152,6 +153,17 @@ def child(parent: int, name: str) -> int:
     """The number of a process that another has started."""
     found = subprocess.run(["pgrep", "-P", str(parent), name], capture_output=True, text=True, check=True).stdout
     return int(found.split()[0])
+
+
+def test_a_search(tmp_path: Path) -> None:
+    """Candidates go to several workers; the winner, and all images, are those of one process."""
+    small = SEARCH | {"settings": 4, "held_out": {"seeds": [1]}}
+    runs = [tmp_path / name for name in ("local", "ray")]
+    executors = ["local", {"name": "ray", "workers": 2, "group": 2}]
+    alone, spread = (ml.tune(small | {"executor": e}, run) for e, run in zip(executors, runs))
+    assert (alone.winner, alone.scored, alone.found.trials) == (spread.winner, spread.scored, spread.found.trials)
+    images = [{path.name: path.read_bytes() for path in run.rglob("*.png")} for run in runs]
+    assert images[0] and images[0] == images[1]
 
 
 def test_what_kills_its_worker_is_recorded(tmp_path: Path) -> None:
