@@ -78,8 +78,8 @@ def read_config(
         raise OptionError(f"{where}: seeds: {max(config.seeds, key=config.seeds.count)!r} is given twice")
     # What is wrong is found before anything is computed.
     sets = adapter_sets(config)
-    for one in sets:
-        recipes(config, one)
+    for of in sets:
+        recipes(config, of)
     if config.select is not None:
         check_selection(config.select, config, sets)
     return config
