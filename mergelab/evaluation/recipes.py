@@ -45,8 +45,8 @@ def recipes(config: Config, of: AdapterSet) -> list[Recipe]:
     A list is an axis, but for the `factors` of a schedule, which are a list: there a list of such lists is one.
 
     `weights` of an entry are a list, a number for each adapter, or a list of such lists; or a mapping of roles or names
-    to a weight or a list of them. The weight of an adapter under `loras` may be a list, too. `label` of an entry without
-    axes is what the merge is called, in place of its options.
+    to a weight or a list of them. The weight of an adapter under `loras` may be a list, too. `label` of an entry
+    without axes is what the merge is called, in place of its options.
 
     Raises:
         OptionError: a method or an option that does not exist, a value that it cannot have, or two merges that are the
