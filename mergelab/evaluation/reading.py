@@ -66,8 +66,8 @@ def read_config(
         raise OptionError(f"{where}: expected a mapping of keys such as pipeline, loras, merges, prompts, seeds")
     if isinstance(overrides, str):
         raise OptionError(f"overrides={overrides!r}: expected a list, such as [{overrides!r}]")
-    for one in overrides:
-        override(content, one)
+    for text in overrides:
+        override(content, text)
     if pipeline is not None and not content.get("pipeline"):
         content["pipeline"] = pipeline
     try:

@@ -23,6 +23,7 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from mergelab.evaluation.analysis.quantities import concept_reference
 from mergelab.evaluation.metrics.metric import Description
@@ -106,7 +107,8 @@ def scale_of(anchors: pd.DataFrame, metric: Description) -> Scale:
     ends, blind = dict[tuple[str, Part], tuple[float, float]](), list[str]()
     for name in known.adapters:
         about = concept_reference(metric, name)
-        scenes = [key[1:3] for key in known.values if key[0] == alone(name) and key[3] == about]
+        drawn = [key[1:3] for key in known.values if key[0] == alone(name) and key[3] == about]
+        scenes = [scene for scene in drawn if f"+{name}+" in f"+{known.calls[scene]}+"]
         pairs = [(known.get(BASE, *scene, about), known.get(alone(name), *scene, about)) for scene in scenes]
         low, high = np.array(pairs, dtype=float).reshape(-1, 2).T
         both = np.isfinite(low + high)
@@ -114,14 +116,13 @@ def scale_of(anchors: pd.DataFrame, metric: Description) -> Scale:
         if not prompts or is_blind(low[both], high[both], Units(prompts)):
             blind.append(name)
             continue
-        # Scenes that call several adapters are those on which several were drawn alone.
-        others = [alone(other) for other in known.adapters if other != name]
-        shared = np.array([any((other, *scene) in known.drawn for other in others) for scene in scenes])
-        for part, rows in (("joint", both & shared), ("own", both & ~shared)):
-            gain = float((high - low)[rows].mean()) if rows.any() else 0.0
-            whole = float((high - low)[both].mean())  # few scenes may say that there is nothing to gain
+        only = np.array([known.calls[scene] == name for scene in scenes], dtype=bool)
+        whole = float((high - low)[both].mean())
+        parts: tuple[tuple[Part, NDArray[np.bool_]], ...] = (("joint", both & ~only), ("own", both & only))
+        for part, rows in parts:
             if rows.any():
-                ends[name, part] = (float(low[rows].mean()), gain if gain > whole / 4 else whole)  # type: ignore[index]
+                gain = float((high - low)[rows].mean())  # a few scenes may say that there is nothing to gain
+                ends[name, part] = float(low[rows].mean()), gain if gain > whole / 4 else whole
     return Scale(ends, tuple(blind))
 
 
@@ -162,6 +163,10 @@ class _Values:
             (candidate, prompt, int(seed), reference): metric.sign * float(value)
             for candidate, prompt, seed, reference, value in zip(*columns)
         }
+        self.calls = {
+            (prompt, int(seed)): calls for prompt, seed, calls in zip(rows["prompt"], rows["seed"], rows["calls"])
+        }
+        """Prompt and seed -> the adapters that are called, as "ghost+day"."""
         self.candidates = list(dict.fromkeys(key[0] for key in self.values))
         references = dict.fromkeys(key[3] for key in self.values)
         self.adapters = [name for reference in references

@@ -16,6 +16,7 @@ from mergelab.evaluation.config import Config
 from mergelab.evaluation.reading import read_config
 from mergelab.evaluation.recipes import recipes
 from mergelab.evaluation.sets import adapter_sets
+from mergelab.evaluation.store import file_name
 
 USUAL: dict[str, Any] = {
     "pipeline": "miniature/sdxl",
@@ -45,6 +46,15 @@ def test_axes_span_a_grid() -> None:
         "ties density=0.5 space=delta",
         "ties density=0.5 space=core",
     ]
+
+
+def test_an_entry_may_have_a_label() -> None:
+    """Which is what the merge is called; a file's name is never too long for a system."""
+    entry = {"method": "cat", "label": "mine", "weights": {"style": {"*": 1.0, "unet.up_blocks": 0.5}}}
+    assert merges_of(read(USUAL | {"merges": [entry]})) == {"mine": {"method": "cat"}}
+    names = [file_name(f"cat style={place * 60}") for place in ("*:1,unet.up_blocks:0.5", "*:1,unet.up_blocks:0.6")]
+    assert len(set(names)) == 2 and all(len(name) <= 120 for name in names)
+    assert file_name("ties density=0.3") == "ties-density-0.3"
 
 
 def test_defaults_and_short_forms() -> None:
@@ -157,6 +167,11 @@ def test_what_lies_at_a_path_comes_before_what_ships(
         ({"merges": [{"rank": 8}]}, "has no method"),
         ({"merges": [{"method": "swich"}]}, "merges: there is no method 'swich'; did you mean 'switch'"),
         ({"merges": [{"method": "cat"}, {"method": "cat"}]}, "'cat' is given twice"),
+        ({"merges": [{"method": "cat", "label": " "}]}, "merges: label: expected a text, found ' '"),
+        (
+            {"merges": [{"method": "svd", "rank": [4, 8], "label": "mine"}]},
+            "'mine' is given twice; a label is of one merge, and this entry spans several",
+        ),
         (
             {"merges": [{"method": "svd", "rank": ["mean=8", ml.RankBudget(8)]}]},
             "'svd rank=mean=8' is given twice",

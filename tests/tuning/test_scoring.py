@@ -53,6 +53,7 @@ def test_cosines_go_from_the_base_model_to_the_adapter_alone() -> None:
         (alone("ghost"), GHOST): {"ghost": 0.20},
         (alone("day"), BOTH): {"day": 0.40},
         (alone("day"), DAY): {"day": 0.60},
+        (alone("day"), GHOST): {"day": 0.90},  # does not call it, and counts nothing
     })  # fmt: skip
     ends = scale_of(anchors, COSINE).ends
     assert ends["ghost", "joint"] == pytest.approx((0.10, 0.10)) and ends["day", "joint"] == pytest.approx((0.20, 0.20))
