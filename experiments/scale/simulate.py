@@ -206,7 +206,7 @@ def simulate(parts: Parts, plan: Plan) -> Outcome:
 
     Example:
         >>> one = Parts(10, 0, 1, 0, 5, 0, 0, 4, 1, 0.1, 0, 0, 0, 0, 0)
-        >>> simulate(one, Plan(workers=1, merges=4, images=16, group=16)).seconds  # 10 + 8 + 4 (1 + 80) + 64 * 0.1
+        >>> round(simulate(one, Plan(workers=1, merges=4, images=16)).seconds, 3)  # 10 + 8 + 4 (1 + 80) + 64 * 0.1
         348.4
     """
     run, begun = _Run(parts, plan), 0.0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from experiments.scale.parts import Parts, parts
-from experiments.scale.simulate import Outcome, Plan, simulate
+from experiments.scale.simulate import Plan, simulate
 
 DAY, HOUR, NEVER = 86400.0, 3600.0, float("inf")
 WORDS = {DAY: "one a day", HOUR: "one an hour", NEVER: "none"}
@@ -74,12 +74,6 @@ def main(words: Sequence[str] | None = None) -> None:
     show("Without shared storage for images: they come back to the writer", ["GPUs"], [
         ([str(one.workers)], replace(returned, image_bytes=0.0), one) for one in on(8, 64, 256)
     ], price)  # fmt: skip
-
-
-def bounds(parts: Parts, plan: Plan) -> tuple[float, float]:
-    """Between which the seconds of a run without failures lie: the busiest of all; everything one after another."""
-    one: Outcome = simulate(parts, replace(plan, workers=1, failures=NEVER))
-    return max(one.spent["storage"], one.spent["writer"], one.spent["useful"] / plan.workers), one.seconds
 
 
 if __name__ == "__main__":
