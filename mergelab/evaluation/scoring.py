@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from mergelab.evaluation.executors.executor import Executor
+from mergelab.evaluation.executors.executor import Executor, pieces
 from mergelab.evaluation.executors.task import Answer, Question, ScoreTask
 from mergelab.evaluation.grid import Grid
 from mergelab.evaluation.metrics.metric import Description, Picture
@@ -25,6 +25,8 @@ COLUMNS = (
     "set", "variant", "prompt_id", "prompt", "calls", "seed", "metric", "reference", "reference_seed", "value", "image",
 )  # fmt: skip
 """Of `scores.parquet`."""
+AT_A_TIME = 100
+"""Images that a worker scores before it reports: of one prompt and seed, so that they share what they are held against."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ def score_all(grid: Grid, profiles: Sequence[Profile], executor: Executor) -> pd
     known = {profile.description.name: profile.description for profile in profiles}
     rows = list[dict[str, Any]]()
     total = sum(len(one.prompts) * len(grid.config.seeds) * len(grid.of(one)) for one in grid.sets)
-    groups = [list(_cells(grid, one, prompt, seed, profiles))
-              for one in grid.sets for prompt, seed in product(one.prompts, grid.config.seeds)]  # fmt: skip
+    groups = [several for one in grid.sets for prompt, seed in product(one.prompts, grid.config.seeds)
+              for several in pieces(list(_cells(grid, one, prompt, seed, profiles)), AT_A_TIME)]  # fmt: skip
     with grid.bar(total, "scores") as bar:
         bar.update(total - sum(map(len, groups)))
         asked = ([question for cell in group for question in cell.questions] for group in groups)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from mergelab.evaluation.acting import Acting, Pool, added
 from mergelab.evaluation.config import Config, Weight
-from mergelab.evaluation.executors.executor import Executor
+from mergelab.evaluation.executors.executor import Executor, pieces
 from mergelab.evaluation.executors.task import MergeTask, Unit
 from mergelab.evaluation.failures import Failures
 from mergelab.evaluation.merging import AT_A_TIME, Planned, planned_merges
@@ -90,9 +89,8 @@ def _made(
     known: Known = {}
     tasks = list[MergeTask]()
     for name, merges in planned.items():
-        missing = iter([(label, one) for label, one in merges.items() if not _recalled(known, name, label, one)])
-        while some := dict(islice(missing, AT_A_TIME)):
-            tasks.append(MergeTask(name, names[name], some))
+        missing = [(label, one) for label, one in merges.items() if not _recalled(known, name, label, one)]
+        tasks += [MergeTask(name, names[name], dict(some)) for some in pieces(missing, AT_A_TIME)]
     with bar(sum(len(task.planned) for task in tasks), "merges", progress, unit="merge") as told:
         for task, part in executor.run(tasks):
             assert isinstance(task, MergeTask)

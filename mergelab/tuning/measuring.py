@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from mergelab.engine.merge import merge
 from mergelab.evaluation.acting import Acting, Pool
 from mergelab.evaluation.config import Config
 from mergelab.evaluation.drawing import Failed, draw, image_key
-from mergelab.evaluation.executors.executor import Executor
+from mergelab.evaluation.executors.executor import Executor, pieces
 from mergelab.evaluation.executors.task import DrawTask, MergeTask, Question, Unit
 from mergelab.evaluation.merging import AT_A_TIME, Planned
 from mergelab.evaluation.metrics.metric import Description, Picture
@@ -179,7 +178,8 @@ class DrawingBench:
                 keywords = {**self._by(one), "weights": [one.weights[name] for name in names]}
                 planned = Planned(keywords, self._fingerprint(one), files[one.label])
                 waiting.setdefault(names, {})[one.label] = planned
-        tasks = [MergeTask("", names, several) for names, planned in waiting.items() for several in _few(planned)]
+        tasks = [MergeTask("", names, several) for names, planned in waiting.items()
+                 for several in map(dict, pieces(list(planned.items()), AT_A_TIME))]  # fmt: skip
         failed = dict[str, Exception]()
         for task, part in self.executor.run(tasks):
             assert isinstance(task, MergeTask)
@@ -233,12 +233,6 @@ class DrawingBench:
         concepts = {lora.name: lora.concepts for lora in self.config.loras if lora.concepts}
         return [question_of(profile, key, scene.prompt, compared, concepts, self.photos)
                 for profile in self._profiles.values()]  # fmt: skip
-
-
-def _few(planned: Mapping[str, Planned]) -> list[dict[str, Planned]]:
-    """A few at a time."""
-    rest = iter(planned.items())
-    return [dict(some) for some in iter(lambda: list(islice(rest, AT_A_TIME)), [])]
 
 
 def _names(candidate: Candidate, pool: Pool) -> tuple[str, ...]:

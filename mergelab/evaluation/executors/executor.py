@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from mergelab.evaluation.executors.task import DrawTask, Task, Unit
+from mergelab.evaluation.executors.task import DrawTask, Task
 from mergelab.evaluation.executors.worker import Facts
 
 
@@ -33,11 +33,14 @@ class Executor(ABC):
         return [task]
 
 
-def pieces(units: Sequence[tuple[Unit, str]], size: int) -> list[tuple[tuple[Unit, str], ...]]:
+Item = TypeVar("Item")
+
+
+def pieces(items: Sequence[Item], size: int) -> list[tuple[Item, ...]]:
     """Consecutive ones, so many in each.
 
     Example:
-        >>> pieces([(("a", 0), "x"), (("a", 1), "y"), (("b", 0), "z")], 2)
-        [((('a', 0), 'x'), (('a', 1), 'y')), ((('b', 0), 'z'),)]
+        >>> pieces("abc", 2)
+        [('a', 'b'), ('c',)]
     """
-    return [tuple(units[first : first + size]) for first in range(0, len(units), size)]
+    return [tuple(items[first : first + size]) for first in range(0, len(items), size)]
