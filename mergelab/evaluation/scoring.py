@@ -26,7 +26,7 @@ COLUMNS = (
 )  # fmt: skip
 """Of `scores.parquet`."""
 AT_A_TIME = 100
-"""Images that a worker scores before it reports: of one prompt and seed, so that they share what they are held against."""
+"""Images that a worker scores before it reports; of one prompt and seed, and so held against the same ones."""
 
 
 @dataclass(frozen=True)
