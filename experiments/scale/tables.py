@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from experiments.scale.parts import Parts, parts
 from experiments.scale.simulate import Plan, simulate
+from mergelab.evaluation.scoring import AT_A_TIME
 
 DAY, HOUR, NEVER = 86400.0, 3600.0, float("inf")
 WORDS = {DAY: "one a day", HOUR: "one an hour", NEVER: "none"}
@@ -39,7 +40,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--bandwidth", type=float, default=2.0, help="of the storage, GB/s: an assumption")
     parser.add_argument("--merges", type=int, default=10_000)
     args = parser.parse_args(words)
-    plan = Plan(1, merges=args.merges, bandwidth=args.bandwidth * 1e9)
+    plan = Plan(1, merges=args.merges, bandwidth=args.bandwidth * 1e9, kept=True, scored=AT_A_TIME)
     flux, found = parts("flux", 28, 1), parts("flux", 28, 1, mended=False)
     many = [replace(plan, workers=workers) for workers in (1, 8, 64, 256)]
 
@@ -49,19 +50,20 @@ def main(words: Sequence[str] | None = None) -> None:
     price = args.price
     show("GPUs", ["GPUs", "code"], [
         *(([str(one.workers), "as it is"], flux, one) for one in many),
-        *(([str(one.workers), "as it was"], found, one) for one in many),
+        *(([str(one.workers), "as it was"], found, replace(one, kept=False, scored=None)) for one in many),
     ], price)  # fmt: skip
     show("Groups", ["GPUs", "group"], [
-        ([str(one.workers), f"{group}{', kept' if kept else ''}"], flux, replace(one, group=group, kept=kept))
-        for one in on(64, 256) for group, kept in ((4, False), (16, False), (64, False), (16, True))
+        ([str(one.workers), f"{group}{'' if kept else ', to whoever is free'}"], flux,
+         replace(one, group=group, kept=kept))
+        for one in on(64, 256) for group in (4, 16, 64) for kept in (True, False)
     ], price)  # fmt: skip
     show("Failures", ["GPUs", "failures of a worker"], [
         ([str(one.workers), WORDS[life]], flux, replace(one, failures=life))
         for one in on(8, 64, 256) for life in (NEVER, DAY, HOUR)
     ], price)  # fmt: skip
     local = replace(flux, start_bytes=0.0)
-    show("Models on the workers' own disks, variants kept, scores by 250 images", ["GPUs", "failures of a worker"], [
-        ([str(one.workers), WORDS[life]], local, replace(one, failures=life, kept=True, scored=250))
+    show("Models on the workers' own disks", ["GPUs", "failures of a worker"], [
+        ([str(one.workers), WORDS[life]], local, replace(one, failures=life))
         for one in on(64, 256) for life in (NEVER, HOUR)
     ], price)  # fmt: skip
     models = {"FLUX.1, 28 steps": flux, "FLUX.1, 4 steps": parts("flux", 4, 1),
