@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.tuning.pairs import METRICS, SCORES, config
+from experiments.tuning.pairs import METRICS, config
 from mergelab.adapter import load
 from mergelab.evaluation.opening import opened
 from mergelab.evaluation.progress import bar
@@ -28,32 +28,30 @@ from mergelab.tuning.scoring import scored
 STRENGTHS = (0.6, 0.7, 0.85, 1.0, 1.15)
 
 
-def measured(pipeline: str, subject: MiniatureAdapter, style: MiniatureAdapter, folder: Path) -> dict[str, Any]:
-    """What became of one pair: role of a candidate -> metric -> its parts on held-out prompts and seeds.
+def measured(
+    pipeline: str, subject: MiniatureAdapter, style: MiniatureAdapter, score: str, budget: str, folder: Path
+) -> dict[str, Any]:
+    """What became of one pair: "sum" (at 1, 1), "best sum", "blocks" -> metric -> its parts on what was held out.
 
-    The roles are "sum" (at 1, 1), and, for each score searched with, "sum by ..." at the strength that was best on the
-    scenes of the search, and "blocks by ...", the winner.
+    The best sum is the plain sum at the strength that was best on the scenes of the search; "blocks" is the winner.
     """
     start = time.perf_counter()
-    configs = {score: read_tuning(config(pipeline, subject, style, score)) for score in SCORES}
-    any_one = configs[SCORES[0]]
-    adapters = {lora.name: load(lora.path) for lora in any_one.loras}
-    evaluation = evaluation_of(any_one, prompts_of(any_one)[0], seeds=list(any_one.seeds), metrics=list(METRICS))
-    with Store(folder).open() as store, opened(evaluation, None) as (pipe, model):
-        counter = bar(1, "", False)
-        with drawing_bench(evaluation, store, pipe, model, adapters, any_one.merge, counter) as bench:
-            roles: dict[str, Candidate] = {"sum": sum_at(usual_weights(any_one), 1.0)}
-            searched: dict[str, Any] = {}
-            for score, own in configs.items():
-                metrics = [metric for metric in bench.metrics if metric.description.name == score]
-                chosen, searched[score] = _searched(own, adapters, replace(bench, metrics=metrics))
-                roles |= {f"{kind} by {score}": candidate for kind, candidate in chosen.items()}
-            kept = held_out(prompts_of(any_one)[1], seeds_of(any_one)[1])
-            values = _held_out(roles, kept, list(adapters), bench, any_one.balance)
-    weights = {role: {"weights": one.weights, "merge": one.merge} for role, one in roles.items()}
+    own = read_tuning(config(pipeline, subject, style, score, budget))
+    adapters = {lora.name: load(lora.path) for lora in own.loras}
+    evaluation = evaluation_of(own, prompts_of(own)[0], seeds=list(own.seeds), metrics=list(METRICS))
+    with (
+        Store(folder).open() as store,
+        opened(evaluation, None) as (pipe, model),
+        drawing_bench(evaluation, store, pipe, model, adapters, own.merge, bar(1, "", False)) as bench,
+    ):
+        metrics = [metric for metric in bench.metrics if metric.description.name == score]
+        roles, searched = _searched(own, adapters, replace(bench, metrics=metrics))
+        kept = held_out(prompts_of(own)[1], seeds_of(own)[1])
+        values = _held_out(roles, kept, list(adapters), bench, own.balance)
     return {
-        "pipeline": pipeline, "subject": subject.name, "style": style.name, "seconds": time.perf_counter() - start,
-        "searched": searched, "candidates": weights, "held out": values,
+        "pipeline": pipeline, "subject": subject.name, "style": style.name, "score": score,
+        "seconds": time.perf_counter() - start, **searched,
+        "weights": {role: one.weights for role, one in roles.items()}, "held out": values,
     }  # fmt: skip
 
 
@@ -70,11 +68,10 @@ def _searched(
     sums = tuned_sums(config, bench, lambda frame, own: score(frame, scenes=own), first + second, strengths=STRENGTHS)
     best, winner = best_of(sums), found.winner.candidate
     assert best is not None
-    chosen = {"sum": best.candidate, "blocks": winner}
-    return {kind: Candidate(f"{kind} by {config.score}", one.weights, one.merge) for kind, one in chosen.items()}, {
-        "seconds": seconds, "blocks": asdict(found.winner.scored) if found.winner.scored else None,
-        "sum": asdict(best.scored) if best.scored else None, "strength": best.parameters["strength"],
-        "number": found.winner.number,
+    chosen = {"sum": sum_at(usual_weights(config), 1.0), "best sum": best.candidate, "blocks": winner}
+    return chosen, {
+        "seconds of the search": seconds, "strength": best.parameters["strength"], "setting": found.winner.number,
+        "searched": {"best sum": asdict(best.scored), "blocks": asdict(found.winner.scored)},  # type: ignore[call-overload]
     }  # fmt: skip
 
 
