@@ -1,7 +1,8 @@
-"""Runs the pairs, `python -m experiments.tuning [FOLDER]`, or writes the tables, `python -m experiments.tuning.tables`.
+"""Runs the searches of a budget, `python -m experiments.tuning [BUDGET] [FOLDER]`: "usual" or "small".
 
-One line is added to `results.jsonl` in the folder for each pair that is done; a killed run goes on where it was. The
-pipelines take turns, so that partial results are of both.
+One line is added to `BUDGET.jsonl` in the folder for each search that is done; a killed run goes on where it was, and
+what it drew is not drawn again. The pipelines take turns, so that partial results are of both; the searches with the
+judge come before those with CLIP.
 """
 
 from __future__ import annotations
@@ -11,31 +12,32 @@ import os
 import sys
 from pathlib import Path
 
-from experiments.tuning.pairs import DESIGN, REPORTED, pairs
+from experiments.tuning.pairs import BUDGETS, SCORES, pairs
 from experiments.tuning.searching import measured
 from mergelab.miniature import PIPELINES
 
 RUNS = Path(os.environ.get("MERGELAB_RUNS", "runs")) / "tuning"
-RESULTS = "results.jsonl"
 
 
-def run(folder: Path, offsets: tuple[int, ...]) -> None:
-    """All pairs that are not there yet."""
+def run(budget: str, folder: Path) -> None:
+    """All searches that are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    results = folder / RESULTS
+    results = folder / f"{budget}.jsonl"
     lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
-    done = {(row["pipeline"], row["subject"], row["style"]) for row in map(json.loads, filter(None, lines))}
-    turns = [(pipeline, *pair) for several in zip(*(pairs(name, offsets) for name in PIPELINES))
+    rows = map(json.loads, filter(None, lines))
+    done = {(row["score"], row["pipeline"], row["subject"], row["style"]) for row in rows}
+    turns = [(pipeline, *pair) for several in zip(*(pairs(name, BUDGETS[budget].offsets) for name in PIPELINES))
              for pipeline, pair in zip(PIPELINES, several)]  # fmt: skip
-    for pipeline, subject, style in turns:
-        if (pipeline, subject.name, style.name) not in done:
-            row = measured(pipeline, subject, style, folder / pipeline / f"{subject.name}-{style.name}")
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{pipeline} {subject.name} {style.name}: {row['seconds']:.0f} s", flush=True)
+    for score in SCORES:
+        for pipeline, subject, style in turns:
+            if (score, pipeline, subject.name, style.name) not in done:
+                of_pair = folder / budget / pipeline / f"{subject.name}-{style.name}"
+                of_pair.mkdir(parents=True, exist_ok=True)
+                row = measured(pipeline, subject, style, score, budget, of_pair)
+                with results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"{score} {pipeline} {subject.name} {style.name}: {row['seconds']:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    design = "--design" in sys.argv
-    given = [Path(argument) for argument in sys.argv[1:] if not argument.startswith("--")]
-    run(given[0] if given else RUNS / ("design" if design else "reported"), DESIGN if design else REPORTED)
+    run(sys.argv[1] if len(sys.argv) > 1 else "usual", Path(sys.argv[2]) if len(sys.argv) > 2 else RUNS)

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mergelab import miniature
 from mergelab.miniature import MiniatureAdapter
 from mergelab.miniature.world import BACKGROUNDS
 
-REPORTED, DESIGN = (0, 3), (1,)
-"""Subject i with style i + offset, modulo eight: every subject and every style twice. Of the other offsets, one was for
-looking at while the search was written; its pairs are not reported."""
+DESIGN = (1,)
+"""Subject i with style i + offset, modulo eight. These pairs were for looking at while the search was written."""
 SCORES = ("judge", "clip_text")
 METRICS = ("judge", "clip_text", "nearness")
 THINGS = ("red square", "large green star", "small blue circle", "yellow ring", "large purple cross", "red triangle")
-STEPS, BATCH, KEEP, MORE = 6, 16, 4, 6
+STEPS, BATCH = 6, 16
 
 
-def pairs(pipeline: str, offsets: tuple[int, ...] = REPORTED) -> list[tuple[MiniatureAdapter, MiniatureAdapter]]:
+@dataclass(frozen=True)
+class Budget:
+    """What a search may draw, and the pairs on which it is reported: every subject and every style twice.
+
+    Attributes:
+        offsets: of the pairs.
+        seeds: to search with; as many after them are held out, two of which are drawn.
+        keys: of its configuration.
+    """
+
+    offsets: tuple[int, ...]
+    seeds: int
+    keys: Mapping[str, int]
+
+
+BUDGETS = {
+    "small": Budget((0, 3), 2, {"settings": 24, "images": 3, "keep": 4, "more": 6}),
+    "usual": Budget((5, 6), 4, {"settings": 24, "images": 8, "keep": 4, "more": 12}),
+}
+
+
+def pairs(pipeline: str, offsets: tuple[int, ...]) -> list[tuple[MiniatureAdapter, MiniatureAdapter]]:
     """The pairs of a pipeline, in the order in which they are run."""
     known = [adapter for adapter in miniature.adapters(pipeline) if adapter.strength == 1]
     subjects, styles = ([adapter for adapter in known if adapter.kind == kind] for kind in ("subject", "style"))
@@ -47,17 +69,18 @@ def _prompts(
     return [*both, *shown[:3], *(f"{text} {style.prompt}" for text in plain[:3]), *plain[2:]]
 
 
-def config(pipeline: str, subject: MiniatureAdapter, style: MiniatureAdapter, score: str) -> dict[str, Any]:
+def config(
+    pipeline: str, subject: MiniatureAdapter, style: MiniatureAdapter, score: str, budget: str
+) -> dict[str, Any]:
     """The configuration of one search."""
-    searched, kept = prompts(subject, style)
+    (searched, kept), seeds = prompts(subject, style), BUDGETS[budget].seeds
     return {
         "pipeline": f"miniature/{pipeline}",
         "loras": [f"miniature/{pipeline}/{subject.name}", f"miniature/{pipeline}/{style.name}"],
         "prompts": searched,
-        "seeds": [0, 1],
-        "held_out": {"prompts": kept, "seeds": [2, 3]},
+        "seeds": list(range(seeds)),
+        "held_out": {"prompts": kept, "seeds": [seeds, seeds + 1]},
         "score": score,
-        "keep": KEEP,
-        "more": MORE,
+        **BUDGETS[budget].keys,
         "generation": {"steps": STEPS, "batch": BATCH},
     }

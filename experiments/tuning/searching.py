@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.tuning.pairs import METRICS, SCORES, config
+from experiments.tuning.pairs import METRICS, config
 from mergelab.evaluation.acting import open_pool
 from mergelab.evaluation.executors.registry import open_executor
 from mergelab.evaluation.progress import bar
@@ -28,34 +28,29 @@ from mergelab.tuning.scoring import scored
 STRENGTHS = (0.6, 0.7, 0.85, 1.0, 1.15)
 
 
-def measured(pipeline: str, subject: MiniatureAdapter, style: MiniatureAdapter, folder: Path) -> dict[str, Any]:
-    """What became of one pair: role of a candidate -> metric -> its parts on held-out prompts and seeds.
+def measured(
+    pipeline: str, subject: MiniatureAdapter, style: MiniatureAdapter, score: str, budget: str, folder: Path
+) -> dict[str, Any]:
+    """What became of one pair: "sum" (at 1, 1), "best sum", "blocks" -> metric -> its parts on what was held out.
 
-    The roles are "sum" (at 1, 1), and, for each score searched with, "sum by ..." at the strength that was best on the
-    scenes of the search, and "blocks by ...", the winner.
+    The best sum is the plain sum at the strength that was best on the scenes of the search; "blocks" is the winner.
     """
     start = time.perf_counter()
-    configs = {score: read_tuning(config(pipeline, subject, style, score)) for score in SCORES}
-    any_one = configs[SCORES[0]]
-    evaluation = evaluation_of(any_one, prompts_of(any_one)[0], seeds=list(any_one.seeds), metrics=list(METRICS))
+    own = read_tuning(config(pipeline, subject, style, score, budget))
+    evaluation = evaluation_of(own, prompts_of(own)[0], seeds=list(own.seeds), metrics=list(METRICS))
     pool = open_pool(evaluation, None, False)
-    adapters = pool.loras
     with (
         Store(folder).open() as store,
         open_executor(evaluation, folder, None, pool) as executor,
-        DrawingBench(evaluation, store, pool, executor, {}, any_one.merge, bar(1, "", False)) as bench,
+        DrawingBench(evaluation, store, pool, executor, {}, own.merge, bar(1, "", False)) as bench,
     ):
-        roles: dict[str, Candidate] = {"sum": sum_at(usual_weights(any_one), 1.0)}
-        searched: dict[str, Any] = {}
-        for score, own in configs.items():
-            chosen, searched[score] = _searched(own, adapters, replace(bench, metrics=[score]))
-            roles |= {f"{kind} by {score}": candidate for kind, candidate in chosen.items()}
-        kept = held_out(prompts_of(any_one)[1], seeds_of(any_one)[1])
-        values = _held_out(roles, kept, list(adapters), bench, any_one.balance)
-    weights = {role: {"weights": one.weights, "merge": one.merge} for role, one in roles.items()}
+        roles, searched = _searched(own, pool.loras, replace(bench, metrics=[score]))
+        kept = held_out(prompts_of(own)[1], seeds_of(own)[1])
+        values = _held_out(roles, kept, list(pool.loras), bench, own.balance)
     return {
-        "pipeline": pipeline, "subject": subject.name, "style": style.name, "seconds": time.perf_counter() - start,
-        "searched": searched, "candidates": weights, "held out": values,
+        "pipeline": pipeline, "subject": subject.name, "style": style.name, "score": score,
+        "seconds": time.perf_counter() - start, **searched,
+        "weights": {role: one.weights for role, one in roles.items()}, "held out": values,
     }  # fmt: skip
 
 
@@ -72,11 +67,10 @@ def _searched(
     sums = tuned_sums(config, bench, lambda frame, own: score(frame, scenes=own), first + second, strengths=STRENGTHS)
     best, winner = best_of(sums), found.winner.candidate
     assert best is not None
-    chosen = {"sum": best.candidate, "blocks": winner}
-    return {kind: Candidate(f"{kind} by {config.score}", one.weights, one.merge) for kind, one in chosen.items()}, {
-        "seconds": seconds, "blocks": asdict(found.winner.scored) if found.winner.scored else None,
-        "sum": asdict(best.scored) if best.scored else None, "strength": best.parameters["strength"],
-        "number": found.winner.number,
+    chosen = {"sum": sum_at(usual_weights(config), 1.0), "best sum": best.candidate, "blocks": winner}
+    return chosen, {
+        "seconds of the search": seconds, "strength": best.parameters["strength"], "setting": found.winner.number,
+        "searched": {"best sum": asdict(best.scored), "blocks": asdict(found.winner.scored)},  # type: ignore[call-overload]
     }  # fmt: skip
 
 

@@ -5,62 +5,58 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from experiments.tuning.__main__ import RESULTS, RUNS
-from experiments.tuning.pairs import METRICS, SCORES
+from experiments.tuning.__main__ import RUNS
+from experiments.tuning.pairs import BUDGETS, METRICS, SCORES
 from mergelab.evaluation.statistics import Range, Units, difference_interval
 from mergelab.miniature import PIPELINES
 
 README = Path(__file__).with_name("README.md")
 START, END = "<!-- measured -->\n", "<!-- end -->"
-PARTS = ("joint", "own", "plain")
+PARTS, ROLES = ("joint", "own", "plain"), ("sum", "best sum", "blocks")
 Row = dict[str, Any]
 
 
-def tables(rows: Sequence[Row]) -> str:
-    """All that was measured, pipeline by pipeline, and over both."""
-    named = [(name, [row for row in rows if row["pipeline"] == name]) for name in PIPELINES] + [("both", list(rows))]
-    return "\n\n".join(part for name, own in named if own for part in _of(name, own)) + "\n"
-
-
-def _of(name: str, rows: Sequence[Row]) -> list[str]:
-    parts = [f"### {name}: {len(rows)} pairs", _means(rows)]
+def tables(rows: Sequence[Row], budget: str) -> str:
+    """All that was measured with a budget, score by score, pipeline by pipeline and over both."""
+    parts = []
     for score in SCORES:
-        strengths = [row["searched"][score]["strength"] for row in rows]
-        bias = fmean(row["searched"][score]["blocks"]["total"] - row["held out"][f"blocks by {score}"][score]["total"]
-                     for row in rows)  # fmt: skip
-        seconds = fmean(row["searched"][score]["seconds"] for row in rows)
-        uniform = sum(row["searched"][score]["number"] < 8 for row in rows)
-        again = "" if score == SCORES[0] else " (what the first search has drawn is not drawn again)"
-        parts += [
-            f"Searched with {score}. Best strengths of the sum: {min(strengths):g} to {max(strengths):g}, "
-            f"mean {fmean(strengths):.2f}. In {uniform} of {len(rows)} pairs one weight for each adapter won. "
-            f"Selection bias of the score {bias:+.3f}. Seconds a pair: {seconds:.0f}{again}.",
-            _differences(rows, score),
-        ]
-    return parts
+        for name in (*PIPELINES, "both"):
+            own = [row for row in rows if row["score"] == score and name in (row["pipeline"], "both")]
+            if own:
+                parts += [
+                    f"### {budget.capitalize()} budget, score {score}, {name}: {len(own)} pairs",
+                    *_of(own, score),
+                ]
+    return "\n\n".join(parts) + "\n"
 
 
-def _means(rows: Sequence[Row]) -> str:
-    roles = ["sum", *(f"{kind} by {score}" for score in SCORES for kind in ("sum", "blocks"))]
+def _of(rows: Sequence[Row], score: str) -> list[str]:
+    def mean(value: Callable[[Row], float]) -> float:
+        return fmean(map(value, rows))
+
+    bias = mean(lambda row: row["searched"]["blocks"]["total"] - row["held out"]["blocks"][score]["total"])
+    gain = mean(lambda row: row["searched"]["blocks"]["total"] - row["searched"]["best sum"]["total"])
+    kept = mean(lambda row: row["held out"]["blocks"][score]["total"] - row["held out"]["best sum"][score]["total"])
+    uniform = sum(row["setting"] < 8 for row in rows)
+    seconds = mean(lambda row: row["seconds of the search"])
+    told = (
+        f"Mean of the best strengths of the sum {mean(lambda row: row['strength']):.2f}; in {uniform} of {len(rows)} "
+        "pairs one weight for each adapter won. Score of the winner against the sum at its best strength: "
+        f"{gain:+.3f} while searching, {kept:+.3f} held out; against itself {bias:+.3f} while searching. {seconds:.0f} s a search."
+    )
     head = ["means on held-out scenes", *(f"{metric} {part}" for metric in METRICS for part in PARTS)]
-    body = [[role, *(f"{np.nanmean(_column(rows, role, m, p)):.3f}" for m in METRICS for p in PARTS)] for role in roles]
-    return _table(head, body)
-
-
-def _differences(rows: Sequence[Row], score: str) -> str:
-    other = next(one for one in SCORES if one != score)
-    against = [(f"blocks by {score}", "sum"), (f"blocks by {score}", f"sum by {score}")]
-    head = ["difference", "by", *PARTS, "score"]
-    body = [[f"{first} - {second}", metric, *(_interval(rows, first, second, metric, p) for p in (*PARTS, "total"))]
-            for first, second in against for metric in (score, other, "nearness")]  # fmt: skip
-    return _table(head, body)
+    body = [[role, *(f"{np.nanmean(_column(rows, role, m, p)):.3f}" for m in METRICS for p in PARTS)] for role in ROLES]
+    lead = ["difference", "by", *PARTS, "score"]
+    gains = [[f"blocks - {other}", metric, *(_interval(rows, "blocks", other, metric, p) for p in (*PARTS, "total"))]
+             for other in ROLES[:2] for metric in (score, *(one for one in METRICS if one != score))]  # fmt: skip
+    return [told, _table(head, body), _table(lead, gains)]
 
 
 def _interval(rows: Sequence[Row], first: str, second: str, metric: str, part: str) -> str:
@@ -89,12 +85,16 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def write(folder: Path) -> str:
     """Puts the tables between the marks of the README."""
-    lines = (folder / RESULTS).read_text(encoding="utf-8").splitlines()
-    found = tables([json.loads(line) for line in lines if line])
+    found = []
+    for budget in BUDGETS:
+        if (results := folder / f"{budget}.jsonl").exists():
+            rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines() if line]
+            found.append(tables(rows, budget))
     before, rest = README.read_text(encoding="utf-8").split(START)
-    README.write_text(f"{before}{START}\n{found}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    return found
+    text = "\n".join(found)
+    README.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    return text
 
 
 if __name__ == "__main__":
-    print(write(Path(sys.argv[1]) if len(sys.argv) > 1 else RUNS / "reported"))
+    print(write(Path(sys.argv[1]) if len(sys.argv) > 1 else RUNS))

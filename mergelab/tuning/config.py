@@ -93,9 +93,9 @@ class TuneConfig(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
     groups: Literal["blocks", "components", "none"] = "blocks"
     settings: Count = 24
-    images: Count = 3
-    keep: Count = 6
-    more: Annotated[int, Field(ge=0)] = 8
+    images: Count = 8
+    keep: Count = 4
+    more: Annotated[int, Field(ge=0)] = 12
     trials: Count = 60
     space: dict[str, Any] = Field(default={})
     objectives: Annotated[list[str], Field(min_length=1)] = Field(default=["score"])

@@ -1,8 +1,9 @@
 """`search: blocks`: weights for each adapter and group of blocks, by successive halving on common scenes and noise.
 
 Every setting is drawn on a few scenes, the later ones around the best of those before; the best of all are drawn on
-more scenes, and the one that is best on all of them wins.
-Settings are plain sums with pattern weights, drawn without a merge.
+more scenes, and the one that is best on all of them wins. The best setting that is the plain sum at one strength is
+always among these, so that what wins has won against it too. Settings are plain sums with pattern weights, drawn
+without a merge.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from mergelab.tuning.candidate import Scene
 from mergelab.tuning.config import TuneConfig
 from mergelab.tuning.groups import Groups, groups_of
 from mergelab.tuning.scoring import Score
-from mergelab.tuning.settings import Values, candidate_of, first_settings, parameters_of, settings_around
+from mergelab.tuning.settings import TOGETHER, Values, candidate_of, first_settings, parameters_of, settings_around
 from mergelab.tuning.trial import Found, Trial
 
+PLAIN = len(TOGETHER)
+"""So many settings are first, which are the plain sum at one strength."""
 GENERATION, PARENTS = 8, 3
 """Settings that are drawn around the best so far before these are looked at again; and how many are the best."""
 
@@ -90,10 +93,10 @@ def search_blocks(
             new.append(Trial(number, candidate, "stopped", None, parameters=parameters_of(values)))
         drawn += born[: len(new)]
         trials += run(new, first, "stopped")
-    kept = ranked(trials)[: config.keep]
-    for trial in run(kept, first + second, "complete"):
+    kept = list(dict.fromkeys(trial.number for trial in [*ranked(trials)[: config.keep], *ranked(trials[:PLAIN])[:1]]))
+    for trial in run([trials[number] for number in kept], first + second, "complete"):
         trials[trial.number] = trial
-    winner = best_of([trials[trial.number] for trial in kept])
+    winner = best_of([trials[number] for number in kept])
     if winner is None:
         errors = dict.fromkeys(trial.error for trial in trials if trial.error)
         raise OutputError(f"every setting failed: {'; '.join(errors) or 'no score at all'}")

@@ -7,20 +7,21 @@ from typing import Any
 
 import pytest
 
-from experiments.tuning.pairs import DESIGN, METRICS, REPORTED, SCORES, config, pairs
+from experiments.tuning.pairs import BUDGETS, DESIGN, METRICS, config, pairs
 from experiments.tuning.tables import tables
 from mergelab import miniature
 from mergelab.tuning.reading import prompts_of, read_tuning, seeds_of
 
 
+@pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("pipeline", miniature.PIPELINES)
-def test_pairs_and_prompts(pipeline: str) -> None:
+def test_pairs_and_prompts(pipeline: str, budget: str) -> None:
     """Every subject and every style twice, none of the design's; nothing that is searched on is held out."""
-    reported = pairs(pipeline, REPORTED)
+    reported = pairs(pipeline, BUDGETS[budget].offsets)
     assert len(reported) == 16 and not set(reported) & set(pairs(pipeline, DESIGN))
     assert set(Counter(one.name for pair in reported for one in pair).values()) == {2}
     for pair in reported[:2]:
-        settings = read_tuning(config(pipeline, *pair, "judge"))
+        settings = read_tuning(config(pipeline, *pair, "judge", budget))
         searched, kept = prompts_of(settings)
         assert not {one.text for one in searched} & {one.text for one in kept}
         assert (
@@ -37,13 +38,12 @@ def test_tables() -> None:
             known = {"joint": value, "own": None if number else 0.5, "plain": 1.0, "total": value}
             return {metric: dict(known) for metric in METRICS}
 
-        roles = ["sum", *(f"{kind} by {score}" for score in SCORES for kind in ("sum", "blocks"))]
-        held = {role: parts(0.5 + (gain if role.startswith("blocks") else 0.0)) for role in roles}
-        searched = {"strength": 0.85, "number": number, "seconds": 1.0, "blocks": {"total": 0.9}}
-        return {"pipeline": "sdxl", "subject": f"s{number}", "style": "t", "searched": dict.fromkeys(SCORES, searched),
-                "held out": held}  # fmt: skip
+        searched = {"blocks": {"total": 0.9}, "best sum": {"total": 0.8}}
+        return {"pipeline": "sdxl", "subject": f"s{number}", "style": "t", "score": "judge", "strength": 0.85,
+                "setting": number, "seconds of the search": 1.0, "searched": searched,
+                "held out": {"sum": parts(0.5), "best sum": parts(0.5), "blocks": parts(0.5 + gain)}}  # fmt: skip
 
-    text = tables([row(number, gain) for number, gain in enumerate((0.1, 0.2, 0.15, 0.1, 0.2, 0.15))])
-    assert "### sdxl: 6 pairs" in text and "mean 0.85" in text
-    line = next(line for line in text.splitlines() if line.startswith("| blocks by judge - sum by judge | judge"))
+    text = tables([row(number, gain) for number, gain in enumerate((0.1, 0.2, 0.15, 0.1, 0.2, 0.15))], "usual")
+    assert "### Usual budget, score judge, sdxl: 6 pairs" in text and "+0.100 while searching, +0.150 held out" in text
+    line = next(line for line in text.splitlines() if line.startswith("| blocks - best sum | judge"))
     assert "**+0.150 [" in line and "+0.000 [" in line and "| - |" in line
