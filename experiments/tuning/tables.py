@@ -49,7 +49,8 @@ def _of(rows: Sequence[Row], score: str) -> list[str]:
     told = (
         f"Mean of the best strengths of the sum {mean(lambda row: row['strength']):.2f}; in {uniform} of {len(rows)} "
         "pairs one weight for each adapter won. Score of the winner against the sum at its best strength: "
-        f"{gain:+.3f} while searching, {kept:+.3f} held out; against itself {bias:+.3f} while searching. {seconds:.0f} s a search."
+        f"{gain:+.3f} while searching, {kept:+.3f} held out; against itself {bias:+.3f} while searching. "
+        f"{seconds:.0f} s a search."
     )
     head = ["means on held-out scenes", *(f"{metric} {part}" for metric in METRICS for part in PARTS)]
     body = [[role, *(f"{np.nanmean(_column(rows, role, m, p)):.3f}" for m in METRICS for p in PARTS)] for role in ROLES]
