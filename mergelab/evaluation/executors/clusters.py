@@ -50,7 +50,8 @@ def connected(ray: Ray, asked: Workers) -> Iterator[Cluster]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if own:
         needed = int(-(-(asked.workers or 1) * asked.cpus // 1))
-        options |= {"address": "local", "num_cpus": max(needed, os.cpu_count() or 1)}
+        # Its dashboard takes as long to start as all the rest; a cluster that stays has one.
+        options |= {"address": "local", "num_cpus": max(needed, os.cpu_count() or 1), "include_dashboard": False}
     else:
         options["address"] = asked.address
     try:
