@@ -47,10 +47,13 @@ def main(words: Sequence[str] | None = None) -> None:
     def on(*workers: int) -> list[Plan]:
         return [one for one in many if one.workers in workers]
 
+    def before(one: Plan) -> Plan:
+        return replace(one, kept=False, scored=None)
+
     price = args.price
     show("GPUs", ["GPUs", "code"], [
         *(([str(one.workers), "as it is"], flux, one) for one in many),
-        *(([str(one.workers), "as it was"], found, replace(one, kept=False, scored=None)) for one in many),
+        *(([str(one.workers), "as it was"], found, before(one)) for one in many),
     ], price)  # fmt: skip
     show("Groups", ["GPUs", "group"], [
         ([str(one.workers), f"{group}{'' if kept else ', to whoever is free'}"], flux,
@@ -70,7 +73,8 @@ def main(words: Sequence[str] | None = None) -> None:
               "FLUX.1, 4 steps, as it was": parts("flux", 4, 1, mended=False),
               "SDXL, 30 steps, batch 4": parts("sdxl", 30, 4)}  # fmt: skip
     show("Models", ["GPUs", "model"], [
-        ([str(one.workers), name], known, one) for one in on(8, 64) for name, known in models.items()
+        ([str(one.workers), name], known, before(one) if "was" in name else one)
+        for one in on(8, 64) for name, known in models.items()
     ], price)  # fmt: skip
     returned = parts("flux", 28, 1, returned=True)
     show("Without shared storage for images: they come back to the writer", ["GPUs"], [
