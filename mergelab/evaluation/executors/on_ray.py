@@ -165,10 +165,13 @@ class OnRay(Executor):
             raise answer
 
     def _died(self, hand: _Hand) -> None:
-        """Another takes its place, wherever Ray has room; one that never does anything is given up."""
+        """Another takes its place, wherever Ray has room; one that never does anything is given up.
+
+        One that cannot be set up soon, one that dies of its tasks late: they may be bad, and the next may be good.
+        """
         hand.deaths += 1
         self._stop(hand)
-        if hand.deaths < 2 * TRIES:
+        if hand.deaths < (10 * TRIES if hand.opened else 2 * TRIES):
             hand.actor = self._remote.remote(self._order)
             self._open(hand)
             return
