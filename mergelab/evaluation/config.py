@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import NoneType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from mergelab import miniature
@@ -134,12 +134,23 @@ class Workers(Strict):
     """
 
     name: Literal["local", "ray"] = "local"
-    address: str | None = None
+    address: Annotated[str, Field(min_length=1)] | None = None
     workers: Annotated[int, Field(ge=1)] | None = None
     gpus: Annotated[float, Field(ge=0)] | None = None
     cpus: Annotated[float, Field(gt=0)] = 1.0
     group: Annotated[int, Field(ge=1)] = 16
     storage: Literal["auto", "shared", "objects"] = "auto"
+
+    @model_validator(mode="after")
+    def _of_ray(self) -> Workers:
+        own = [key for key in type(self).model_fields if key != "name" and getattr(self, key) != _default(self, key)]
+        if self.name == "local" and own:
+            raise PydanticCustomError("executor", f"{own[0]} is of ray, and the name is local: give name: ray")
+        return self
+
+
+def _default(model: BaseModel, key: str) -> Any:
+    return type(model).model_fields[key].default
 
 
 class Prompt(Strict):
@@ -194,6 +205,8 @@ class Select(Strict):
 
 
 def _workers(value: Any) -> Any:
+    if not isinstance(value, (str, dict, Workers)):
+        raise PydanticCustomError("executor", "expected a name, or a mapping {name: ray, workers: 2, ...}")
     return {"name": value} if isinstance(value, str) else value
 
 

@@ -35,7 +35,7 @@ from mergelab.evaluation.results import results_of
 from mergelab.evaluation.scoring import score_all
 from mergelab.evaluation.selection import reported
 from mergelab.evaluation.sets import AdapterSet, adapter_sets
-from mergelab.evaluation.store import Store, to_json, write
+from mergelab.evaluation.store import Store, check_kind, to_json, write
 from mergelab.evaluation.summary import SUMMARY, summary_of
 from mergelab.evaluation.tracking.registry import open_trackers
 from mergelab.evaluation.tracking.telling import tell
@@ -115,6 +115,7 @@ def evaluate(
     check_metrics(settings)
     if settings.executor.name == "local":
         usual_device(settings.device)  # raises where it is none
+    check_kind(Path(out), "search", False, "a search (`mergelab tune`)")
     with Store(Path(out)).open() as store:
         if isinstance(config, (str, os.PathLike)):
             _check_not_replaced(Path(config), store.folder / CONFIG, settings)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
@@ -83,6 +84,27 @@ def _read_journal(path: Path) -> dict[str, Any]:
                 continue
             values[key] = value
     return values
+
+
+def check_kind(folder: Path, key: str, mine: bool, what: str) -> None:
+    """Raises where a folder is the run of another command, as its configuration tells.
+
+    Args:
+        folder: of the run.
+        key: of a configuration, by which the two are told apart.
+        mine: whether those that have it are the right ones.
+        what: the others are.
+
+    Raises:
+        OutputError: so.
+    """
+    path = folder / "config.yaml"
+    try:
+        known = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return  # what cannot be read is found by whoever needs it
+    if isinstance(known, dict) and "pipeline" in known and (key in known) is not mine:
+        raise OutputError(f"{folder}: is the run of {what}; choose another folder")
 
 
 def known_seconds(folder: Path) -> list[float]:

@@ -82,6 +82,11 @@ class Tuned:
         lines += ["", as_text([head, *rows]), ""]
         bias = f"{self.search_score:.3f} ({self.selection_bias:+.3f})"
         lines += [f"While searching it scored {bias}: the best of many looks better than it is."]
+        worse = [name for name, one in self.scored.items() if one.total > self.scored[WINNER].total]
+        if worse:
+            lines += [
+                f"On what was held out {worse[0]} scores higher: prefer it, or search with more images and prompts."
+            ]
         lines += [*self.notes, f"adapter: {self.path}", f"evaluation: {self.held_out.folder / 'report.html'}"]
         return "\n".join([*lines, *([f"report: {self.report}"] if self.report else [])])
 

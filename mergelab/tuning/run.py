@@ -16,7 +16,7 @@ from mergelab.evaluation.config import Memory
 from mergelab.evaluation.executors.registry import open_executor
 from mergelab.evaluation.photographs import all_photographs
 from mergelab.evaluation.progress import bar
-from mergelab.evaluation.store import Store, write
+from mergelab.evaluation.store import Store, check_kind, write
 from mergelab.pipelines.adapters import check_bare
 from mergelab.pipelines.opening import Pipeline, name_of, usual_device
 from mergelab.tuning.anchors import STRENGTHS, best_of, measured_anchors, tuned_sums, usual_weights
@@ -96,6 +96,7 @@ def tune(
         groups_for(settings, pool.loras)  # raises where their layers have no groups
     else:
         space_for(settings, pool.loras, _scenes(settings)[0])  # raises where it asks for what is not there
+    check_kind(Path(out), "search", True, "an evaluation")
     with Store(Path(out)).open() as store:
         text = str(yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True))
         _check_not_replaced(config, store.folder / CONFIG, text)

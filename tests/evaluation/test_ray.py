@@ -20,6 +20,7 @@ from torch import Tensor
 
 import mergelab as ml
 from mergelab.evaluation.acting import Acting
+from mergelab.evaluation.executors import clusters
 from mergelab.evaluation.executors.on_ray import OnRay
 from mergelab.evaluation.executors.queue import TRIES, Queue
 from mergelab.evaluation.executors.task import DrawTask
@@ -204,6 +205,7 @@ def test_what_kills_its_worker_is_recorded(tmp_path: Path) -> None:
     [
         ({"gpus": 3}, r"executor.gpus: 3 for each worker, and the cluster \(.*\) has 0"),
         ({"storage": "elsewhere"}, "executor.storage: input should be 'auto', 'shared' or 'objects'"),
+        ({"name": "local"}, "group is of ray, and the name is local: give name: ray"),
         ({"adress": "auto"}, "unknown key 'executor.adress'; did you mean 'address'"),
     ],
 )
@@ -211,6 +213,11 @@ def test_what_cannot_be_is_said(settings: dict[str, Any], sentence: str, tmp_pat
     with pytest.raises(ml.OptionError, match=sentence):
         ml.evaluate(on_ray(**settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_address_where_nobody_is() -> None:
+    with pytest.raises(ml.OptionError, match=r"executor.address: ray://127.0.0.1:1: nobody answers there"):
+        clusters.check_port("ray://127.0.0.1:1")
 
 
 def test_a_worker_that_cannot_be_set_up(tmp_path: Path) -> None:

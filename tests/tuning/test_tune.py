@@ -92,6 +92,13 @@ def test_nothing_is_drawn_twice(tuned: ml.Tuned, pipeline: Any, monkeypatch: pyt
     assert len(drawn) in (4, 4 + 4)  # one setting on four scenes; where it wins, it is evaluated on what is held out
 
 
+def test_one_folder_is_of_one_command(tuned: ml.Tuned, pipeline: Any) -> None:
+    with pytest.raises(ml.OutputError, match="held-out: is the run of an evaluation; choose another folder"):
+        ml.tune(SMALL, tuned.folder / "held-out", pipeline=pipeline)
+    with pytest.raises(ml.OutputError, match="is the run of a search"):
+        ml.evaluate(tuned.held_out.config, tuned.folder, pipeline=pipeline)
+
+
 KILLER = """
 import os, signal, sys
 import mergelab as ml

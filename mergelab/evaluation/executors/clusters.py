@@ -37,10 +37,10 @@ def imported() -> Ray:
 
 @contextmanager
 def connected(ray: Ray, asked: Workers) -> Iterator[Cluster]:
-    """The cluster of a run; one that this process is connected to already stays so.
+    """The cluster of a run; one that this process is connected to already is taken, and stays so.
 
     Raises:
-        OptionError: there is none at the address, or another one than this process is connected to is asked for.
+        OptionError: there is none at the address.
         OutputError: a cluster cannot be started on this machine.
     """
     if ray.is_initialized():
@@ -54,12 +54,16 @@ def connected(ray: Ray, asked: Workers) -> Iterator[Cluster]:
         options |= {"address": "local", "num_cpus": max(needed, os.cpu_count() or 1), "include_dashboard": False}
     else:
         options["address"] = asked.address
+    if not own and ":" in str(asked.address):
+        check_port(str(asked.address))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Ray's own doings
             ray.init(**options)
     except Exception as error:  # whatever its parts raise: no cluster, another version, no room for its files
         said = " ".join(str(error).split())[:300]
+        if asked.address == "auto" and isinstance(error, ConnectionError):
+            said = "this machine belongs to no cluster; leave the address out, and one is started for the run"
         if own:
             raise OutputError(f"executor: ray: no cluster can be started on this machine: {said}") from None
         raise OptionError(f"executor.address: {asked.address}: Ray cannot connect to it: {said}") from None
@@ -69,6 +73,20 @@ def connected(ray: Ray, asked: Workers) -> Iterator[Cluster]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray.shutdown()
+
+
+def check_port(address: str) -> None:
+    """Raises where nobody answers, which Ray takes a minute and more to find out.
+
+    Raises:
+        OptionError: so.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise OptionError(f"executor.address: {address}: nobody answers there: {said}") from None
 
 
 class Cluster:
