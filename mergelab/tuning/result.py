@@ -82,11 +82,9 @@ class Tuned:
         lines += ["", as_text([head, *rows]), ""]
         bias = f"{self.search_score:.3f} ({self.selection_bias:+.3f})"
         lines += [f"While searching it scored {bias}: the best of many looks better than it is."]
-        worse = [name for name, one in self.scored.items() if one.total > self.scored[WINNER].total]
-        if worse:
-            lines += [
-                f"On what was held out {worse[0]} scores higher: prefer it, or search with more images and prompts."
-            ]
+        own = self.scored.get(WINNER)
+        if better := [name for name, one in self.scored.items() if own and one.total > own.total]:
+            lines += [f"On what was held out the {better[0]} scores higher: prefer it, or search with more images."]
         lines += [*self.notes, f"adapter: {self.path}", f"evaluation: {self.held_out.folder / 'report.html'}"]
         return "\n".join([*lines, *([f"report: {self.report}"] if self.report else [])])
 
