@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
 from torch import Tensor
 
 import mergelab as ml
@@ -50,7 +51,9 @@ def check(loras: Any, recipes: list[dict[str, Any]], **settings: Any) -> list[ml
             assert torch.equal(layer.lora_B, merged.layers[name].lora_B), (recipe, name)
         assert merged.extras.keys() == alone.extras.keys()
         assert all(torch.equal(x, merged.extras[key]) for key, x in alone.extras.items())
-        assert (merged.metadata, merged.report, merged.source) == (alone.metadata, alone.report, alone.source)
+        assert (merged.metadata, merged.source) == (alone.metadata, alone.source)
+        # The numbers of a report are sums over several layers at once, whose last bit is the processor's.
+        assert_frame_equal(merged.report.to_frame(), alone.report.to_frame(), rtol=1e-9)
     return found
 
 
