@@ -27,7 +27,7 @@ from mergelab.evaluation.executors.task import DrawTask
 from mergelab.evaluation.metrics import registry as metrics
 from mergelab.evaluation.names import BASE
 from tests.evaluation.small import PROMPTS, SMALL
-from tests.tuning.small import SMALL as SEARCH
+from tests.tuning.small_search import SMALL as SEARCH
 
 ray = pytest.importorskip("ray")
 

@@ -75,7 +75,7 @@ def test_names_that_are_spelt_alike_or_too_long(run: Result) -> None:
     record = record_of(run, {"findings": rows, "contrasts": [contrast]})
     names = [name for name in record.scalars if not name.endswith("_low")]
     assert names[:2] == ["score/mine/every/merge-a-b", "score/mine/every/merge-a-b-2"]
-    assert len(set(names)) == 4 and max(map(len, names)) == LONGEST
+    assert len(set(names)) == 4 and max(map(len, names)) <= LONGEST
     assert scalar_name("a", None, "?!") == "a/-"
     columns = [*record.tables["contrasts"].columns]
     assert columns == ["first", "second", "wins", "estimate", "low", "high"]

@@ -16,7 +16,7 @@ from mergelab.tuning.config import Balance, TuneConfig
 from mergelab.tuning.halving import ranked, search_blocks
 from mergelab.tuning.scenes import Asked, halves, in_order, rounds
 from mergelab.tuning.scoring import Scored, scored
-from tests.tuning.frames import SHARE, HandBench
+from tests.tuning.measured_frames import SHARE, HandBench
 
 PROMPTS = [
     *(Asked(f"both {n}", frozenset({"ghost", "day"})) for n in range(6)),

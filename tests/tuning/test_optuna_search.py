@@ -97,6 +97,7 @@ def config(**keys: Any) -> TuneConfig:
         "search": "optuna",
         "groups": "none",
         "trials": 24,
+        "images": 3,
         "space": {"weights": [0.4, 1.4]},
     }
     return TuneConfig.model_validate(given | keys)

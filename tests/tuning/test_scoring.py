@@ -11,7 +11,7 @@ from mergelab.evaluation.metrics.metric import Description
 from mergelab.tuning.candidate import BASE, Scene, alone
 from mergelab.tuning.config import Balance
 from mergelab.tuning.scoring import anchors_needed, scale_of, scored
-from tests.tuning.frames import BOTH, COSINE, DAY, GHOST, PLAIN, SCENES, SHARE, frame_of
+from tests.tuning.measured_frames import BOTH, COSINE, DAY, GHOST, PLAIN, SCENES, SHARE, frame_of
 
 BASE_PLAIN = {(BASE, PLAIN): {"ghost": 0.0, "day": 0.1, "": 0.9}}
 

@@ -23,7 +23,7 @@ from mergelab.evaluation.metrics import registry
 from mergelab.pipelines.images import generate_images
 from mergelab.publishing.recipe import recipe_of
 from tests.conftest import ROOT
-from tests.tuning.small import SMALL
+from tests.tuning.small_search import SMALL
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 import mergelab as ml
 from mergelab.tuning.reading import prompts_of, read_tuning, seeds_of
-from tests.tuning.small import SMALL
+from tests.tuning.small_search import SMALL
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"setings": 2}, "unknown key 'setings'; did you mean 'settings'"),
