@@ -34,8 +34,9 @@ def written(notebook: NotebookNode) -> str:
 
 
 @each_notebook
-def test_it_runs_and_shows_what_is_committed(path: Path, tmp_path: Path) -> None:
+def test_it_runs_and_shows_what_is_committed(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder of its own; no cell fails; the outputs beside these sources are theirs, cell by cell."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # not what another environment has left
     committed = nbformat.read(path, as_version=4)
     made = executed(committed, tmp_path)
     assert made.metadata == committed.metadata, f"python -m experiments.notebooks notebooks/{path.name}"
