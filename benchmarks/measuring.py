@@ -6,13 +6,15 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from mergelab.linalg.workspace import trim_heap
 
+Result = TypeVar("Result")
 _STATUS = Path("/proc/self/status")
 
 
@@ -28,6 +30,15 @@ def wait() -> None:
     """Until a GPU that this process uses has done what it was asked to do."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+def timed(call: Callable[[], Result]) -> tuple[Result, float]:
+    """What it returns, and its seconds; what it asked of a GPU is waited for."""
+    wait()
+    start = time.perf_counter()
+    result = call()
+    wait()
+    return result, time.perf_counter() - start
 
 
 class Measured:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -40,6 +40,16 @@ def one_thread() -> None:
 def no_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors are sentences, whatever the environment of the suite."""
     monkeypatch.delenv("MERGELAB_DEBUG", raising=False)
+
+
+@pytest.fixture(scope="session")
+def pipeline() -> Any:
+    """One loaded pipeline for all tests that draw with it."""
+    from mergelab import miniature
+
+    pipe = miniature.pipeline("sdxl")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 import mergelab as ml
 from benchmarks.gpu.pipelines import real_pipeline
 from benchmarks.gpu.session import Found, Session
-from benchmarks.measuring import wait
+from benchmarks.measuring import timed
 from benchmarks.synthetic import write_adapter
 
 PROMPTS = ["a photo of a sks on a gray background", "a sks in szn style"]
@@ -91,10 +90,10 @@ class Real:
         found = {}
         for count, word in ((1, "one"), (2, "two")):
             files = self._files[:count]
-            fused, found[f"fuse_{word}"] = _timed(partial(ml.fuse, self._pipe, files))
-            _, found[f"unfuse_{word}"] = _timed(fused.unfuse)
-            _, found[f"apply_{word}"] = _timed(partial(ml.apply, self._pipe, files))
-            _, found[f"remove_{word}"] = _timed(partial(ml.remove, self._pipe))
+            fused, found[f"fuse_{word}"] = timed(partial(ml.fuse, self._pipe, files))
+            _, found[f"unfuse_{word}"] = timed(fused.unfuse)
+            _, found[f"apply_{word}"] = timed(partial(ml.apply, self._pipe, files))
+            _, found[f"remove_{word}"] = timed(partial(ml.remove, self._pipe))
         return found | self._memory()
 
     def _memory(self) -> dict[str, float]:
@@ -115,11 +114,3 @@ def real(session: Session, arch: str) -> Iterator[Real]:
         yield found
     finally:
         found.close()
-
-
-def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    wait()
-    start = perf_counter()
-    result = call()
-    wait()
-    return result, perf_counter() - start

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.gpu.session import Found, Session
-from benchmarks.measuring import anonymous_bytes, measured
-from experiments.scale.timing import timed, worked
+from benchmarks.measuring import anonymous_bytes, measured, timed
+from experiments.scale.timing import worked
 from mergelab.evaluation.analysis.contrasts import contrasts
 from mergelab.evaluation.analysis.findings import findings
 from mergelab.evaluation.concluding import _prepared, concluded, primary_of

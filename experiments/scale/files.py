@@ -17,7 +17,8 @@ from torch import Tensor
 
 import mergelab as ml
 from benchmarks.gpu.session import Found, Session
-from experiments.scale.timing import each, seconds_of, timed
+from benchmarks.measuring import timed
+from experiments.scale.timing import each, seconds_of
 from mergelab.evaluation.store import SECONDS, Store, hash_of
 from mergelab.pipelines.fingerprints import adapter_hash
 

@@ -12,9 +12,10 @@ import mergelab as ml
 from benchmarks.gpu.merging import write_files
 from benchmarks.gpu.pipelines import real_pipeline
 from benchmarks.gpu.session import Found, Session
+from benchmarks.measuring import timed
 from experiments.scale.encoders import put_true_encoders
 from experiments.scale.files import SIDE, picture
-from experiments.scale.timing import seconds_by, seconds_of, timed
+from experiments.scale.timing import seconds_by, seconds_of
 from mergelab.errors import LayerError
 from mergelab.evaluation.merging import Planned
 from mergelab.evaluation.metrics.clip import ClipImage, ClipModel, ClipText

@@ -10,18 +10,9 @@ from statistics import median
 from time import perf_counter, process_time
 from typing import TypeVar
 
-from benchmarks.measuring import wait
+from benchmarks.measuring import timed
 
 T = TypeVar("T")
-
-
-def timed(call: Callable[[], T]) -> tuple[T, float]:
-    """What it returns, and its seconds; what it asked of a GPU is waited for."""
-    wait()
-    start = perf_counter()
-    result = call()
-    wait()
-    return result, perf_counter() - start
 
 
 def worked(call: Callable[[], T]) -> tuple[T, float]:

@@ -143,14 +143,10 @@ class Workers(Strict):
 
     @model_validator(mode="after")
     def _of_ray(self) -> Workers:
-        own = [key for key in type(self).model_fields if key != "name" and getattr(self, key) != _default(self, key)]
+        own = [key for key, known in type(self).model_fields.items() if getattr(self, key) != known.default]
         if self.name == "local" and own:
             raise PydanticCustomError("executor", f"{own[0]} is of ray, and the name is local: give name: ray")
         return self
-
-
-def _default(model: BaseModel, key: str) -> Any:
-    return type(model).model_fields[key].default
 
 
 class Prompt(Strict):
@@ -252,7 +248,22 @@ Scheduler = Annotated[str | dict[str, Any] | None, BeforeValidator(_scheduler)]
 """A class of diffusers, with options or without."""
 
 
-class Config(Strict):
+class OfPipeline(Strict):
+    """What names a pipeline, unless a loaded one is handed in.
+
+    Attributes:
+        pipeline: "miniature/sdxl", a folder, a name on the Hub.
+    """
+
+    pipeline: str = ""
+
+    @property
+    def miniature(self) -> str | None:
+        """The name of the miniature pipeline, if it is one: "sdxl", "flux"."""
+        return self.pipeline.removeprefix(miniature.PREFIX) if self.pipeline.startswith(miniature.PREFIX) else None
+
+
+class Config(OfPipeline):
     """One evaluation, as its YAML file holds it; `mergelab.evaluation.recipes` has the grid that its axes span.
 
     The pipeline may be left out where a loaded one is handed to `evaluate`.
@@ -268,7 +279,6 @@ class Config(Strict):
         scheduler: of diffusers, by its class, or `{class: ..., option: value}`; None leaves the pipeline its own.
     """
 
-    pipeline: str = ""
     loras: list[AnyLora] = []
     sets: list[Annotated[dict[str, str], BeforeValidator(_set)]] = []
     pairs: dict[str, Annotated[list[str], BeforeValidator(_texts), Field(min_length=1)]] | None = None
@@ -288,8 +298,3 @@ class Config(Strict):
     device: str | None = None
     executor: Executor = Workers()
     log_with: Annotated[list[dict[str, Any]], BeforeValidator(_log_with)] = []
-
-    @property
-    def miniature(self) -> str | None:
-        """The name of the miniature pipeline that is evaluated, if it is one: "sdxl", "flux"."""
-        return self.pipeline.removeprefix(miniature.PREFIX) if self.pipeline.startswith(miniature.PREFIX) else None

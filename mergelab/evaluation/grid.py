@@ -14,6 +14,9 @@ from mergelab.evaluation.sets import AdapterSet
 from mergelab.evaluation.store import Store
 from mergelab.evaluation.variants import Variant
 
+SPENT = {"pipeline": 0.0, "adapters": 0.0, "metrics": 0.0}
+"""Seconds in the pipeline, on adapters that come and go in it, and in the metrics, before anything is done."""
+
 
 @dataclass
 class Grid:
@@ -38,7 +41,7 @@ class Grid:
     progress: bool | None
     failures: Failures
     notes: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: {"pipeline": 0.0, "adapters": 0.0, "metrics": 0.0})
+    seconds: dict[str, float] = field(default_factory=lambda: dict(SPENT))
 
     def of(self, one: AdapterSet) -> list[Variant]:
         """The columns of a set."""

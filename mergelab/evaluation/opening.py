@@ -12,7 +12,7 @@ import torch
 from mergelab import miniature
 from mergelab.checks import did_you_mean
 from mergelab.errors import OptionError
-from mergelab.evaluation.config import Config
+from mergelab.evaluation.config import Config, Memory
 from mergelab.pipelines.fingerprints import fingerprint
 from mergelab.pipelines.opening import Pipeline, ignores_guidance, open_pipeline, usual_device
 from mergelab.pipelines.schedulers import scheduled
@@ -33,6 +33,16 @@ def opened(config: Config, given: Pipeline | None) -> Iterator[tuple[Pipeline, s
         config.pipeline, dtype=config.dtype, device=device, offload=memory.offload, vae_tiling=memory.vae_tiling,
         compile=memory.compile, scheduler=config.scheduler,
     )  # fmt: skip
+
+
+def check_loaded(dtype: str | None, memory: Memory) -> None:
+    """Raises where a configuration says how a pipeline is loaded that is handed in.
+
+    Raises:
+        OptionError: so.
+    """
+    if dtype is not None or memory != Memory():
+        raise OptionError("dtype and memory say how a pipeline is loaded; the one handed in is used as it is")
 
 
 def pipeline_keywords(config: Config, pipeline: Pipeline) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -22,6 +22,7 @@ from mergelab.evaluation.config import (
     Generation,
     Lora,
     Memory,
+    OfPipeline,
     Part,
     Prompt,
     Select,
@@ -34,6 +35,8 @@ from mergelab.formats.aitoolkit import is_generate_config
 from mergelab.formats.yaml_files import beside, read_yaml
 from mergelab.pipelines.opening import shipped_name
 from mergelab.ranks import Rule, rank_record
+
+Read = TypeVar("Read", bound=OfPipeline)
 
 
 def read_config(
@@ -62,29 +65,8 @@ def read_config(
     content, where = content_of(source)
     if not isinstance(source, (Mapping, Config)) and is_generate_config(content):
         content = evaluation_content(Path(source))
-    if not isinstance(content, dict):
-        raise OptionError(f"{where}: expected a mapping of keys such as pipeline, loras, merges, prompts, seeds")
-    if isinstance(overrides, str):
-        raise OptionError(f"overrides={overrides!r}: expected a list, such as [{overrides!r}]")
-    for text in overrides:
-        override(content, text)
-    if pipeline is not None and not content.get("pipeline"):
-        content["pipeline"] = pipeline
-    try:
-        config = Config.model_validate(content)
-    except ValidationError as error:
-        raise OptionError(f"{where}: {sentence(error, Config, MODELS)}") from None
-    if not config.pipeline:
-        raise OptionError(f"{where}: the key 'pipeline' is missing")
-    if pipeline is not None and pipeline.startswith(miniature.PREFIX) and shipped_name(config.pipeline) != pipeline:
-        raise OptionError(
-            f"{where}: the key 'pipeline' names {config.pipeline!r}, and the pipeline handed in is {pipeline!r}; leave "
-            "the key out, or hand in the one that it names"
-        )
-    folder = Path() if isinstance(source, (Mapping, Config)) else Path(source).parent
-    here = beside(config.pipeline, folder)
-    paths = {"pipeline": str(here)} if here is not None and here.is_dir() else {}
-    config = _with_sets(config, folder).model_copy(update=paths)
+    config, folder = validated(Config, source, content, overrides, pipeline, "pipeline, loras, merges, prompts, seeds")
+    config = _with_sets(config, folder)
     if len(set(config.seeds)) < len(config.seeds):
         raise OptionError(f"{where}: seeds: {max(config.seeds, key=config.seeds.count)!r} is given twice")
     # What is wrong is found before anything is computed.
@@ -107,6 +89,56 @@ def _with_sets(config: Config, folder: Path) -> Config:
     known |= dict(zip(paths, (lora.name for lora in added)))
     sets = [{role: one if role == NAME else known[one] for role, one in roles.items()} for roles in sets]
     return config.model_copy(update={"loras": pool + added, "sets": sets, "pairs": None, "distractors": None})
+
+
+def validated(
+    model: type[Read],
+    source: str | os.PathLike[str] | Mapping[str, Any] | BaseModel,
+    content: Any,
+    overrides: Iterable[str],
+    pipeline: str | None,
+    keys: str,
+    models: Mapping[str, type[BaseModel]] | None = None,
+) -> tuple[Read, Path]:
+    """A configuration of some kind with its overrides, and the folder that its paths are relative to.
+
+    Args:
+        model: the kind.
+        source: where it is from.
+        content: what that holds.
+        overrides: "seeds=4", "clip.model=RN50", ...
+        pipeline: the name of one that is handed in.
+        keys: some that a configuration of this kind has, for messages.
+        models: key -> what lies there; None: as in an evaluation.
+
+    Raises:
+        OptionError: a key or a value is wrong, or another pipeline is named than the one handed in.
+    """
+    where, folder = "config", Path()
+    if isinstance(source, (str, os.PathLike)):
+        where, folder = str(source), Path(source).parent
+    if not isinstance(content, dict):
+        raise OptionError(f"{where}: expected a mapping of keys such as {keys}")
+    if isinstance(overrides, str):
+        raise OptionError(f"overrides={overrides!r}: expected a list, such as [{overrides!r}]")
+    for text in overrides:
+        override(content, text)
+    if pipeline is not None and not content.get("pipeline"):
+        content["pipeline"] = pipeline
+    try:
+        config = model.model_validate(content)
+    except ValidationError as error:
+        raise OptionError(f"{where}: {sentence(error, model, MODELS if models is None else models)}") from None
+    if not config.pipeline:
+        raise OptionError(f"{where}: the key 'pipeline' is missing")
+    if pipeline is not None and pipeline.startswith(miniature.PREFIX) and shipped_name(config.pipeline) != pipeline:
+        raise OptionError(
+            f"{where}: the key 'pipeline' names {config.pipeline!r}, and the pipeline handed in is {pipeline!r}; leave "
+            "the key out, or hand in the one that it names"
+        )
+    here = beside(config.pipeline, folder)
+    paths = {"pipeline": str(here)} if here is not None and here.is_dir() else {}
+    return config.model_copy(update=paths), folder
 
 
 def content_of(source: str | os.PathLike[str] | Mapping[str, Any] | BaseModel) -> tuple[Any, str]:

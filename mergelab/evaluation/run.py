@@ -17,7 +17,7 @@ from mergelab.comparing import Comparison, compare
 from mergelab.errors import OptionError, OutputError
 from mergelab.evaluation.acting import Pool, open_pool
 from mergelab.evaluation.concluding import concluded
-from mergelab.evaluation.config import Config, Memory
+from mergelab.evaluation.config import Config
 from mergelab.evaluation.design import design_of
 from mergelab.evaluation.drawing import draw_missing
 from mergelab.evaluation.executors.registry import open_executor
@@ -25,6 +25,7 @@ from mergelab.evaluation.exhibits import exhibits
 from mergelab.evaluation.failures import Failures, summed_up
 from mergelab.evaluation.grid import Grid
 from mergelab.evaluation.metrics.registry import check_metrics
+from mergelab.evaluation.opening import check_loaded
 from mergelab.evaluation.photographs import all_photographs
 from mergelab.evaluation.reading import read_config
 from mergelab.evaluation.report.page import render
@@ -35,7 +36,7 @@ from mergelab.evaluation.results import results_of
 from mergelab.evaluation.scoring import score_all
 from mergelab.evaluation.selection import reported
 from mergelab.evaluation.sets import AdapterSet, adapter_sets
-from mergelab.evaluation.store import Store, check_kind, to_json, write
+from mergelab.evaluation.store import Store, check_kind, check_not_replaced, to_json, write
 from mergelab.evaluation.summary import SUMMARY, summary_of
 from mergelab.evaluation.tracking.registry import open_trackers
 from mergelab.evaluation.tracking.telling import tell
@@ -110,15 +111,15 @@ def evaluate(
     if log_with is not None:
         overrides = [*overrides, f"log_with={json.dumps(log_with, default=str)}"]
     settings = read_config(config, overrides, pipeline=None if pipeline is None else name_of(pipeline))
-    if pipeline is not None and (settings.dtype is not None or settings.memory != Memory()):
-        raise OptionError("dtype and memory say how a pipeline is loaded; the one handed in is used as it is")
+    if pipeline is not None:
+        check_loaded(settings.dtype, settings.memory)
     check_metrics(settings)
     if settings.executor.name == "local":
         usual_device(settings.device)  # raises where it is none
     check_kind(Path(out), "search", False, "a search (`mergelab tune`)")
     with Store(Path(out)).open() as store:
         if isinstance(config, (str, os.PathLike)):
-            _check_not_replaced(Path(config), store.folder / CONFIG, settings)
+            check_not_replaced(Path(config), store.folder / CONFIG, _as_yaml(settings))
         trackers = open_trackers(settings.log_with, store.folder)
         result, summary = _run(settings, store, pipeline, progress)
         tell(trackers, result, summary)
@@ -127,15 +128,6 @@ def evaluate(
 
 def _as_yaml(config: Config) -> str:
     return str(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
-
-
-def _check_not_replaced(given: Path, target: Path, config: Config) -> None:
-    """Raises where the run would write another configuration over the one that it was given."""
-    if target.exists() and target.samefile(given) and given.read_text(encoding="utf-8") != _as_yaml(config):
-        raise OutputError(
-            f"{given}: is the configuration of this run, and would be replaced by its resolved form; an output never "
-            "replaces an input: choose another folder for the run, or copy the file out of this one"
-        )
 
 
 def _run(config: Config, store: Store, given: Pipeline | None, progress: bool | None) -> tuple[Result, dict[str, Any]]:

@@ -107,6 +107,24 @@ def check_kind(folder: Path, key: str, mine: bool, what: str) -> None:
         raise OutputError(f"{folder}: is the run of {what}; choose another folder")
 
 
+def check_not_replaced(given: Path, target: Path, text: str) -> None:
+    """Raises where a run would write another configuration over the one that it was given.
+
+    Args:
+        given: the file of the one that was given.
+        target: where the run writes its own.
+        text: what that would be.
+
+    Raises:
+        OutputError: so.
+    """
+    if target.exists() and target.samefile(given) and given.read_text(encoding="utf-8") != text:
+        raise OutputError(
+            f"{given}: is the configuration of this run, and would be replaced by its resolved form; an output never "
+            "replaces an input: choose another folder for the run, or copy the file out of this one"
+        )
+
+
 def known_seconds(folder: Path) -> list[float]:
     """What the images of a run took, as far as its folder tells."""
     known = _read_journal(folder / _JOURNAL)

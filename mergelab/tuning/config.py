@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mergelab import miniature
 from mergelab.evaluation.config import (
     AnyLora,
     Clip,
     Executor,
     Generation,
     Memory,
+    OfPipeline,
     Prompt,
     Scheduler,
     Seeds,
@@ -54,7 +54,7 @@ class Balance(Strict):
     plain: Share = 0.5
 
 
-class TuneConfig(Strict):
+class TuneConfig(OfPipeline):
     """One search, as its YAML file holds it.
 
     Attributes:
@@ -81,7 +81,6 @@ class TuneConfig(Strict):
         storage: of Optuna's; left out: a file in the run folder.
     """
 
-    pipeline: str = ""
     loras: Annotated[list[AnyLora], Field(min_length=2)]
     prompts: Prompts
     seeds: Seeds = Field(default=[0, 1, 2, 3])
@@ -110,8 +109,3 @@ class TuneConfig(Strict):
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device: str | None = None
     executor: Executor = Workers()
-
-    @property
-    def miniature(self) -> str | None:
-        """The name of the miniature pipeline, if it is one: "sdxl", "flux"."""
-        return self.pipeline.removeprefix(miniature.PREFIX) if self.pipeline.startswith(miniature.PREFIX) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mergelab.evaluation.config import Config
 from mergelab.evaluation.drawing import Failed, draw, image_key
 from mergelab.evaluation.executors.executor import Executor, pieces
 from mergelab.evaluation.executors.task import DrawTask, MergeTask, Question, Unit
+from mergelab.evaluation.grid import SPENT
 from mergelab.evaluation.merging import AT_A_TIME, Planned
 from mergelab.evaluation.metrics.metric import Description, Picture
 from mergelab.evaluation.metrics.registry import Profile
@@ -48,6 +50,7 @@ class DrawingBench:
         written: keywords of `merge` by which a plain sum would be written.
         bar: a progress bar, of images.
         metrics: by which it measures, of those of the workers; None: all.
+        seconds: spent on what.
     """
 
     config: Config
@@ -58,6 +61,7 @@ class DrawingBench:
     written: Mapping[str, Any]
     bar: Any
     metrics: Sequence[str] | None = None
+    seconds: dict[str, float] = field(default_factory=lambda: dict(SPENT))
     _failed: dict[str, str] = field(default_factory=dict)
     _described: dict[str, Description] = field(default_factory=dict)
 
@@ -71,8 +75,8 @@ class DrawingBench:
         failed: Failed = {}
         tasks = [DrawTask("", VariantName("merge", label), shown[label], tuple(todo))
                  for label, todo in missing.items() if todo and label in shown]  # fmt: skip
-        pieces = (piece for task in tasks for piece in self.executor.divided(task))
-        draw(pieces, self.store, self.executor, failed, self.bar, self._seconds)
+        divided = (part for task in tasks for part in self.executor.divided(task))
+        draw(divided, self.store, self.executor, failed, self.bar, self.seconds)
         for (_, name), errors in failed.items():
             for error in errors.values():
                 self._fail(name.partition(":")[2], error)
@@ -131,14 +135,10 @@ class DrawingBench:
     def _fail(self, label: str, error: Exception) -> None:
         self._failed[label] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
-    @property
+    @cached_property
     def _profiles(self) -> dict[str, Profile]:
         known = {one.description.name: one for one in self.executor.facts.metrics}
         return {name: one for name, one in known.items() if self.metrics is None or name in self.metrics}
-
-    @property
-    def _seconds(self) -> dict[str, float]:
-        return {"pipeline": 0.0, "adapters": 0.0, "metrics": 0.0}
 
     # What is drawn.
 
@@ -200,28 +200,29 @@ class DrawingBench:
     def _scored(
         self, candidates: Sequence[Candidate], acting: Mapping[str, Acting], scenes: Sequence[Scene]
     ) -> pd.DataFrame:
-        cells = [(one, scene, questions) for one in candidates for scene in scenes
-                 if (questions := self._questions(acting[one.label], scene))]  # fmt: skip
+        own = {
+            one.label: [(scene, asked) for scene in scenes if (asked := self._questions(acting[one.label], scene))]
+            for one in candidates
+        }
         known = {name: profile.description for name, profile in self._profiles.items()}
-        groups = [[question for one, _, questions in cells if one is candidate for question in questions]
-                  for candidate in candidates]  # fmt: skip
-        answers = answered(groups, self.store, known, self.executor, self._seconds, lambda images: None)
+        groups = [[question for _, questions in cells for question in questions] for cells in own.values()]
+        answers = answered(groups, self.store, known, self.executor, self.seconds, lambda images: None)
         rows = list[dict[str, Any]]()
-        for one, scene, questions in cells:
+        for label, scene, questions in ((label, *cell) for label, cells in own.items() for cell in cells):
             calls = "+".join(name for name in self.pool.loras if name in scene.calls)
-            cell = {"candidate": one.label, "prompt": scene.prompt, "calls": calls, "seed": scene.seed}
+            cell = {"candidate": label, "prompt": scene.prompt, "calls": calls, "seed": scene.seed}
             for question in questions:
                 values = answers[question.key]
                 if isinstance(values, Exception):  # a metric, perhaps the user's own, that fails on one image
-                    self._fail(one.label, values)
+                    self._fail(label, values)
                     continue
                 rows += [cell | {"metric": question.metric, "reference": about, "value": value}
                          for about, value in values.items()]  # fmt: skip
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
         for name, profile in self._profiles.items():
-            own = frame[frame["metric"] == name]
-            if len(own):
-                self._described[name] = profile.described(own)
+            scores = frame[frame["metric"] == name]
+            if len(scores):
+                self._described[name] = profile.described(scores)
         return frame
 
     def _questions(self, acting: Acting, scene: Scene) -> list[Question]:

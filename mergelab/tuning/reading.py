@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from mergelab import miniature
 from mergelab.errors import OptionError
 from mergelab.evaluation.config import Config, Prompt
 from mergelab.evaluation.metrics.registry import check_metrics, description_of, is_declared
-from mergelab.evaluation.reading import MODELS, content_of, named, override, read_config, sentence
+from mergelab.evaluation.reading import MODELS, content_of, named, read_config, validated
 from mergelab.evaluation.sets import adapter_sets
-from mergelab.formats.yaml_files import beside
-from mergelab.pipelines.opening import shipped_name
 from mergelab.tuning.config import Balance, HeldOut, TuneConfig
 from mergelab.tuning.scenes import Asked, check_parts, halves
 
@@ -59,27 +55,11 @@ def read_tuning(
             ...
         mergelab.errors.OptionError: config: unknown key 'setings'; did you mean 'settings'? known: pipeline, ...
     """
-    content, where = content_of(source)
-    if not isinstance(content, dict):
-        raise OptionError(f"{where}: expected a mapping of keys such as pipeline, loras, prompts, search")
-    if isinstance(overrides, str):
-        raise OptionError(f"overrides={overrides!r}: expected a list, such as [{overrides!r}]")
-    for one in overrides:
-        override(content, one)
-    if pipeline is not None and not content.get("pipeline"):
-        content["pipeline"] = pipeline
-    try:
-        config = TuneConfig.model_validate(content)
-    except ValidationError as error:
-        raise OptionError(f"{where}: {sentence(error, TuneConfig, _MODELS)}") from None
-    if not config.pipeline:
-        raise OptionError(f"{where}: the key 'pipeline' is missing")
-    if pipeline is not None and pipeline.startswith(miniature.PREFIX) and shipped_name(config.pipeline) != pipeline:
-        raise OptionError(f"{where}: the key 'pipeline' names {config.pipeline!r}, and {pipeline!r} is handed in")
-    folder = Path(source).parent if isinstance(source, (str, os.PathLike)) else Path()
-    here = beside(config.pipeline, folder)
-    paths = {"pipeline": str(here)} if here is not None and here.is_dir() else {}
-    config = config.model_copy(update={"loras": named(config.loras, folder), **paths})
+    content, _ = content_of(source)
+    config, folder = validated(
+        TuneConfig, source, content, overrides, pipeline, "pipeline, loras, prompts, search", _MODELS
+    )
+    config = config.model_copy(update={"loras": named(config.loras, folder)})
     config = config.model_copy(update={"score": config.score or ("judge" if config.miniature else "clip_text")})
     _check(config)
     return config

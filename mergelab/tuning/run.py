@@ -10,13 +10,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from mergelab.errors import OptionError, OutputError
 from mergelab.evaluation.acting import Pool, open_pool
-from mergelab.evaluation.config import Memory
 from mergelab.evaluation.executors.registry import open_executor
+from mergelab.evaluation.opening import check_loaded
 from mergelab.evaluation.photographs import all_photographs
 from mergelab.evaluation.progress import bar
-from mergelab.evaluation.store import Store, check_kind, write
+from mergelab.evaluation.store import Store, check_kind, check_not_replaced, write
 from mergelab.pipelines.adapters import check_bare
 from mergelab.pipelines.opening import Pipeline, name_of, usual_device
 from mergelab.tuning.anchors import STRENGTHS, best_of, measured_anchors, tuned_sums, usual_weights
@@ -87,8 +86,8 @@ def tune(
     if pipeline is not None:
         check_bare(pipeline)
     settings = read_tuning(config, overrides, pipeline=None if pipeline is None else name_of(pipeline))
-    if pipeline is not None and (settings.dtype is not None or settings.memory != Memory()):
-        raise OptionError("dtype and memory say how a pipeline is loaded; the one handed in is used as it is")
+    if pipeline is not None:
+        check_loaded(settings.dtype, settings.memory)
     if settings.executor.name == "local":
         usual_device(settings.device)  # raises where it is none
     pool = open_pool(evaluation_of(settings), pipeline, False)
@@ -99,7 +98,8 @@ def tune(
     check_kind(Path(out), "search", True, "an evaluation")
     with Store(Path(out)).open() as store:
         text = str(yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True))
-        _check_not_replaced(config, store.folder / CONFIG, text)
+        if isinstance(config, (str, os.PathLike)):
+            check_not_replaced(Path(config), store.folder / CONFIG, text)
         return _run(settings, text, pool, store, pipeline, progress)
 
 
@@ -109,10 +109,8 @@ def _run(
     prompts, seeds, ledger = prompts_of(config)[0], seeds_of(config)[0], Ledger(store.folder)
     first, second = _scenes(config)
     scenes = first + second
-    evaluation, photos = (
-        evaluation_of(config, prompts, seeds=seeds, metrics=[config.score]),
-        all_photographs(config.loras),
-    )
+    evaluation = evaluation_of(config, prompts, seeds=seeds, metrics=[config.score])
+    photos = all_photographs(config.loras)
     blocks = config.search == "blocks"
     drawn = config.settings * len(first) + config.keep * len(scenes) if blocks else config.trials * len(scenes)
     images = drawn + len(STRENGTHS) * len(scenes)
@@ -146,14 +144,3 @@ def _scenes(config: TuneConfig) -> tuple[list[Scene], list[Scene]]:
     """Of the first round, and of the second; Optuna draws both in waves."""
     prompts, seeds = prompts_of(config)[0], seeds_of(config)[0]
     return rounds(prompts, seeds, config.images, config.more, config.balance)
-
-
-def _check_not_replaced(given: Any, target: Path, text: str) -> None:
-    """Raises where the run would write another configuration over the one that it was given."""
-    if not isinstance(given, (str, os.PathLike)) or not target.exists():
-        return
-    if target.samefile(given) and Path(given).read_text(encoding="utf-8") != text:
-        raise OutputError(
-            f"{given}: is the configuration of this run, and would be replaced by its resolved form; choose another "
-            "folder for the run, or copy the file out of this one"
-        )

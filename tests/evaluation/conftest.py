@@ -1,4 +1,4 @@
-"""One loaded pipeline and one run of the small evaluation, for all tests in this folder."""
+"""One run of the small evaluation, for all tests in this folder."""
 
 from __future__ import annotations
 
@@ -7,16 +7,7 @@ from typing import Any
 import pytest
 
 import mergelab as ml
-from mergelab import miniature
 from tests.evaluation.small import SMALL
-
-
-@pytest.fixture(scope="session")
-def pipeline() -> Any:
-    """One loaded pipeline for all tests."""
-    pipe = miniature.pipeline("sdxl")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(scope="session")

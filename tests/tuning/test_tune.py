@@ -23,33 +23,14 @@ from mergelab.evaluation.metrics import registry
 from mergelab.pipelines.images import generate_images
 from mergelab.publishing.recipe import recipe_of
 from tests.conftest import ROOT
+from tests.evaluation.small import counted
 from tests.tuning.small_search import SMALL
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> Any:
-    """One loaded pipeline for all tests."""
-    pipe = miniature.pipeline("sdxl")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(scope="module")
 def tuned(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> ml.Tuned:
     """One search that many tests look at."""
     return ml.tune(SMALL, tmp_path_factory.mktemp("run"), pipeline=pipeline)
-
-
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Records every image that is drawn from now on, while searching and on what is held out."""
-    drawn: list[tuple[str, int]] = []
-
-    def counting(pipe: Any, units: Sequence[tuple[str, int]], keywords: Mapping[str, Any]) -> list[Tensor]:
-        drawn.extend(units)
-        return generate_images(pipe, units, keywords)
-
-    monkeypatch.setattr(worker, "generate_images", counting)
-    return drawn
 
 
 def test_what_it_writes(tuned: ml.Tuned) -> None:
