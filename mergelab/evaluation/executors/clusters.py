@@ -105,6 +105,10 @@ class Cluster:
         """Of all its machines: "CPU", "GPU"."""
         return dict(self._ray.cluster_resources())
 
+    def has_machines(self) -> bool:
+        """Whether any of its machines is alive; asked of a cluster that answers."""
+        return any(node["Alive"] for node in self._ray.nodes())
+
     def answers(self) -> bool:
         """Whether it is there still. (Ray itself ends the process after a minute without an answer.)"""
         if self._head is None:

@@ -28,7 +28,7 @@ from mergelab.methods.registry import registered_methods
 log = logging.getLogger(__name__)
 
 POLL = 2.0
-"""Seconds without news after which it is asked whether the cluster is there still."""
+"""Seconds after which it is asked again whether the cluster is there still."""
 TELL = 60.0
 """Seconds without any worker after which it is said what is waited for."""
 SENT_FILES = 8
@@ -73,23 +73,23 @@ class OnRay(Executor):
         self._parcels: Any = None
         self._files = dict[Path, Any]()
         self._left = ExitStack()
-        self._heard = time.monotonic()
+        self._heard = self._looked = time.monotonic()
 
     def __enter__(self) -> OnRay:
         asked, ray = self._config.executor, self._ray
         with ExitStack() as entered:
             self._cluster: Cluster = entered.enter_context(connected(ray, asked))
-            gpus, self.workers = _share(asked, self._cluster)
+            self._gpus, self.workers = _share(asked, self._cluster)
             probe = self._folder / f".{uuid.uuid4().hex}.tmp"
             probe.touch()
             entered.callback(probe.unlink, missing_ok=True)
-            paths = local_paths(path for lora in self._config.loras for path in (lora.path, lora.references))
+            loras = [_whole(lora) for lora in self._config.loras]
             self._order = Order(
-                self._config.model_copy(update={"loras": [_whole(lora) for lora in self._config.loras]}),
-                self._folder, probe.name, tuple(str(Path(path).resolve()) for path in paths),
+                self._config.model_copy(update={"loras": loras}), self._folder, probe.name,
+                tuple(local_paths(path for lora in loras for path in (lora.path, lora.references))),
                 registered_methods(), registered_metrics(),
             )  # fmt: skip
-            self._remote = ray.remote(Actor).options(num_cpus=asked.cpus, num_gpus=gpus)
+            self._remote = ray.remote(Actor).options(num_cpus=asked.cpus, num_gpus=self._gpus)
             entered.callback(self._dismiss)
             for _ in range(self.workers):
                 self._hands.append(_Hand(self._remote.remote(self._order)))
@@ -204,7 +204,8 @@ class OnRay(Executor):
         files, images = dict[Path, Any](), dict[str, bytes]()
         if not hand.opened.shared:
             files = {path: [self._sent(path)] for path in files_of(task)}
-            images = {key: Store(self._folder).image_path(key).read_bytes() for key in images_of(task)}
+            store = Store(self._folder)
+            images = {key: store.image_path(key).read_bytes() for key in images_of(task)}
         hand.at_hand = task.affinity
         future = hand.actor.do.options(name=task.title).remote(task, files, images)
         self._busy[future] = hand, task
@@ -225,6 +226,10 @@ class OnRay(Executor):
             done, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=POLL)
         except (errors.RaySystemError, ConnectionError) as error:
             raise OutputError(self._gone()) from error
+        if time.monotonic() - self._looked > POLL:  # workers go on for a while without their cluster, and then end us
+            self._looked = time.monotonic()
+            if not self._cluster.answers():
+                raise OutputError(self._gone())
         if not done:
             self._waited()
             return
@@ -242,8 +247,8 @@ class OnRay(Executor):
             yield hand, task, answer
 
     def _waited(self) -> None:
-        """Whether the cluster is there, and, once a minute, what is waited for."""
-        if not self._cluster.answers():
+        """Whether the cluster has a machine left, and, once a minute, what is waited for."""
+        if not self._cluster.has_machines():
             raise OutputError(self._gone())
         if not any(hand.opened for hand in self._hands) and time.monotonic() - self._heard > TELL:
             self._heard = time.monotonic()
@@ -251,8 +256,8 @@ class OnRay(Executor):
 
     @property
     def _asked(self) -> str:
-        asked = self._config.executor
-        return f"{self.workers} are asked for, each with {asked.cpus:g} CPU and {_share(asked, self._cluster)[0]:g} GPU"
+        cpus = self._config.executor.cpus
+        return f"{self.workers} are asked for, each with {cpus:g} CPU and {self._gpus:g} GPU"
 
     @property
     def _kept(self) -> str:
@@ -279,9 +284,9 @@ def _share(asked: Workers, cluster: Cluster) -> tuple[float, int]:
 
 def _whole(lora: Any) -> Any:
     """An adapter of the configuration with paths that hold for every process."""
-    paths = {key: str(Path(getattr(lora, key)).resolve()) for key in ("path", "references")
-             if getattr(lora, key) and Path(getattr(lora, key)).exists()}  # fmt: skip
-    return lora.model_copy(update=paths)
+    given = {key: getattr(lora, key) for key in ("path", "references")}
+    there = local_paths(given.values())
+    return lora.model_copy(update={key: str(Path(path).resolve()) for key, path in given.items() if path in there})
 
 
 def _words(error: Exception) -> str:
