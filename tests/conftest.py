@@ -7,6 +7,7 @@ in what is imported later.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,18 @@ def one_thread() -> None:
 def no_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors are sentences, whatever the environment of the suite."""
     monkeypatch.delenv("MERGELAB_DEBUG", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def same_compiler() -> Iterator[None]:
+    """PEFT's BOFT leaves CC and CXX as "gcc" where it cannot build its kernel; what torch compiles later needs g++."""
+    before = {name: os.environ.get(name) for name in ("CC", "CXX")}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture(scope="session")
