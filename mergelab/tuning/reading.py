@@ -30,6 +30,8 @@ SHARED = (
     "executor",
 )
 """Keys that a search has as an evaluation has them."""
+OF_ONE = {"blocks": ("settings", "keep"), "optuna": ("trials", "space", "objectives", "prune", "storage")}
+"""Search -> the keys that it alone reads."""
 _MODELS: dict[str, type[BaseModel]] = {**MODELS, "held_out": HeldOut, "balance": Balance}
 
 
@@ -100,6 +102,7 @@ def _asked(config: TuneConfig, prompts: Sequence[str | Prompt]) -> list[Asked]:
 
 def _check(config: TuneConfig) -> None:
     """What is wrong is found before anything is computed."""
+    _check_search(config)
     for lora in config.loras:
         if isinstance(lora.strength, dict):
             raise OptionError(f"loras: {lora.name}: weight: a search starts from one number, found several")
@@ -127,6 +130,14 @@ def _check(config: TuneConfig) -> None:
         _check_merge(config)
     check_metrics(evaluation_of(config, metrics=list(dict.fromkeys([str(config.score), *config.held_out.metrics]))))
     _check_score(config, str(config.score))
+
+
+def _check_search(config: TuneConfig) -> None:
+    """Raises where a key has a value and the search does not read it."""
+    for search, keys in OF_ONE.items():
+        for key in keys if search != config.search else ():
+            if getattr(config, key) != TuneConfig.model_fields[key].default:
+                raise OptionError(f"{key}: only 'search: {search}' reads it, and this search is {config.search!r}")
 
 
 def _check_merge(config: TuneConfig) -> None:

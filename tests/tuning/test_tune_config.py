@@ -24,6 +24,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"held_out": {"prompts": ["a qrv in vtx style"]}}, "held_out.prompts: none calls one adapter alone"),
     ({"held_out": {"prompts": SMALL["prompts"], "seeds": 1}}, "with seed 0 is among what is searched on"),
     ({"settings": 2, "keep": 3}, "keep: 3 of 2 settings; expected at most as many"),
+    ({"trials": 20}, "trials: only 'search: optuna' reads it, and this search is 'blocks'"),
+    ({"search": "optuna", "space": {"weights": [0.5, 1]}}, "settings: only 'search: blocks' reads it"),
     ({"settings": 0}, "settings: .*greater than or equal to 1"),
     ({"search": "grid"}, "search: .*'blocks' or 'optuna'"),
     ({"groups": "layers"}, "groups: .*'blocks', 'components' or 'none'"),
