@@ -17,7 +17,7 @@ from mergelab.evaluation.executors.registry import open_executor
 from mergelab.evaluation.progress import bar
 from mergelab.evaluation.store import Store
 from mergelab.miniature import MiniatureAdapter
-from mergelab.tuning.anchors import best_of, measured_anchors, sum_at, tuned_sums, usual_weights
+from mergelab.tuning.anchors import best_of, measured_anchors, sum_at, tuned_sums
 from mergelab.tuning.candidate import BASE, Candidate, Scene, alone
 from mergelab.tuning.halving import search_blocks
 from mergelab.tuning.measuring import DrawingBench
@@ -67,7 +67,7 @@ def _searched(
     sums = tuned_sums(config, bench, lambda frame, own: score(frame, scenes=own), first + second, strengths=STRENGTHS)
     best, winner = best_of(sums), found.winner.candidate
     assert best is not None
-    chosen = {"sum": sum_at(usual_weights(config), 1.0), "best sum": best.candidate, "blocks": winner}
+    chosen = {"sum": sum_at(config, 1.0), "best sum": best.candidate, "blocks": winner}
     return chosen, {
         "seconds of the search": seconds, "strength": best.parameters["strength"], "setting": found.winner.number,
         "searched": {"best sum": asdict(best.scored), "blocks": asdict(found.winner.scored)},  # type: ignore[call-overload]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
@@ -24,6 +24,12 @@ STRENGTHS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
 def usual_weights(config: TuneConfig) -> dict[str, float]:
     """Adapter -> its weight under `loras`, from which a search starts."""
     return {lora.name: lora.strength for lora in config.loras if not isinstance(lora.strength, dict)}
+
+
+def kept_weights(config: TuneConfig) -> dict[str, float]:
+    """Those of them that no search changes: of adapters that always act and show nothing, as one for few steps."""
+    unchanged = {lora.name for lora in config.loras if lora.always and not lora.concepts}
+    return {name: weight for name, weight in usual_weights(config).items() if name in unchanged}
 
 
 def measured_anchors(config: TuneConfig, bench: Bench, scenes: Sequence[Scene]) -> tuple[pd.DataFrame, Description]:
@@ -60,7 +66,7 @@ def tuned_sums(
     """The plain sum at several strengths, on all scenes of a search; `ended` is told of each."""
     trials = []
     for number, strength in enumerate(strengths):
-        candidate = sum_at(usual_weights(config), strength)
+        candidate = sum_at(config, strength)
         frame = bench.measure([candidate], scenes)
         found = score(frame, scenes).get(candidate.label)
         error = "" if found else bench.failure(candidate)
@@ -70,10 +76,11 @@ def tuned_sums(
     return trials
 
 
-def sum_at(usual: Mapping[str, float], strength: float) -> Candidate:
-    """The plain sum with all weights multiplied by one strength."""
+def sum_at(config: TuneConfig, strength: float) -> Candidate:
+    """The plain sum with all weights that are searched multiplied by one strength."""
     label = "sum" if strength == 1 else f"sum {strength:g}"
-    return Candidate(label, {name: round(weight * strength, 6) for name, weight in usual.items()})
+    weights = {name: round(weight * strength, 6) for name, weight in usual_weights(config).items()}
+    return Candidate(label, weights | kept_weights(config))
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:

@@ -59,7 +59,7 @@ class TuneConfig(OfPipeline):
 
     Attributes:
         pipeline, loras, generation, clip, lpips, dino, scheduler, memory, dtype, device, executor: as
-            in an evaluation.
+            in an evaluation; an adapter that always acts and has no concept, as one for few steps, keeps its weight.
         prompts: what is drawn while searching, as an evaluation has them: they call several adapters, one, or none.
         seeds: of the noise while searching.
         held_out: what the winner is reported on.

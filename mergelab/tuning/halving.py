@@ -14,7 +14,7 @@ from math import isfinite
 
 from mergelab.adapter import Adapter
 from mergelab.errors import OutputError
-from mergelab.tuning.anchors import best_of, usual_weights
+from mergelab.tuning.anchors import best_of, kept_weights, usual_weights
 from mergelab.tuning.bench import Bench
 from mergelab.tuning.candidate import Scene
 from mergelab.tuning.config import TuneConfig
@@ -61,7 +61,8 @@ def search_blocks(
         OutputError: every setting failed.
     """
     first, second = (list(scenes) for scenes in rounds)
-    usual = usual_weights(config)
+    kept_as_is = kept_weights(config)
+    usual = {name: weight for name, weight in usual_weights(config).items() if name not in kept_as_is}
     groups, layers = groups_for(config, adapters), {name: list(adapter.layers) for name, adapter in adapters.items()}
 
     def run(several: Sequence[Trial], scenes: list[Scene], state: str) -> list[Trial]:
@@ -89,7 +90,7 @@ def search_blocks(
         born = settings_around(best, GENERATION, seed) if best else first_settings(usual, groups)
         new = list[Trial]()
         for number, values in enumerate(born[: config.settings - len(drawn)], len(drawn)):
-            candidate = candidate_of(f"setting {number}", values, groups, layers)
+            candidate = candidate_of(f"setting {number}", values, groups, layers, kept_as_is)
             new.append(Trial(number, candidate, "stopped", None, parameters=parameters_of(values)))
         drawn += born[: len(new)]
         trials += run(new, first, "stopped")

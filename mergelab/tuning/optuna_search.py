@@ -17,7 +17,7 @@ import pandas as pd
 from mergelab.adapter import Adapter
 from mergelab.errors import OutputError
 from mergelab.pipelines.fingerprints import adapter_hash
-from mergelab.tuning.anchors import sum_at, usual_weights
+from mergelab.tuning.anchors import kept_weights, sum_at, usual_weights
 from mergelab.tuning.bench import Bench
 from mergelab.tuning.candidate import Candidate, Scene
 from mergelab.tuning.config import TuneConfig
@@ -50,7 +50,7 @@ def space_for(config: TuneConfig, adapters: Mapping[str, Adapter], scenes: Seque
     layers = {name: list(adapter.layers) for name, adapter in adapters.items()}
     by = config.groups if "weights" in config.space else "none"
     groups = groups_of((layer for own in layers.values() for layer in own), by)
-    return space_of(config.space, config.merge, usual_weights(config), groups, layers)
+    return space_of(config.space, config.merge, usual_weights(config), groups, layers, kept_weights(config))
 
 
 def search_optuna(
@@ -113,7 +113,7 @@ class _Run:
 
     def plain_sum(self) -> Trial:
         """At the usual weights."""
-        candidate = sum_at(usual_weights(self.config), 1.0)
+        candidate = sum_at(self.config, 1.0)
         found = self.score(self.bench.measure([candidate], self.scenes), self.scenes)
         return self._trial(0, candidate, found.get(candidate.label), {}, "complete")
 

@@ -64,10 +64,12 @@ def _around(draws: random.Random, best: Sequence[Mapping[str, float]]) -> dict[s
     return {group: round(sign * exp(mean + shared + draws.gauss(0, spread)), 4) for group, mean in centre.items()}
 
 
-def candidate_of(label: str, values: Values, groups: Groups, layers: Mapping[str, Iterable[str]]) -> Candidate:
-    """A setting as the plain sum with pattern weights; `layers` are those of each adapter."""
+def candidate_of(
+    label: str, values: Values, groups: Groups, layers: Mapping[str, Iterable[str]], kept: Mapping[str, Weight]
+) -> Candidate:
+    """A setting as the plain sum with pattern weights; `layers` are those of each adapter, `kept` what all have."""
     weights: dict[str, Weight] = {name: groups.weights(own, layers[name]) for name, own in values.items()}
-    return Candidate(label, weights)
+    return Candidate(label, {**weights, **kept})
 
 
 def parameters_of(values: Values) -> dict[str, float]:

@@ -63,9 +63,10 @@ def test_a_setting_is_a_plain_sum_with_pattern_weights() -> None:
     [values] = settings_around([{"ghost": {"down": 1.0, "up": 1.2}, "day": {"down": -1.0, "up": -1.0}}], 1, "0")
     assert all(weight < 0 for weight in values["day"].values())
     candidate = candidate_of(
-        "setting 9", values, groups, {"ghost": ["unet.up_blocks.0.q"], "day": ["unet.down_blocks.0.q"]}
+        "setting 9", values, groups, {"ghost": ["unet.up_blocks.0.q"], "day": ["unet.down_blocks.0.q"]}, {"turbo": 1.0}
     )
-    assert candidate.merge is None and set(candidate.weights["ghost"]) == {"*", "unet.up_blocks"}  # type: ignore[arg-type]
+    assert candidate.merge is None and candidate.weights["turbo"] == 1.0
+    assert set(candidate.weights["ghost"]) == {"*", "unet.up_blocks"}  # type: ignore[arg-type]
     assert parameters_of(values)["ghost up"] == values["ghost"]["up"]
     one = first_settings({"ghost": 1.0, "day": 1.0}, groups_of([], "none"))[1]
     assert parameters_of(one) == {"ghost": 0.85, "day": 0.85}

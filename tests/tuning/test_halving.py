@@ -25,9 +25,9 @@ PROMPTS = [
 ]
 
 
-def config(**keys: Any) -> TuneConfig:
-    """Of a search that draws nothing."""
-    loras = [{"path": name, "name": name} for name in ("ghost", "day")]
+def config(*more: dict[str, Any], **keys: Any) -> TuneConfig:
+    """Of a search that draws nothing; with more adapters than two."""
+    loras = [{"path": name, "name": name} for name in ("ghost", "day")] + list(more)
     return TuneConfig(pipeline="none", loras=loras, prompts=["a"], score="judge", **keys)  # type: ignore[arg-type]
 
 
@@ -72,6 +72,16 @@ def test_the_plain_sum_goes_on_too() -> None:
     bench = HandBench(lambda candidate: 0.5 if len(set(candidate.weights.values())) == 1 else 0.6)  # type: ignore[type-var]
     result, *_ = found(bench, config(settings=8, groups="none", keep=2))
     assert [trial.number for trial in result.trials if trial.state == "complete"] == [0, 4, 5]
+
+
+def test_an_adapter_for_few_steps_keeps_its_weight() -> None:
+    """In every setting, and in the plain sums."""
+    bench = HandBench(lambda candidate: 1 / (1 + strength(candidate)))
+    few = {"path": "turbo", "name": "turbo", "always": True, "weight": 0.9}
+    result, _, sums = found(bench, config(few, settings=9, keep=2, more=0))
+    settings, usual = ([trial.candidate.weights for trial in trials] for trials in (result.trials, sums))
+    assert {weights["turbo"] for weights in settings + usual} == {0.9}
+    assert len({weights["ghost"] for weights in usual}) == 6 and not any("turbo" in t.parameters for t in result.trials)
 
 
 def test_it_is_the_same_again() -> None:
