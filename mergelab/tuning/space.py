@@ -67,7 +67,7 @@ def space_of(
     usual: Mapping[str, Weight],
     groups: Groups,
     layers: Mapping[str, Iterable[str]],
-    kept: Iterable[str] = (),
+    unchanged: Iterable[str] = (),
 ) -> Space:
     """The space of a configuration, checked.
 
@@ -77,7 +77,7 @@ def space_of(
         usual: adapter -> its weight in the configuration.
         groups: of layers that share a weight.
         layers: adapter -> the names of its layers.
-        kept: adapters that keep their weight unless `given` names them.
+        unchanged: adapters that keep their weight unless `given` names them.
 
     Raises:
         OptionError: nothing is searched, an option that no method has, a value that no method takes, an empty range, an
@@ -97,7 +97,7 @@ def space_of(
     if "weights" in kept:
         raise OptionError("merge: weights: they stand with the adapters, or under space where they are searched")
     names = {adapter: list(known) for adapter, known in layers.items()}
-    weights = _weights(own.pop("weights"), usual, groups, names, set(kept)) if "weights" in own else ()
+    weights = _weights(own.pop("weights"), usual, groups, names, set(unchanged)) if "weights" in own else ()
     methods = _methods(own.pop("method", None), kept.pop("method", "svd"))
     options = {name: parameter(name, value) for name, value in own.items()}
     for name, known in [*options.items(), *((name, Choice((value,))) for name, value in kept.items())]:
@@ -195,10 +195,10 @@ def _misfit_anywhere(method: str, name: str, value: Any) -> str:
 
 
 def _weights(
-    given: Any, usual: Mapping[str, Weight], groups: Groups, layers: Mapping[str, Sequence[str]], kept: set[str]
+    given: Any, usual: Mapping[str, Weight], groups: Groups, layers: Mapping[str, Sequence[str]], unchanged: set[str]
 ) -> tuple[Searched, ...]:
     named = isinstance(given, Mapping) and not is_range(given)
-    by_adapter = given if named else {adapter: given for adapter in usual if adapter not in kept}
+    by_adapter = given if named else {adapter: given for adapter in usual if adapter not in unchanged}
     found: list[Searched] = []
     for adapter, own in by_adapter.items():
         if adapter not in usual:

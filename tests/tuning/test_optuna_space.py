@@ -189,6 +189,5 @@ def test_what_keeps_its_weight_is_searched_by_name_alone() -> None:
     usual, none = USUAL | {"turbo": 1.0}, groups_of([], "none")
     for_all = space_of({"weights": [0.5, 1.5]}, {}, usual, none, {}, ["turbo"])
     named = space_of({"weights": {"turbo": [0.9, 1.1]}}, {}, usual, none, {}, ["turbo"])
-    assert [one.name for one in for_all.weights] == ["ghost", "day"] and [one.name for one in named.weights] == [
-        "turbo"
-    ]
+    assert [one.name for one in for_all.weights] == ["ghost", "day"]
+    assert [one.name for one in named.weights] == ["turbo"]
