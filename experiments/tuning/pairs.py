@@ -24,18 +24,21 @@ class Budget:
 
     Attributes:
         offsets: of the pairs.
-        seeds: to search with; as many after them are held out, two of which are drawn.
+        seeds: to search with.
+        held_out: further seeds, for prompts that call both; the others are drawn with the first of them.
         keys: of its configuration.
     """
 
     offsets: tuple[int, ...]
     seeds: int
+    held_out: int
     keys: Mapping[str, int]
 
 
 BUDGETS = {
-    "small": Budget((0, 3), 2, {"settings": 24, "images": 3, "keep": 4, "more": 6}),
-    "usual": Budget((5, 6), 4, {"settings": 24, "images": 8, "keep": 4, "more": 12}),
+    "small": Budget((0, 3), 2, 2, {"settings": 24, "images": 3, "keep": 4, "more": 6}),
+    "medium": Budget((5, 6), 4, 2, {"settings": 24, "images": 8, "keep": 4, "more": 12}),
+    "usual": Budget((2, 4), 4, 4, {"settings": 40, "images": 8, "keep": 4, "more": 12}),
 }
 
 
@@ -73,14 +76,14 @@ def config(
     pipeline: str, subject: MiniatureAdapter, style: MiniatureAdapter, score: str, budget: str
 ) -> dict[str, Any]:
     """The configuration of one search."""
-    (searched, kept), seeds = prompts(subject, style), BUDGETS[budget].seeds
+    (searched, kept), asked = prompts(subject, style), BUDGETS[budget]
     return {
         "pipeline": f"miniature/{pipeline}",
         "loras": [f"miniature/{pipeline}/{subject.name}", f"miniature/{pipeline}/{style.name}"],
         "prompts": searched,
-        "seeds": list(range(seeds)),
-        "held_out": {"prompts": kept, "seeds": [seeds, seeds + 1]},
+        "seeds": list(range(asked.seeds)),
+        "held_out": {"prompts": kept, "seeds": list(range(asked.seeds, asked.seeds + asked.held_out))},
         "score": score,
-        **BUDGETS[budget].keys,
+        **asked.keys,
         "generation": {"steps": STEPS, "batch": BATCH},
     }

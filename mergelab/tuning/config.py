@@ -91,7 +91,7 @@ class TuneConfig(OfPipeline):
     merge: dict[str, Any] = Field(default={"method": "svd", "rank": "sum"})
     seed: Annotated[int, Field(ge=0)] = 0
     groups: Literal["blocks", "components", "none"] = "blocks"
-    settings: Count = 24
+    settings: Count = 40
     images: Count = 8
     keep: Count = 4
     more: Annotated[int, Field(ge=0)] = 12

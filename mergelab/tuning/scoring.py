@@ -9,7 +9,8 @@ One scale for all: 0 as the base model, 1 as each adapter alone.
 
 A concept's score of a metric that is a share, such as the judge's probabilities, is taken as it is. Others, such as
 cosines, are put on each adapter's own scale: 0 is the mean of the base model, 1 that of the adapter alone, both on the
-scenes that call it, those that call others too and those that do not apart. A loss of the own prompt is told in the
+scenes that call it, those that call others too and those that do not apart; where it gains next to nothing on the one
+kind, half of what it gains on the other is worth 1. A loss of the own prompt is told in the
 mean unit of those scales: a cosine is worth as much here as there. A metric that gives one
 number for an image has neither floor nor ceiling; each part is its mean.
 """
@@ -117,12 +118,11 @@ def scale_of(anchors: pd.DataFrame, metric: Description) -> Scale:
             blind.append(name)
             continue
         only = np.array([known.calls[scene] == name for scene in scenes], dtype=bool)
-        whole = float((high - low)[both].mean())
-        parts: tuple[tuple[Part, NDArray[np.bool_]], ...] = (("joint", both & ~only), ("own", both & only))
-        for part, rows in parts:
-            if rows.any():
-                gain = float((high - low)[rows].mean())  # a few scenes may say that there is nothing to gain
-                ends[name, part] = float(low[rows].mean()), gain if gain > whole / 4 else whole
+        kinds: tuple[tuple[Part, NDArray[np.bool_]], ...] = (("joint", both & ~only), ("own", both & only))
+        gains = {part: (rows, float((high - low)[rows].mean())) for part, rows in kinds if rows.any()}
+        least = max(gain for _, gain in gains.values()) / 2  # a few scenes may say that there is nothing to gain
+        for part, (rows, gain) in gains.items():
+            ends[name, part] = float(low[rows].mean()), max(gain, least)
     return Scale(ends, tuple(blind))
 
 
