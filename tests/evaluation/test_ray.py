@@ -241,6 +241,23 @@ def draw(acting: str, *seeds: int) -> DrawTask:
     return DrawTask("", BASE, Acting(acting), tuple((("a", seed), f"{acting}{seed}") for seed in seeds))
 
 
+def test_the_token_of_this_machine_is_shown_to_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray does for addresses without ray://, unless the environment says otherwise."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    clusters.imported("ray://127.0.0.1:10001")
+    assert "RAY_AUTH_MODE" not in os.environ
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("a token")
+    clusters.imported("127.0.0.1:6379")
+    assert "RAY_AUTH_MODE" not in os.environ
+    clusters.imported("ray://127.0.0.1:10001")
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
 def test_a_worker_goes_on_with_what_it_has_at_hand() -> None:
     """Another begins with what nobody has, and helps where nothing else is left."""
     a, a2, b, b2 = draw("a", 0), draw("a", 1), draw("b", 0), draw("b", 1)

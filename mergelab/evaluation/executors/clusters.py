@@ -7,6 +7,7 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mergelab.errors import OptionError, OutputError
@@ -18,8 +19,12 @@ PATIENCE = 3.0
 """Seconds in which a cluster that is there answers."""
 
 
-def imported() -> Ray:
-    """The package.
+CLIENT = "ray://"
+"""How the address of a cluster begins that is reached through a server of its own."""
+
+
+def imported(address: str | None = None) -> Ray:
+    """The package, for a cluster at an address.
 
     Raises:
         OptionError: it is not installed.
@@ -27,12 +32,21 @@ def imported() -> Ray:
     try:
         # Ray hides the GPUs from what asks for none, and says at every start that this will change.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+        if str(address).startswith(CLIENT) and _has_token():
+            # Ray does so by itself for other addresses; clusters ask for the token that `ray start` has left.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         import ray
     except ImportError as error:
         raise OptionError(
             f"executor: ray: the package is not there ({error}); pip install 'mergelab[ray]' brings it"
         ) from None
     return ray
+
+
+def _has_token() -> bool:
+    """Whether Ray would find one to show to a cluster."""
+    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return given or (Path.home() / ".ray" / "auth_token").exists()
 
 
 @contextmanager
@@ -66,6 +80,8 @@ def connected(ray: Ray, asked: Workers) -> Iterator[Cluster]:
             said = "this machine belongs to no cluster; leave the address out, and one is started for the run"
         if own:
             raise OutputError(f"executor: ray: no cluster can be started on this machine: {said}") from None
+        if str(asked.address).startswith(CLIENT):
+            said += "; one that asks for a token needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         raise OptionError(f"executor.address: {asked.address}: Ray cannot connect to it: {said}") from None
     try:
         yield Cluster(ray, asked.address or "this machine")

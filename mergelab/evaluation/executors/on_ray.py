@@ -67,7 +67,7 @@ class OnRay(Executor):
     """
 
     def __init__(self, config: Config, folder: Path, pool: Pool) -> None:
-        self._ray, self._config, self._folder = imported(), config, folder.resolve()
+        self._ray, self._config, self._folder = imported(config.executor.address), config, folder.resolve()
         self._hands = list[_Hand]()
         self._busy: dict[Any, tuple[_Hand, Task | None]] = {}
         self._parcels: Any = None
