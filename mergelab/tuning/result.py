@@ -80,8 +80,8 @@ class Tuned:
         rows = [(label, *(f"{value:.3f}" for value in (one.total, one.joint, one.own, one.plain)))
                 for label, one in self.scored.items()]  # fmt: skip
         lines += ["", as_text([head, *rows]), ""]
-        bias = f"{self.search_score:.3f} ({self.selection_bias:+.3f})"
-        lines += [f"While searching it scored {bias}: the best of many looks better than it is."]
+        why = ": the best of many looks better than it is" if self.selection_bias > 0 else ""
+        lines += [f"While searching it scored {self.search_score:.3f} ({self.selection_bias:+.3f}){why}."]
         own = self.scored.get(WINNER)
         if better := [name for name, one in self.scored.items() if own and one.total > own.total]:
             lines += [f"On what was held out the {better[0]} scores higher: prefer it, or search with more images."]
