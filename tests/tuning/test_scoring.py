@@ -70,6 +70,16 @@ def test_cosines_go_from_the_base_model_to_the_adapter_alone() -> None:
     assert found.plain == pytest.approx(1 - 0.03 / 0.25 - 0.01 / 0.10)
 
 
+def test_a_unit_is_at_least_half_of_that_on_the_other_scenes() -> None:
+    """Where an adapter gains next to nothing on composed ones, a difference there is not blown up."""
+    anchors = frame_of("clip_text", {
+        (BASE, BOTH): {"day": 0.20}, (BASE, DAY): {"day": 0.10},
+        (alone("day"), BOTH): {"day": 0.21}, (alone("day"), DAY): {"day": 0.50},
+    })  # fmt: skip
+    ends = scale_of(anchors, COSINE).ends
+    assert ends["day", "joint"] == pytest.approx((0.20, 0.20)) and ends["day", "own"] == pytest.approx((0.10, 0.40))
+
+
 def test_a_concept_that_the_metric_does_not_see_is_left_out() -> None:
     """Where the adapter alone is no better than the base model."""
     anchors = frame_of("clip_text", {
