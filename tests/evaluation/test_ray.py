@@ -241,20 +241,21 @@ def draw(acting: str, *seeds: int) -> DrawTask:
     return DrawTask("", BASE, Acting(acting), tuple((("a", seed), f"{acting}{seed}") for seed in seeds))
 
 
-def test_the_token_of_this_machine_is_shown_to_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Ray does for addresses without ray://, unless the environment says otherwise."""
+@pytest.mark.parametrize("address", ["127.0.0.1:6379", "ray://127.0.0.1:10001"])
+def test_the_token_of_this_machine_is_shown(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray does for "auto", unless the environment says otherwise."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.delenv("RAY_AUTH_MODE")
-    clusters.imported("ray://127.0.0.1:10001")
+    clusters.imported(address)
     assert "RAY_AUTH_MODE" not in os.environ
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("a token")
-    clusters.imported("127.0.0.1:6379")
+    clusters.imported("auto")
     assert "RAY_AUTH_MODE" not in os.environ
-    clusters.imported("ray://127.0.0.1:10001")
+    clusters.imported(address)
     assert os.environ["RAY_AUTH_MODE"] == "token"
 
 

@@ -19,10 +19,6 @@ PATIENCE = 3.0
 """Seconds in which a cluster that is there answers."""
 
 
-CLIENT = "ray://"
-"""How the address of a cluster begins that is reached through a server of its own."""
-
-
 def imported(address: str | None = None) -> Ray:
     """The package, for a cluster at an address.
 
@@ -32,8 +28,8 @@ def imported(address: str | None = None) -> Ray:
     try:
         # Ray hides the GPUs from what asks for none, and says at every start that this will change.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-        if str(address).startswith(CLIENT) and _has_token():
-            # Ray does so by itself for other addresses; clusters ask for the token that `ray start` has left.
+        if ":" in str(address) and _has_token():
+            # Clusters ask for the token that `ray start` has left; to "auto" Ray shows it by itself.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         import ray
     except ImportError as error:
@@ -80,7 +76,7 @@ def connected(ray: Ray, asked: Workers) -> Iterator[Cluster]:
             said = "this machine belongs to no cluster; leave the address out, and one is started for the run"
         if own:
             raise OutputError(f"executor: ray: no cluster can be started on this machine: {said}") from None
-        if str(asked.address).startswith(CLIENT):
+        if ":" in str(asked.address) and os.environ.get("RAY_AUTH_MODE") != "token":
             said += "; one that asks for a token needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         raise OptionError(f"executor.address: {asked.address}: Ray cannot connect to it: {said}") from None
     try:
