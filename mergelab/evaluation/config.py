@@ -143,7 +143,7 @@ class Workers(Strict):
 
     @model_validator(mode="after")
     def _of_ray(self) -> Workers:
-        own = [key for key, known in type(self).model_fields.items() if getattr(self, key) != known.default]
+        own = list(self.model_dump(exclude_defaults=True))
         if self.name == "local" and own:
             raise PydanticCustomError("executor", f"{own[0]} is of ray, and the name is local: give name: ray")
         return self

@@ -134,9 +134,10 @@ def _check(config: TuneConfig) -> None:
 
 def _check_search(config: TuneConfig) -> None:
     """Raises where a key has a value and the search does not read it."""
+    given = config.model_dump(exclude_defaults=True)
     for search, keys in OF_ONE.items():
-        for key in keys if search != config.search else ():
-            if getattr(config, key) != TuneConfig.model_fields[key].default:
+        for key in keys:
+            if key in given and search != config.search:
                 raise OptionError(f"{key}: only 'search: {search}' reads it, and this search is {config.search!r}")
 
 

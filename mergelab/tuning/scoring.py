@@ -10,9 +10,9 @@ One scale for all: 0 as the base model, 1 as each adapter alone.
 A concept's score of a metric that is a share, such as the judge's probabilities, is taken as it is. Others, such as
 cosines, are put on each adapter's own scale: 0 is the mean of the base model, 1 that of the adapter alone, both on the
 scenes that call it, those that call others too and those that do not apart; where it gains next to nothing on the one
-kind, half of what it gains on the other is worth 1. A loss of the own prompt is told in the
-mean unit of those scales: a cosine is worth as much here as there. A metric that gives one
-number for an image has neither floor nor ceiling; each part is its mean.
+kind, half of what it gains on the other is worth 1. A loss of the own prompt is told in the mean unit of those scales:
+a cosine is worth as much here as there. A metric that gives one number for an image has neither floor nor ceiling; each
+part is its mean.
 """
 
 from __future__ import annotations
